@@ -1,0 +1,114 @@
+"""The approximate attention network: a narrow copy of a backbone whose attention tells what the base will read.
+
+(STTABT section 3.1; METHOD section 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.distill import attention_divergence, attention_squared_error, prediction_error
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.dense import DenseRun, run_dense, trace_attention
+from sttabt.errors import UserError, nearest
+
+ATTENTION_LOSSES = {"kldiv": attention_divergence, "tinybert": attention_squared_error}
+
+
+class ApproximateNetwork(nn.Module):
+    """A backbone `factor` times narrower with its own embedding and head, and maps from its width to the base's."""
+
+    def __init__(self, base: Backbone, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.backbone = base.narrow(factor)
+        narrow, wide = self.backbone.architecture.width, base.architecture.width
+        self.transfer_hidden = nn.ModuleList(nn.Linear(narrow, wide) for _ in range(base.layers))
+        self.transfer_embedding = nn.Linear(narrow, wide)
+
+    def forward(self, inputs: Any) -> AttentionTrace:
+        """What every layer would attend to; computes nothing that the trace does not need."""
+        return trace_attention(self.backbone, inputs)
+
+    def start_from(self, base: Backbone) -> None:
+        """Interpolated start: each encoder parameter is the base's, flattened and resized by nearest neighbour."""
+        state = self.backbone.official_state()
+        with torch.no_grad():
+            for name, wide in base.official_state().items():
+                if not name.startswith("classifier"):
+                    state[name].copy_(resize_flat(wide, state[name].shape))
+
+    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load an official checkpoint's `approx_bert` entry; its unused pruning parameters are left out."""
+        unused = ("concrete_prop_p_logit", "ltp_prune_token_module", ".p_logit")
+        encoder = {
+            name.removeprefix("bert."): value
+            for name, value in state.items()
+            if name.startswith(("bert.", "classifier.")) and not any(word in name for word in unused)
+        }
+        self.backbone.load_official_state(encoder)
+        own = {name: value for name, value in state.items() if name.startswith("transfer_")}
+        transfer = nn.ModuleDict({"transfer_hidden": self.transfer_hidden, "transfer_embedding": self.transfer_embedding})
+        transfer.load_state_dict(own, strict=True)
+
+
+@dataclass(frozen=True)
+class ApproximationLoss:
+    """Weighted scalar terms of the distillation, and their sum."""
+
+    attention: Tensor
+    hidden: Tensor
+    embedding: Tensor
+    prediction: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.attention + self.hidden + self.embedding + self.prediction
+
+
+@dataclass(frozen=True)
+class ApproximationWeights:
+    """Weights of the four terms (METHOD section 1; vision: 1 or, for tinybert, 10; 1/100; 1; 200)."""
+
+    attention: float = 1.0
+    hidden: float = 0.01
+    embedding: float = 1.0
+    prediction: float = 200.0
+
+
+def approximation_loss(
+    network: ApproximateNetwork, inputs: Any, target: DenseRun, attention_loss: str, weights: ApproximationWeights
+) -> ApproximationLoss:
+    """How far the network is from `target`, the frozen base model's run on the same inputs."""
+    if attention_loss not in ATTENTION_LOSSES:
+        raise UserError(f"approx.attention_loss={attention_loss} is unknown: {nearest(attention_loss, ATTENTION_LOSSES)}")
+    run = run_dense(network.backbone, inputs)
+    layers = range(network.backbone.layers)
+    real = target.trace.real
+    attention = ATTENTION_LOSSES[attention_loss](
+        [target.trace.probabilities(layer) for layer in layers], [run.trace.probabilities(layer) for layer in layers], real
+    )
+    hidden = torch.stack(
+        [
+            F.mse_loss(transfer(narrow), wide)
+            for transfer, narrow, wide in zip(network.transfer_hidden, run.hidden, target.hidden, strict=True)
+        ]
+    ).mean()
+    return ApproximationLoss(
+        attention=weights.attention * attention,
+        hidden=weights.hidden * hidden,
+        embedding=weights.embedding * F.mse_loss(network.transfer_embedding(run.hidden[0]), target.hidden[0]),
+        prediction=weights.prediction * prediction_error(run.logits, target.logits),
+    )
+
+
+def resize_flat(values: Tensor, shape: torch.Size) -> Tensor:
+    """`values` flattened, resized by nearest neighbour to the length of `shape`, and given that shape."""
+    return F.interpolate(values.reshape(1, 1, -1), size=shape.numel(), mode="nearest").reshape(shape)

@@ -1,0 +1,85 @@
+"""What the engines need from a transformer encoder. N tokens, D width, H heads, L layers, T rows of any layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sttabt.core.cost import Architecture
+
+Rows = Callable[[Tensor], Tensor]  # picks the rows that a layer writes from those that it reads
+
+
+class Backbone(nn.Module, ABC):
+    """An encoder cut into the steps between which tokens can go.
+
+    Rows stand in the last but one dimension: (B, N, D), or (T, D) when samples of different length are packed.
+    The first `outputs` tokens are those that the head reads; they are never dropped.
+    """
+
+    architecture: Architecture
+    tokens: int  # tokens of one sample without padding, class token included
+    outputs: int
+    grid: tuple[int, int]  # rows and columns of patches
+
+    @property
+    def layers(self) -> int:
+        return self.architecture.layers
+
+    @property
+    def heads(self) -> int:
+        return self.architecture.heads
+
+    @abstractmethod
+    def real(self, inputs: Any) -> Tensor:
+        """Which tokens are real, (B, N) bool; False on padding."""
+
+    @abstractmethod
+    def embed(self, inputs: Any) -> Tensor:
+        """All tokens, (B, N, D), as the first layer reads them."""
+
+    @abstractmethod
+    def embed_tokens(self, inputs: Any, sample: Tensor, token: Tensor) -> Tensor:
+        """Only the tokens (sample[t], token[t]), (T, D): what nobody reads is not embedded."""
+
+    @abstractmethod
+    def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the written rows, keys and values of all rows of x; width D each, heads not split."""
+
+    @abstractmethod
+    def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys alone: all that a trace needs of a last layer."""
+
+    @abstractmethod
+    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        """The rest of the layer on the written rows: output projection, residuals, norms, feed-forward.
+
+        x, attended: rows written, width D. gate: a factor a row (..., 1) on the projection's output, the
+        feed-forward's intermediate (before its activation) and its output: soft masks (METHOD section 3).
+        """
+
+    @abstractmethod
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) from the output tokens (B, outputs, D) after the last layer."""
+
+    @abstractmethod
+    def narrow(self, factor: int) -> Backbone:
+        """A new encoder of the same depth and heads, `factor` times narrower, with random weights.
+
+        Raises UserError when the factor does not divide the width of a head.
+        """
+
+    @abstractmethod
+    def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values by parameter name (weights, gradients) under the official names, fused projections taken apart."""
+
+    @abstractmethod
+    def official_state(self) -> dict[str, Tensor]:
+        """The parameters themselves under the official implementation's names: views, not copies."""
+
+    @abstractmethod
+    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `official_state` gives, strictly; raises UserError naming what is missing, unexpected or misshapen."""

@@ -1,0 +1,216 @@
+"""timm's VisionTransformer (ViT, DeiT): pre-norm, fused projections, class token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import timm
+import torch
+from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sttabt.backbones.base import Backbone, Rows
+from sttabt.core.cost import Architecture
+from sttabt.errors import UserError, nearest
+
+MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
+
+
+class ViT(Backbone):
+    """Wraps a live timm module, so that its pretrained weights, its own forward and its state names stay usable.
+
+    Raises UserError for a variant whose computation this adapter would not reproduce.
+    """
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        _refuse_unsupported(model)
+        self.model = model
+        projection = model.patch_embed.proj
+        self.architecture = Architecture(
+            layers=len(model.blocks),
+            width=model.embed_dim,
+            heads=model.blocks[0].attn.num_heads,
+            feed_forward=model.blocks[0].mlp.fc1.out_features,
+            classes=model.num_classes,
+            patch_inputs=projection.weight[0].numel(),
+        )
+        self.outputs = model.num_prefix_tokens
+        self.grid = model.patch_embed.grid_size
+        self.tokens = self.grid[0] * self.grid[1] + self.outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """timm's own dense forward: the baseline that speed is measured against."""
+        return self.model(inputs)
+
+    def real(self, inputs: Tensor) -> Tensor:
+        return torch.ones(inputs.shape[0], self.tokens, dtype=torch.bool, device=inputs.device)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(inputs)))
+
+    def embed_tokens(self, inputs: Tensor, sample: Tensor, token: Tensor) -> Tensor:
+        model, (rows, columns), width = self.model, self.grid, self.architecture.width
+        shape = (1, rows, columns, width) if model.dynamic_img_size else (1, rows * columns, width)
+        # Position embedding of an empty image: the prefix tokens as they are, and every patch's position.
+        x = model._pos_embed(inputs.new_zeros(shape))[0, token]
+        is_patch = token >= self.outputs
+        height, length = model.patch_embed.patch_size
+        patches = inputs.unflatten(2, (rows, height)).unflatten(4, (columns, length)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        picked = patches[sample[is_patch], token[is_patch] - self.outputs].flatten(1)
+        projection = model.patch_embed.proj
+        x[is_patch] += F.linear(picked, projection.weight.flatten(1), projection.bias)
+        return model.norm_pre(x)
+
+    def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        block, width = self.model.blocks[layer], self.architecture.width
+        normed, projection = block.norm1(x), block.attn.qkv
+        if written is None:
+            query, key, value = projection(normed).split(width, dim=-1)
+            return query, key, value
+        key, value = _part(projection, normed, width, 3 * width).split(width, dim=-1)
+        return _part(projection, written(normed), 0, width), key, value
+
+    def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        block, width = self.model.blocks[layer], self.architecture.width
+        query, key = _part(block.attn.qkv, block.norm1(x), 0, 2 * width).split(width, dim=-1)
+        return query, key
+
+    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        block = self.model.blocks[layer]
+        gated = (lambda rows: rows) if gate is None else (lambda rows: rows * gate)
+        x = x + block.drop_path1(block.ls1(gated(block.attn.proj_drop(block.attn.proj(attended)))))
+        mlp = block.mlp
+        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)))))
+        return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)))))
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.norm(x))
+
+    def narrow(self, factor: int) -> ViT:
+        model, block, sizes = self.model, self.model.blocks[0], self.architecture
+        if factor < 1 or sizes.width % (factor * sizes.heads):
+            raise UserError(
+                f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
+                f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
+            )
+        return ViT(
+            type(model)(
+                img_size=model.patch_embed.img_size,
+                patch_size=model.patch_embed.patch_size,
+                in_chans=model.in_chans,
+                num_classes=model.num_classes,
+                embed_dim=sizes.width // factor,
+                depth=sizes.layers,
+                num_heads=sizes.heads,
+                mlp_ratio=sizes.feed_forward / sizes.width,
+                qkv_bias=block.attn.qkv.bias is not None,
+                init_values=None if isinstance(block.ls1, nn.Identity) else 1.0,
+                no_embed_class=model.no_embed_class,
+                reg_tokens=model.num_reg_tokens,
+                pre_norm=not isinstance(model.norm_pre, nn.Identity),
+                dynamic_img_size=model.dynamic_img_size,
+                norm_layer=partial(type(block.norm1), eps=block.norm1.eps),
+                act_layer=type(block.mlp.act),
+            )
+        )
+
+    def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        official: dict[str, Tensor] = {}
+        for name, value in values.items():
+            if ".attn.qkv." in name:
+                stem, kind = name.split("attn.qkv.")
+                for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                    official[_official_name(f"{stem}attn.{part}.{kind}")] = piece
+            else:
+                official[_official_name(name)] = value
+        return official
+
+    def official_state(self) -> dict[str, Tensor]:
+        return self.official_names(self.model.state_dict())
+
+    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
+        expected = self.official_state()
+        wrong = [f"{name} is missing" for name in expected if name not in state]
+        wrong += [f"{name} is unexpected" for name in state if name not in expected]
+        wrong += [
+            f"{name} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
+        ]
+        if wrong:
+            raise UserError(f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        with torch.no_grad():
+            for name, target in expected.items():
+                target.copy_(state[name])
+
+
+def build_vit(name: str, arguments: dict, classes: int, channels: int, image_size: int, pretrained: bool = False) -> ViT:
+    """A timm VisionTransformer by name; `arguments` go to timm.create_model on top of the data set's sizes.
+
+    Raises UserError when timm does not know the name, or when it is another kind of model.
+    """
+    architecture = name.split(".")[0]
+    known = [known for module in MODULES for known in timm.list_models(module=module)]
+    if architecture not in known:
+        raise UserError(f"model.timm={name} is not a ViT or DeiT of timm {timm.__version__}: {nearest(architecture, known)}")
+    model = timm.create_model(
+        name, pretrained=pretrained, num_classes=classes, in_chans=channels, img_size=image_size, **arguments
+    )
+    return ViT(model)
+
+
+_RENAMED = (  # ours, the official implementation's (Hugging Face transformers 4)
+    ("cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("blocks.", "encoder.layer."),
+    ("attn.query.", "attention.attention.query."),
+    ("attn.key.", "attention.attention.key."),
+    ("attn.value.", "attention.attention.value."),
+    ("attn.proj.", "attention.output.dense."),
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+)
+
+
+def _official_name(name: str) -> str:
+    if name.startswith("norm."):
+        return f"layernorm.{name.removeprefix('norm.')}"
+    if name.startswith("head."):
+        return f"classifier.{name.removeprefix('head.')}"
+    for ours, theirs in _RENAMED:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _part(projection: nn.Linear, rows: Tensor, start: int, stop: int) -> Tensor:
+    bias = None if projection.bias is None else projection.bias[start:stop]
+    return F.linear(rows, projection.weight[start:stop], bias)
+
+
+def _refuse_unsupported(model: VisionTransformer) -> None:
+    block = model.blocks[0]
+    attention = block.attn
+    problems = {
+        "no class token": not model.has_class_token,
+        f"global_pool={model.global_pool!r} instead of 'token'": model.global_pool != "token",
+        f"blocks of kind {type(block).__name__}": type(block) is not Block,
+        f"attention of kind {type(attention).__name__}": type(attention) is not Attention,
+        f"feed-forward of kind {type(block.mlp).__name__}": type(block.mlp) is not Mlp,
+        "query and key norms": not isinstance(attention.q_norm, nn.Identity),
+        "a norm inside attention": not isinstance(attention.norm, nn.Identity),
+        "gated attention": attention.gate is not None,
+        "a norm inside the feed-forward": not isinstance(block.mlp.norm, nn.Identity),
+        "attention dropout": attention.attn_drop.p > 0,
+        "patch dropout": not isinstance(model.patch_drop, nn.Identity),
+        "a norm in the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
+        "no position embedding": model.pos_embed is None,
+    }
+    found = [what for what, present in problems.items() if present]
+    if found:
+        raise UserError(f"this vision transformer cannot be pruned: it has {', '.join(found)}")

@@ -1,0 +1,71 @@
+"""Attention back-tracking, top-k: which tokens does the output need? (STTABT section 3.2; METHOD section 2)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.trace import AttentionTrace
+
+DYNAMIC_SHARE = 0.00625  # a token counts when its importance exceeds this share of the largest
+DYNAMIC_RANGE = (0.2, 0.95)  # share of the real tokens that a dynamic count is clipped to
+
+Keep = float | Sequence[float] | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """plan: the tokens by layer; impacts: (B, L, N), how much of the output each layer's tokens carry, sums to 1."""
+
+    plan: TokenPlan
+    impacts: Tensor
+
+
+@torch.no_grad()
+def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outputs: int = 1) -> Backtracking:
+    """Track importance from the output tokens back to the inputs, keeping `keep` tokens a layer.
+
+    keep: a ratio in (0, 1] of each sample's real tokens, for all layers or one a layer; int entries are token
+    counts; None chooses the count from the importances. Every set also holds the set of the layer above.
+    propagation: p, how much a row's own impact weighs against a plain mean. outputs: leading tokens that the
+    head reads. Raises ValueError on a wrong number of layers or a ratio out of range.
+    """
+    real, layers = trace.real, trace.layers
+    keeps = _by_layer(keep, layers)
+    alive = output_tokens(real, outputs)
+    impact = alive.to(trace.queries[0].dtype) / outputs
+    boundaries, impacts = [alive], []
+    for layer in reversed(range(layers)):
+        attention = trace.probabilities(layer).mean(1)
+        weight = (propagation * impact + (1 - propagation)) * alive
+        importance = (weight[:, None] @ attention)[:, 0] / alive.sum(-1, keepdim=True)
+        count = _count(keeps[layer], importance, real)
+        alive = largest(importance, count, among=real) | alive
+        impact = importance * alive
+        impact = impact / impact.sum(-1, keepdim=True)
+        boundaries.append(alive)
+        impacts.append(impact)
+    return Backtracking(TokenPlan(torch.stack(boundaries[::-1], 1)), torch.stack(impacts[::-1], 1))
+
+
+def _by_layer(keep: Keep, layers: int) -> list[float | int | None]:
+    if keep is None or isinstance(keep, float | int):
+        return [keep] * layers
+    if len(keep) != layers:
+        raise ValueError(f"keep has {len(keep)} entries for {layers} layers")
+    return list(keep)
+
+
+def _count(keep: float | int | None, importance: Tensor, real: Tensor) -> Tensor:
+    real_tokens = real.sum(-1)
+    if keep is None:
+        large = importance > DYNAMIC_SHARE * importance.amax(-1, keepdim=True)
+        low, high = (tokens_to_keep(share, real_tokens) for share in DYNAMIC_RANGE)
+        return (large & real).sum(-1).clamp(low, high)
+    if isinstance(keep, int):
+        return real_tokens.clamp_max(keep)
+    return tokens_to_keep(keep, real_tokens)

@@ -1,0 +1,75 @@
+"""Concrete masks: a differentiable choice of how many tokens each layer reads. (STTABT section 3.3; METHOD section 3)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttabt.core.plan import output_tokens
+from sttabt.core.trace import AttentionTrace
+
+EPSILON = 1e-7
+SMALLEST_VARIANCE = 1e-20  # a row of equal scores stands at 0.5 instead of NaN
+FLOOR = 0.01  # the least importance of a real token, so that its logit stays finite
+
+
+@dataclass(frozen=True)
+class ConcreteLoss:
+    """The two scalar terms that a task loss is joined by: `p_logit` holds the logits, `keep` the share of tokens."""
+
+    p_logit: Tensor
+    keep: Tensor
+
+
+def concrete_masks(
+    trace: AttentionTrace, p_logit: Tensor, propagation: float = 0.1, temperature: float = 0.1, outputs: int = 1
+) -> Tensor:
+    """Soft masks (B, L+1, N) in [0, 1]: boundary l is read by layer l and written by layer l-1.
+
+    p_logit: (L,), one a layer. Differentiable in `p_logit` and in the trace. The last boundary is 1 on the
+    output tokens and 0 elsewhere; `TokenPlan(masks).harden()` gives the hard plan.
+    """
+    real = trace.real
+    mask = importance = output_tokens(real, outputs).to(p_logit.dtype)
+    boundaries = [mask]
+    for layer in reversed(range(trace.layers)):
+        share = _standing(trace.scores(layer).to(p_logit.dtype), real)
+        weight = mask * (propagation * importance + (1 - propagation))
+        importance = (weight[:, None] @ share)[:, 0] / (mask.sum(-1, keepdim=True) + EPSILON)
+        importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
+        importance = (FLOOR + (1 - FLOOR) * importance) * real
+        logit = _logit(torch.sigmoid(p_logit[layer])) + _logit(importance)
+        mask = torch.maximum(torch.sigmoid(logit / temperature) * real, mask)
+        boundaries.append(mask)
+    return torch.stack(boundaries[::-1], 1)
+
+
+def concrete_loss(
+    p_logit: Tensor, masks: Tensor, real: Tensor, p_init: float, lambda_p: float, lambda_mask: float
+) -> ConcreteLoss:
+    """Hold the logits near `p_init`, and what the layers write near sigmoid(p_init) of the real tokens.
+
+    p_logit: (L,); masks: (B, L+1, N), soft or hard; real: (B, N) bool.
+    """
+    written = (masks[:, 1:] * real[:, None]).sum(-1) / real.sum(-1)[:, None]
+    target = torch.sigmoid(torch.as_tensor(p_init, dtype=written.dtype))
+    return ConcreteLoss(
+        p_logit=lambda_p * (p_logit - p_init).square().sum(), keep=lambda_mask * (target - written.mean()).square()
+    )
+
+
+def _standing(scores: Tensor, real: Tensor) -> Tensor:
+    """Where each key stands in its row, in (0, 1): standardised over real keys, normal CDF, mean over heads."""
+    keys = real[:, None, None, :]
+    scores = scores.masked_fill(~keys, 0)
+    count = keys.sum(-1, keepdim=True)
+    centred = (scores - scores.sum(-1, keepdim=True) / count).masked_fill(~keys, 0)
+    variance = centred.square().sum(-1, keepdim=True) / count
+    standard = centred * variance.clamp_min(SMALLEST_VARIANCE).rsqrt()
+    return torch.special.ndtr(standard).masked_fill(~keys, 0).mean(1)
+
+
+def _logit(probability: Tensor) -> Tensor:
+    return torch.log(probability + EPSILON) - torch.log(1 - probability + EPSILON)

@@ -1,0 +1,57 @@
+"""Multiply-adds, part by part, over the tokens that are really computed. A sample at a time; sum or average outside.
+
+Counts what torch's FlopCounterMode counts (matrix products and convolutions), in multiply-adds: half its number.
+Papers on vision transformers call the same count "FLOPs".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+PARTS = ("stem", "projections", "attention", "feed_forward", "head", "approximate_network", "planning")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes that a cost depends on. `patch_inputs`: numbers that a patch is embedded from, C*p*p."""
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    classes: int
+    patch_inputs: int
+
+
+def encoder_macs(
+    architecture: Architecture,
+    reads: Sequence[float],
+    writes: Sequence[float],
+    stem_patches: float,
+    queries: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Multiply-adds of one sample, by part: stem, projections, attention, feed_forward, head.
+
+    reads, writes: tokens that each of the L layers reads (keys, values) and writes (output projection,
+    feed-forward); stem_patches: patches that are embedded; queries: tokens whose attention scores are computed,
+    what each layer writes unless a method has to see more before it decides.
+    """
+    width = architecture.width
+    layers = list(zip(reads, writes, writes if queries is None else queries, strict=True))
+    if len(layers) != architecture.layers:
+        raise ValueError(f"{len(layers)} layers counted for an architecture of {architecture.layers}")
+    return {
+        "stem": stem_patches * architecture.patch_inputs * width,
+        "projections": sum(query + 2 * read + write for read, write, query in layers) * width**2,
+        "attention": sum((query + write) * read for read, write, query in layers) * width,
+        "feed_forward": sum(2 * write for _, write, _ in layers) * width * architecture.feed_forward,
+        "head": width * architecture.classes,
+    }
+
+
+def trace_macs(architecture: Architecture, tokens: int, patches: int) -> float:
+    """Multiply-adds of tracing one sample's attention: the encoder without its head, up to the last layer's keys."""
+    before = Architecture(**{**asdict(architecture), "layers": architecture.layers - 1})
+    parts = encoder_macs(before, [tokens] * before.layers, [tokens] * before.layers, patches)
+    return sum(parts.values()) - parts["head"] + 2 * tokens * architecture.width**2

@@ -1,0 +1,47 @@
+"""Losses of the approximate attention network, and prediction distillation. (STTABT section 3.1; METHOD sections 1, 3)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-7
+
+
+def attention_divergence(base: Sequence[Tensor], approx: Sequence[Tensor], real: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of attention rows (MiniLM), a scalar: mean over real rows, heads, batch, layers.
+
+    base, approx: L tensors (B, H, N, N) of probabilities; real: (B, N) bool.
+    """
+    rows = real.to(base[0].dtype) / real.sum(-1, keepdim=True)
+    terms = [
+        ((a * torch.log((a + EPSILON) / (b + EPSILON))).sum(-1) * rows[:, None]).sum(-1).mean()
+        for a, b in zip(base, approx, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def attention_squared_error(base: Sequence[Tensor], approx: Sequence[Tensor], real: Tensor) -> Tensor:
+    """Squared error of attention maps (TinyBERT), a scalar: sum over heads, rows and columns over (real tokens)^2.
+
+    base, approx: L tensors (B, H, N, N) of probabilities; real: (B, N) bool. Mean over batch and layers. As in the
+    official implementation rows of padding count too, so that this loss, unlike the divergence, depends on padding.
+    """
+    tokens = real.sum(-1)
+    terms = [(b - a).square().sum((1, 2, 3)).div(tokens.square()).mean() for a, b in zip(base, approx, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def prediction_error(approx_logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Mean squared error of the predicted probabilities, a scalar; logits (B, classes)."""
+    return F.mse_loss(approx_logits.softmax(-1), base_logits.softmax(-1))
+
+
+def prediction_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Divergence of the student's prediction from the teacher's, a scalar summed over classes, mean over the batch."""
+    return F.kl_div(
+        student_logits.log_softmax(-1), teacher_logits.log_softmax(-1), log_target=True, reduction="batchmean"
+    )

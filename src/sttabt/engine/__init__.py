@@ -1,0 +1,1 @@
+"""Runs a backbone under a plan: dense, masked (to train), dropped (to run)."""

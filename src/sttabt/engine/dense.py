@@ -1,0 +1,65 @@
+"""All tokens through all layers, with what others want to know of it: attention, hidden states, embedding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.attention import attend, split_heads
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """logits (B, classes); hidden: the input of each layer, L tensors (B, N, D), hidden[0] the embedding; trace."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    trace: AttentionTrace
+
+
+def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
+    """The whole encoder; keeps every layer's input, queries and keys."""
+    real = backbone.real(inputs)
+    bias = padding_bias(real)
+    x = backbone.embed(inputs)
+    hidden, queries, keys = [], [], []
+    for layer in range(backbone.layers):
+        hidden.append(x)
+        query, key, value = backbone.qkv(layer, x)
+        queries.append(_scaled(query, backbone.heads))
+        keys.append(split_heads(key, backbone.heads))
+        x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
+    trace = AttentionTrace(tuple(queries), tuple(keys), real)
+    return DenseRun(backbone.head(x[:, : backbone.outputs]), tuple(hidden), trace)
+
+
+def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
+    """What every layer attends to, and nothing more: the last layer stops at its queries and keys."""
+    real = backbone.real(inputs)
+    bias = padding_bias(real)
+    x = backbone.embed(inputs)
+    queries, keys = [], []
+    for layer in range(backbone.layers):
+        if layer == backbone.layers - 1:
+            query, key = backbone.queries_keys(layer, x)
+        else:
+            query, key, value = backbone.qkv(layer, x)
+            x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
+        queries.append(_scaled(query, backbone.heads))
+        keys.append(split_heads(key, backbone.heads))
+    return AttentionTrace(tuple(queries), tuple(keys), real)
+
+
+def padding_bias(real: Tensor) -> Tensor | None:
+    """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster)."""
+    return None if bool(real.all()) else real[:, None, None, :]
+
+
+def _scaled(query: Tensor, heads: int) -> Tensor:
+    split = split_heads(query, heads)
+    return split / math.sqrt(split.shape[-1])

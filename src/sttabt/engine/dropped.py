@@ -1,0 +1,77 @@
+"""Tokens really gone. Order them once by how many layers read them: then every layer's set is a prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.plan import TokenPlan
+from sttabt.engine.attention import attend
+
+
+def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
+    """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
+
+    When all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice. Otherwise
+    the samples' rows are packed behind each other, (T, D): linear layers run once over all of them, attention a
+    sample at a time. Raises ValueError for a soft plan or one that is not nested.
+    """
+    plan.check(backbone.outputs)
+    layout = _layout(plan)
+    x = backbone.embed_tokens(inputs, layout.sample, layout.token)
+    if layout.uniform:
+        return _run_sliced(backbone, x.unflatten(0, (plan.alive.shape[0], -1)), layout.counts[0])
+    return _run_packed(backbone, x, layout.counts)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """counts[b][l]: tokens of sample b alive at boundary l; sample, token: (T,) who stands in each row at first."""
+
+    counts: list[list[int]]
+    sample: Tensor
+    token: Tensor
+
+    @property
+    def uniform(self) -> bool:
+        return all(counts == self.counts[0] for counts in self.counts)
+
+
+def _layout(plan: TokenPlan) -> _Layout:
+    order = plan.alive.sum(1).argsort(dim=-1, descending=True, stable=True)
+    counts = plan.alive.sum(-1)
+    first = torch.arange(order.shape[1], device=order.device) < counts[:, :1]
+    sample, place = first.nonzero(as_tuple=True)
+    return _Layout(counts.tolist(), sample, order[sample, place])
+
+
+def _run_sliced(backbone: Backbone, x: Tensor, counts: list[int]) -> Tensor:
+    for layer in range(backbone.layers):
+        kept = counts[layer + 1]
+        written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
+        query, key, value = backbone.qkv(layer, x, written)
+        x = backbone.finish(layer, x[:, :kept], attend(query, key, value, backbone.heads))
+    return backbone.head(x)
+
+
+def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tensor:
+    for layer in range(backbone.layers):
+        read = [sample[layer] for sample in counts]
+        write = [sample[layer + 1] for sample in counts]
+        written = None if read == write else partial(torch.index_select, dim=0, index=_prefixes(read, write, x.device))
+        query, key, value = backbone.qkv(layer, x, written)
+        segments = zip(query.split(write), key.split(read), value.split(read), strict=True)
+        attended = torch.cat([attend(q[None], k[None], v[None], backbone.heads)[0] for q, k, v in segments])
+        x = backbone.finish(layer, x if written is None else written(x), attended)
+    return backbone.head(x.unflatten(0, (len(counts), -1)))
+
+
+def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:
+    """Rows of each sample's first `write` tokens in a packing of `read` tokens a sample."""
+    starts = torch.tensor(read).cumsum(0) - torch.tensor(read)
+    return torch.cat([torch.arange(start, start + kept) for start, kept in zip(starts.tolist(), write, strict=True)]).to(device)

@@ -1,0 +1,31 @@
+"""Tokens masked: the whole computation stays, so that gradients reach the masks. For training, and as the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.plan import TokenPlan
+from sttabt.engine.attention import attend
+
+TINY = 1e-20  # keeps the logarithm of a mask that is 0, and its gradient, finite
+
+
+def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float = TINY) -> Tensor:
+    """Logits (B, classes) under a soft or a hard plan (STTABT section 3.3).
+
+    The official implementation multiplies the attention probabilities by the mask and renormalises. Adding the
+    mask's logarithm to the scores is the same and lets attention stay fused; epsilon=1e-7 is the term that it
+    adds when it renormalises, where dropping tokens has none.
+    """
+    x = backbone.embed(inputs)
+    alive = plan.alive.to(x.dtype)
+    for layer in range(backbone.layers):
+        read, write = alive[:, layer, :, None], alive[:, layer + 1, :, None]
+        query, key, value = backbone.qkv(layer, x)
+        bias = alive[:, layer, None, None, :].add(epsilon).log()
+        attended = attend(query * write, key * read, value * read, backbone.heads, bias)
+        x = backbone.finish(layer, x, attended, gate=write)
+    return backbone.head(x[:, : backbone.outputs])

@@ -1,0 +1,1 @@
+"""LightningModules of the stages, and what the trainer needs beside them."""

@@ -1,0 +1,66 @@
+"""One training stage from its start, or from its last whole epoch, to its end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from sttabt.data.base import Splits, evaluation_loader, train_loader
+from sttabt.lit.checkpoint import AtomicCheckpointIO
+from sttabt.lit.stage import TrainingStage
+from sttabt.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TERMINATED = 143  # the exit code of a process ended by SIGTERM
+
+
+def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> None:
+    """Train `module` in place; its checkpoint `last.ckpt` in `folder` is written after every epoch.
+
+    With resume=auto a `last.ckpt` found there is gone on from; the result is that of an uninterrupted run.
+    Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
+    """
+    hardware, training = settings.hardware, module.training_settings
+    L.seed_everything(settings.seed, workers=True, verbose=False)
+    trainer = L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        max_epochs=training.epochs,
+        accumulate_grad_batches=hardware.accumulate,
+        gradient_clip_val=training.clip or None,
+        limit_train_batches=settings.fast_dev_run or None,
+        limit_val_batches=settings.fast_dev_run or None,
+        callbacks=[
+            ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
+            RichProgressBar(leave=True),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        logger=loggers,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    module.seed = settings.seed
+    last = folder / "last.ckpt"
+    if settings.resume == "never":
+        last.unlink(missing_ok=True)
+    if last.exists():
+        log.info("stage %s goes on from %s", module.stage, last)
+    trainer.fit(
+        module,
+        train_loader(splits.train, hardware.batch_size, hardware.workers, settings.seed),
+        evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
+        ckpt_path=last if last.exists() else None,
+        weights_only=True,
+    )
+    if trainer.received_sigterm:
+        log.warning("stage %s was told to end; the same command goes on with it", module.stage)
+        raise SystemExit(TERMINATED)

@@ -1,0 +1,121 @@
+"""The three training stages: base classifier, approximate attention network, pruning with concrete masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.backbones.base import Backbone
+from sttabt.core.distill import prediction_divergence
+from sttabt.data.base import Batch
+from sttabt.engine.dense import run_dense
+from sttabt.engine.dropped import run_dropped
+from sttabt.engine.masked import run_masked
+from sttabt.lit.stage import TrainingStage
+from sttabt.methods.concrete import Concrete
+from sttabt.pruned import PrunedModel
+from sttabt.settings import ApproxSettings, ConcreteSettings, TrainingSettings
+
+
+class BaseClassifier(TrainingStage):
+    """Trains the dense base model."""
+
+    stage = "base"
+
+    def __init__(self, base: Backbone, training: TrainingSettings) -> None:
+        super().__init__(base, training, base.architecture.classes)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.trained(batch.inputs)
+        return {"task": F.cross_entropy(logits, batch.labels, label_smoothing=self.training_settings.label_smoothing)}
+
+    def predict(self, inputs: Any) -> Tensor:
+        return self.trained(inputs)
+
+
+class Approximation(TrainingStage):
+    """Distils the approximate network from the frozen base model (METHOD section 1)."""
+
+    stage = "approx"
+
+    def __init__(self, network: ApproximateNetwork, base: Backbone, settings: ApproxSettings) -> None:
+        super().__init__(network, settings.training, base.architecture.classes)
+        self.base, self.settings = Frozen(base), settings
+        self.weights = ApproximationWeights(
+            settings.attention_weight, settings.hidden_weight, settings.embedding_weight, settings.prediction_weight
+        )
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = run_dense(self.base.module, batch.inputs)
+        loss = approximation_loss(self.trained, batch.inputs, target, self.settings.attention_loss, self.weights)
+        return {
+            "attention": loss.attention,
+            "hidden": loss.hidden,
+            "embedding": loss.embedding,
+            "prediction": loss.prediction,
+        }
+
+    def predict(self, inputs: Any) -> Tensor:
+        return self.trained.backbone(inputs)
+
+
+class Pruning(TrainingStage):
+    """Trains concrete masks, base weights and approximate network end to end (METHOD section 3)."""
+
+    stage = "prune"
+
+    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings) -> None:
+        super().__init__(pruned, settings.training, pruned.base.architecture.classes)
+        self.teacher, self.settings = Frozen(teacher), settings
+
+    @property
+    def method(self) -> Concrete:
+        return self.trained.method
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
+            logits, held = self._hard(batch), {}
+        else:
+            logits, held = self._soft(batch)
+        smoothing = self.settings.training.label_smoothing
+        terms = {"task": F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)} | held
+        if self.settings.distillation > 0:
+            with torch.no_grad():
+                teacher = self.teacher.module(batch.inputs)
+            terms["distillation"] = self.settings.distillation * prediction_divergence(logits, teacher)
+        return terms
+
+    def predict(self, inputs: Any) -> Tensor:
+        return self.trained(inputs).logits
+
+    def own_rates(self) -> list[dict[str, Any]]:
+        rate = self.settings.p_logit_rate * self.settings.training.learning_rate
+        return [{"params": [self.method.p_logit], "lr": rate, "weight_decay": 0.0}]
+
+    def _soft(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        trace = self.trained.trace(batch.inputs)
+        plan = self.method.soft_plan(trace)
+        held = self.method.loss(plan, trace.real)
+        return run_masked(self.trained.base, batch.inputs, plan), {"p_logit": held.p_logit, "keep": held.keep}
+
+    def _hard(self, batch: Batch) -> Tensor:
+        """Hard masks carry no gradient: the plan stays as it is and the weights learn on what is left."""
+        with torch.no_grad():
+            plan = self.trained.plan(batch.inputs)
+        return run_dropped(self.trained.base, batch.inputs, plan)
+
+
+class Frozen(nn.Module):
+    """A module that is neither trained nor switched to training mode."""
+
+    def __init__(self, module: Backbone) -> None:
+        super().__init__()
+        self.module = module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)

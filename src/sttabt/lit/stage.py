@@ -1,0 +1,88 @@
+"""What all training stages share: AdamW, warm-up and cosine, validation accuracy, a stop when the loss diverges."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from sttabt.data.base import Batch
+from sttabt.errors import UserError
+from sttabt.settings import TrainingSettings
+
+
+class TrainingStage(L.LightningModule):
+    """Subclasses give `terms` (named losses of a batch) and `predict` (logits of a batch's inputs).
+
+    stage: the prefix of its metrics; trained: the module whose parameters the optimiser gets.
+    """
+
+    stage: str
+    seed: int = 0
+
+    def __init__(self, trained: nn.Module, training: TrainingSettings, classes: int) -> None:
+        super().__init__()
+        self.trained, self.training_settings = trained, training
+        self.accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses by name; their sum is minimised."""
+        raise NotImplementedError
+
+    def predict(self, inputs: Any) -> Tensor:
+        """Logits (B, classes) for validation."""
+        raise NotImplementedError
+
+    def own_rates(self) -> list[dict[str, Any]]:
+        """Optimiser groups beside the usual two, as torch takes them; their parameters are left out of those."""
+        return []
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """A step's noise depends on the seed and the step alone, so that a resumed run repeats it."""
+        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank, index)))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+            raise UserError(
+                f"training diverged in stage {self.stage}, epoch {self.current_epoch}, step {index} ({values}):"
+                f" lower its training.learning_rate={self.training_settings.learning_rate:g} or set training.clip"
+            )
+        logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.accuracy(self.predict(batch.inputs), batch.labels)
+        self.log(f"{self.stage}/validation_accuracy", self.accuracy, prog_bar=True, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        settings = self.training_settings
+        own = self.own_rates()
+        grouped = {id(parameter) for group in own for parameter in group["params"]}
+        rest = [p for p in self.trained.parameters() if p.requires_grad and id(p) not in grouped]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+            *own,
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(settings.warmup_epochs / max(settings.epochs, 1) * steps)
+        final = settings.final_learning_rate / settings.learning_rate
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, final))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
+    """The learning rate's factor: linear to 1 over `warmup` steps, then a half cosine down to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,28 @@
+"""Attention back-tracking, top-k: from the output back to the inputs, the tokens that carry most attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sttabt.core.backtrack import backtrack
+from sttabt.core.plan import TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.methods.base import Card, PlannedMethod
+
+
+class Backtracking(PlannedMethod):
+    card = Card(title="back-tracking top-k", source="STTABT section 3.2")
+
+    @property
+    def attention(self) -> str:
+        return self.settings.attention
+
+    def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
+        assert trace is not None, "back-tracking needs an attention trace"
+        keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
+        return backtrack(trace, keep, self.settings.propagation, self.outputs).plan
+
+    def planning_macs(self, tokens: int, width: int) -> float:
+        return self.layers * tokens**2 * (width + 1)

@@ -1,0 +1,61 @@
+"""What a pruning method is: a card, and either a plan made beforehand or a rule that decides while the model runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sttabt.core.plan import TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.online import Rule
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader wants to know first. `trained`: has weights of its own that are trained with the base model."""
+
+    title: str
+    source: str
+    trained: bool = False
+
+
+class Method(nn.Module, ABC):
+    """Constructed with its settings (a SparsitySettings), the number of layers, and of tokens that are never dropped."""
+
+    card: ClassVar[Card]
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.settings, self.layers, self.outputs = settings, layers, outputs
+
+    @property
+    def attention(self) -> str | None:
+        """Whose attention the plan is made from: "approximate", "actual" (the base model's own), or None."""
+        return None
+
+
+class PlannedMethod(Method):
+    """Decides before the base model runs."""
+
+    @abstractmethod
+    def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
+        """The hard plan of a batch. real: (B, N) bool; trace: the attention asked for, None if none was."""
+
+    def planning_macs(self, tokens: int, width: int) -> float:
+        """Multiply-adds of planning one sample, apart from the trace; width: that of the traced network."""
+        return 0.0
+
+
+class OnlineMethod(Method):
+    """Decides layer by layer."""
+
+    @abstractmethod
+    def rule(self, real: Tensor) -> Rule:
+        """The rule for a batch whose real tokens are `real` (B, N)."""
+
+    @abstractmethod
+    def decision_macs(self, tokens: float) -> float:
+        """Multiply-adds of one decision among `tokens` tokens of a sample."""

@@ -1,0 +1,45 @@
+"""Concrete masks: how many tokens each layer reads is learned, end to end with the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.core.concrete import ConcreteLoss, concrete_loss, concrete_masks
+from sttabt.core.plan import TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.methods.base import Card, PlannedMethod
+
+
+class Concrete(PlannedMethod):
+    card = Card(title="concrete", source="STTABT section 3.3", trained=True)
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__(settings, layers, outputs)
+        self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))
+
+    @property
+    def attention(self) -> str:
+        return "approximate"
+
+    def soft_plan(self, trace: AttentionTrace) -> TokenPlan:
+        """The differentiable plan that training runs on."""
+        settings = self.settings
+        return TokenPlan(concrete_masks(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs))
+
+    def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
+        assert trace is not None, "concrete masks need an attention trace"
+        with torch.no_grad():
+            return self.soft_plan(trace).harden()
+
+    def loss(self, plan: TokenPlan, real: Tensor) -> ConcreteLoss:
+        """The terms that hold the logits and the keep ratio near their target."""
+        settings = self.settings
+        return concrete_loss(
+            self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask
+        )
+
+    def planning_macs(self, tokens: int, width: int) -> float:
+        return self.layers * tokens**2 * (width + 1)

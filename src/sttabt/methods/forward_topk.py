@@ -1,0 +1,26 @@
+"""Forward top-k: each layer keeps the tokens that it attends to most."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sttabt.core.forward import forward_keep_ratios, forward_select
+from sttabt.engine.online import Rule
+from sttabt.methods.base import Card, OnlineMethod
+
+
+class ForwardTopk(OnlineMethod):
+    card = Card(title="forward top-k", source="STTABT section 4, manual top-k")
+
+    def rule(self, real: Tensor) -> Rule:
+        ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)
+        real_tokens = real.sum(-1)
+
+        def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
+            count = (ratios[layer] * real_tokens.double()).floor().long().clamp_min(1)
+            return forward_select(probabilities, alive, count, self.outputs)
+
+        return select
+
+    def decision_macs(self, tokens: float) -> float:
+        return tokens**2

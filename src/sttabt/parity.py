@@ -1,0 +1,93 @@
+"""`python -m sttabt.parity DIR`: does this project compute what the official implementation computes?
+
+Checks every case under DIR (a folder with meta.json, weights and vectors.safetensors), prints one line a quantity
+and exits with 1 if any fails or is missing. A quantity that is left out on purpose says why and counts as neither.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sttabt.errors import UserError
+
+ABSOLUTE = 1e-4  # logits, probabilities, soft masks, impacts
+RELATIVE = 1e-3  # losses and gradients, against the largest entry
+EXACT = 0.0  # hard and top-k masks, interpolated weights
+HEADER = f"{'case':<16} {'quantity':<44} {'error':>10} {'tolerance':>10}  result"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of one case. error None: not there; skipped: why it is not compared."""
+
+    case: str
+    quantity: str
+    error: float | None = None
+    tolerance: float = ABSOLUTE
+    skipped: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """A missing quantity fails, and so does NaN."""
+        return not self.skipped and (self.error is None or not self.error <= self.tolerance)
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"{self.case:<16} {self.quantity:<44} {'-':>10} {'-':>10}  {self.skipped}"
+        error = "missing" if self.error is None else f"{self.error:.2e}"
+        return f"{self.case:<16} {self.quantity:<44} {error:>10} {self.tolerance:>10.0e}  {'FAIL' if self.failed else 'ok'}"
+
+
+def check_folder(folder: Path) -> Iterator[Check]:
+    """Every quantity of every case at or below `folder`; raises UserError when there is none."""
+    found = sorted({path.parent for name in ("meta.json", "flops.json") for path in folder.rglob(name)})
+    if not found:
+        raise UserError(f"{folder} holds no case: give a folder with folders that have a meta.json")
+    for case in found:
+        yield from check_case(case)
+
+
+def check_case(case: Path) -> Iterator[Check]:
+    """Every quantity of one case."""
+    if not (case / "meta.json").exists():
+        yield Check(case.name, "all", skipped="not supported yet: the paper's counting convention")
+        return
+    meta = json.loads((case / "meta.json").read_text())
+    if meta.get("arch", "lvvit") != "vit":
+        yield Check(case.name, "all", skipped=f"not supported yet: architecture {meta.get('arch', 'lvvit')}")
+        return
+    from sttabt.parity_vit import check_vit
+
+    yield from check_vit(case, meta)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        sys.stderr.write("usage: python -m sttabt.parity DIR   (a folder of cases, such as tests/golden)\n")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    write: Any = sys.stdout.write
+    checks = []
+    try:
+        for check in check_folder(Path(arguments[0])):
+            if not checks:
+                write(HEADER + "\n")
+            checks.append(check)
+            write(f"{check}\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    failed = sum(check.failed for check in checks)
+    skipped = sum(bool(check.skipped) for check in checks)
+    write(f"{len(checks) - failed - skipped} ok, {failed} failed or missing, {skipped} not compared\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A model with a pruning method: plan, then compute what the plan keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.approx import ApproximateNetwork
+from sttabt.backbones.base import Backbone
+from sttabt.core.cost import PARTS, encoder_macs, trace_macs
+from sttabt.core.plan import TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.dense import trace_attention
+from sttabt.engine.dropped import run_dropped
+from sttabt.engine.masked import run_masked
+from sttabt.engine.online import run_online_dropped, run_online_masked
+from sttabt.errors import UserError
+from sttabt.methods.base import Method, OnlineMethod, PlannedMethod
+
+
+@dataclass(frozen=True)
+class PrunedRun:
+    """logits (B, classes); the hard plan that led to them; real: (B, N) bool."""
+
+    logits: Tensor
+    plan: TokenPlan
+    real: Tensor
+
+
+class PrunedModel(nn.Module):
+    """A base model under a method. `approx` is the approximate network, where the method reads one.
+
+    Calling it drops tokens; `masked=True` computes all and masks them, with the same logits (to rounding).
+    """
+
+    def __init__(self, base: Backbone, method: Method, approx: ApproximateNetwork | None = None) -> None:
+        super().__init__()
+        if method.attention == "approximate" and approx is None:
+            raise UserError(f"{method.card.title} reads the approximate attention network: run the stage approx first")
+        self.base, self.method, self.approx = base, method, approx
+
+    def forward(self, inputs: Any, masked: bool = False) -> PrunedRun:
+        real = self.base.real(inputs)
+        if isinstance(self.method, OnlineMethod):
+            run = (run_online_masked if masked else run_online_dropped)(self.base, inputs, self.method.rule(real))
+            return PrunedRun(run.logits, run.plan, real)
+        plan = self.plan(inputs)
+        logits = (run_masked if masked else run_dropped)(self.base, inputs, plan)
+        return PrunedRun(logits, plan, real)
+
+    def plan(self, inputs: Any) -> TokenPlan:
+        """The hard plan of a method that decides beforehand."""
+        assert isinstance(self.method, PlannedMethod), f"{self.method.card.title} decides while the model runs"
+        return self.method.plan(inputs, self.base.real(inputs), self.trace(inputs))
+
+    def trace(self, inputs: Any) -> AttentionTrace | None:
+        """The attention that the method reads, None if it reads none."""
+        if self.method.attention == "approximate":
+            assert self.approx is not None, "checked when constructed"
+            return self.approx(inputs)
+        if self.method.attention == "actual":
+            with torch.no_grad():
+                return trace_attention(self.base, inputs)
+        return None
+
+    def macs(self, plan: TokenPlan, real: Tensor) -> dict[str, float]:
+        """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them."""
+        counts = plan.alive.sum(-1).tolist()
+        samples = [self._sample_macs(sample, int(tokens)) for sample, tokens in zip(counts, real.sum(-1).tolist(), strict=True)]
+        return {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
+
+    def dense_macs(self) -> dict[str, float]:
+        """Multiply-adds of a sample in the base model's own dense forward."""
+        architecture, tokens = self.base.architecture, self.base.tokens
+        every = [tokens] * architecture.layers
+        return dict.fromkeys(PARTS, 0.0) | encoder_macs(architecture, every, every, tokens - self.base.outputs)
+
+    def _sample_macs(self, counts: list[int], tokens: int) -> dict[str, float]:
+        parts = dict.fromkeys(PARTS, 0.0)
+        reads, writes, outputs = counts[:-1], counts[1:], self.base.outputs
+        architecture = self.base.architecture
+        if isinstance(self.method, OnlineMethod):
+            # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
+            queries = [*reads[:-1], writes[-1]]
+            parts["planning"] = sum(self.method.decision_macs(read) for read in reads[:-1])
+            return parts | encoder_macs(architecture, reads, writes, tokens - outputs, queries)
+        parts |= encoder_macs(architecture, reads, writes, reads[0] - outputs)
+        assert isinstance(self.method, PlannedMethod), "a method is planned or online"
+        if self.method.attention is not None:
+            traced = self.base if self.method.attention == "actual" or self.approx is None else self.approx.backbone
+            part = "planning" if traced is self.base else "approximate_network"
+            parts[part] += trace_macs(traced.architecture, tokens, tokens - outputs)
+            parts["planning"] += self.method.planning_macs(tokens, traced.architecture.width)
+        return parts

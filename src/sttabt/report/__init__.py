@@ -1,0 +1,4 @@
+"""From result rows to tables, figures and one page. Reads rows and nothing else: no torch, no model.
+
+`rows` owns the row format, `gallery` the format of the kept test images, `build.make_report` writes the report.
+"""

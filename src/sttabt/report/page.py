@@ -1,0 +1,99 @@
+"""The page: one file with the table, the figures and the images inside, that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from sttabt.report.gallery import Gallery
+from sttabt.report.points import Point
+from sttabt.report.table import approx_table, heading, notes, table_columns
+from sttabt.report.tokens import STRENGTH, faded_colour
+
+
+def write_page(
+    path: Path, title: str, points: Sequence[Point], figure: Path, galleries: Sequence[tuple[str, Gallery]], start: str
+) -> Path:
+    """Writes the page. `galleries` are (name, gallery), of which the one named `start` is shown first."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("sttabt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    rows = [row for point in points for row in point.rows]
+    columns = table_columns(points)
+    heads, approx = approx_table(rows)
+    path.write_text(
+        template.render(
+            title=title,
+            heading=heading(rows),
+            facts=_facts(points),
+            columns=columns,
+            points=points,
+            notes=notes(points),
+            layers=[_layers(point) for point in points],
+            boundaries=max(len(row.occupancy_by_boundary) for row in rows),
+            approx_heads=heads,
+            approx=approx,
+            figure=_address(figure.read_bytes()),
+            galleries=_galleries(galleries, start),
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:
+    """What a reader asks about the rows as a whole: (question, all values)."""
+    rows = [row for point in points for row in point.rows]
+    names = ("experiment", "device", "threads", "version", "commit", "sweep")
+    return [(name, ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))) for name in names]
+
+
+def _layers(point: Point) -> list[float]:
+    """Occupancy at each boundary, averaged over seeds."""
+    columns = zip(*(row.occupancy_by_boundary for row in point.rows), strict=True)
+    return [sum(column) / len(point.rows) for column in columns]
+
+
+def _galleries(galleries: Sequence[tuple[str, Gallery]], start: str) -> dict[str, Any]:
+    """Images once each, and for each gallery the number of boundaries at which every patch is alive."""
+    images: dict[str, str] = {}
+    sets = []
+    for name, gallery in galleries:
+        keys = [_keep(image, images) for image in gallery.images]
+        captions = [
+            {"label": gallery.name(int(label)), "prediction": gallery.name(int(read)), "right": bool(label == read)}
+            for label, read in zip(gallery.labels, gallery.predictions, strict=True)
+        ]
+        lives = gallery.patches_alive.sum(axis=1).reshape(len(gallery.images), -1)
+        sets.append(
+            {
+                "name": name,
+                "layers": int(gallery.layers),
+                "grid": [int(side) for side in gallery.grid],
+                "images": keys,
+                "faded": [[*faded_colour(image), STRENGTH] for image in gallery.images],
+                "captions": captions,
+                "lives": lives.tolist(),
+            }
+        )
+    first = next((index for index, each in enumerate(sets) if each["name"] == start), 0)
+    return {"images": images, "sets": sets, "first": first}
+
+
+def _keep(image: Any, images: dict[str, str]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
+    key = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    images[key] = _address(buffer.getvalue())
+    return key
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,108 @@
+"""From rows to points: rows that share everything but the seed become one point of one curve."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sttabt.errors import UserError
+from sttabt.report.rows import LABELS, Row
+
+ONE_FIGURE = ("dataset", "split", "model", "metric")  # rows that differ here are not comparable
+# Where rows of one method differ here, each value gets a curve of its own.
+VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
+SWEPT = ("p_logit", "keep_ratio")  # what moves along a curve
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean and sample standard deviation over seeds; no deviation for one seed."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one method, measured with one seed or several."""
+
+    label: str  # the method's name for readers
+    variant: str  # what tells its curve from the method's other curves; mostly empty
+    setting: str  # where it is on the curve, e.g. `p_logit -1.5`
+    rows: tuple[Row, ...]
+
+    @property
+    def series(self) -> str:
+        """The name of the point's curve."""
+        return f"{self.label}, {self.variant}" if self.variant else self.label
+
+    def value(self, name: str) -> Value | None:
+        """Mean and deviation of a field or property of the rows; None where a row does not have it."""
+        values = [getattr(row, name) for row in self.rows]
+        if any(value is None for value in values):
+            return None
+        return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def check_comparable(rows: Sequence[Row]) -> None:
+    """Raises UserError where rows of several data sets, splits, models or metrics would share a figure."""
+    for name in ONE_FIGURE:
+        values = sorted({str(getattr(row, name)) for row in rows})
+        if len(values) > 1:
+            raise UserError(
+                f"the rows differ in {name} ({', '.join(values)}) and one figure shows one {name}: "
+                f"make a report for each from a folder that holds its rows alone"
+            )
+
+
+def to_points(rows: Sequence[Row]) -> list[Point]:
+    """Groups rows that share all settings but the seed: dense first, then by method, curve and cost."""
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
+        key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_FIGURE, *VARIANTS, *SWEPT)))
+        groups[key].append(row)
+    varying = _varying(rows)
+    points = []
+    for group in groups.values():
+        first = group[0]
+        variant = [f"{name} {_text(getattr(first, name))}" for name in varying[first.label]]
+        if first.method == "backtracking" and first.keep_ratio is None:
+            variant.append("dynamic count")
+        setting = [f"{name} {_text(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
+        if len({row.seed for row in group}) == len(group):
+            points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group)))
+            continue
+        # Two rows of one seed differ in something that a row does not name, so their mean would mean nothing.
+        log.warning("%d rows of %s differ in more than the seed: they are shown apart", len(group), first.label)
+        for row in group:
+            apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
+            points.append(Point(first.label, ", ".join(variant), apart, (row,)))
+    return sorted(points, key=_order)
+
+
+def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
+    by_label: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_label[row.label].append(row)
+    return {
+        label: [name for name in VARIANTS if len({getattr(row, name) for row in group}) > 1]
+        for label, group in by_label.items()
+    }
+
+
+def _order(point: Point) -> tuple:
+    known = list(LABELS.values())
+    rank = known.index(point.label) if point.label in known else len(known)
+    first = point.rows[0]
+    variants = tuple((value is None, str(value)) for value in (getattr(first, name) for name in VARIANTS))
+    cost = statistics.fmean(row.macs_share for row in point.rows)
+    return (rank, point.label, tuple(getattr(first, name) for name in ONE_FIGURE), variants, cost, point.setting)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,179 @@
+"""The result row: what one job measured, as one flat JSON file. This module owns the format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from sttabt.errors import UserError
+from sttabt.report.files import write_atomically
+
+ROW_FILE = "row.json"
+SCHEMA = 1
+TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
+APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
+
+# What a reader calls each method, in the order in which tables and figures show them.
+LABELS = {
+    ("dense", None): "dense",
+    ("concrete", None): "concrete",
+    ("backtracking", "approximate"): "back-tracking (approximate attention)",
+    ("backtracking", "actual"): "back-tracking (actual attention)",
+    ("forward_topk", None): "forward top-k",
+    ("random", None): "random",
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured model: where it comes from, what it is, how good it is and what it costs.
+
+    Raises:
+        ValueError: a field has the wrong type, a share is outside [0, 1], or `time` or `approx` lacks a key.
+    """
+
+    schema: int = SCHEMA
+    experiment: str
+    sweep: str  # id of the sweep that ran the job
+    config_hash: str
+    command: str  # the command line that reproduces the row
+    commit: str
+    version: str  # of the package
+    seed: int
+    device: str
+    threads: int
+    dataset: str
+    split: str
+    samples: int  # images scored
+    model: str
+    method: str
+    attention: str | None  # approximate | actual, for back-tracking
+    factor: int | None  # how many times narrower the approximate network is
+    p_logit: float | None
+    keep_ratio: float | None  # asked for
+    propagation: float | None
+    parameters: int
+    metric: str  # accuracy
+    score: float  # of the dropped engine, in [0, 1]
+    score_soft: float | None
+    score_masked: float | None
+    score_ema: float | None
+    loss: float
+    occupancy: float  # mean over the L+1 boundaries of the share of real tokens alive
+    occupancy_by_boundary: list[float]  # L+1 shares
+    macs: dict[str, float]  # part -> multiply-adds an image
+    macs_dense: float  # multiply-adds an image of the dense model
+    time: dict[str, float] | None  # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles
+    approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
+    seconds: dict[str, float]  # stage -> wall seconds
+    folder: Path | None = field(default=None, compare=False)  # where the row was read; not part of the file
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema is {self.schema!r}, this version reads {SCHEMA}")
+        for name, hint in get_type_hints(Row).items():
+            if not _fits(getattr(self, name), hint):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is not {getattr(hint, '__name__', hint)}")
+        for name in ("score", "score_soft", "score_masked", "score_ema", "occupancy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, which is not in [0, 1]")
+        if not self.macs_dense > 0:
+            raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
+        for name, keys in (("time", TIME_KEYS), ("approx", APPROX_KEYS)):
+            missing = set(keys) - set(getattr(self, name) or keys)
+            if missing:
+                raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+
+    @property
+    def label(self) -> str:
+        """The method's name for readers, e.g. `back-tracking (approximate attention)`."""
+        return LABELS.get((self.method, self.attention)) or self.method.replace("_", " ")
+
+    @property
+    def macs_total(self) -> float:
+        """Multiply-adds an image, all parts."""
+        return sum(self.macs.values())
+
+    @property
+    def macs_share(self) -> float:
+        """Multiply-adds as a share of the dense model's."""
+        return self.macs_total / self.macs_dense
+
+    @property
+    def time_ratio(self) -> float | None:
+        """Measured time as a share of the dense model's; None where timing was off."""
+        return self.time["ratio"] if self.time else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the file, in its order."""
+        values = asdict(self)
+        del values["folder"]
+        return values
+
+    def write(self, path: str | Path) -> None:
+        """Writes the row; a killed process leaves no half-written file."""
+        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: str | Path) -> Row:
+        """Reads a row. Raises ValueError that says what is wrong with a truncated or foreign file."""
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        names = {each.name for each in fields(cls)} - {"folder"}
+        for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
+            if found:
+                raise ValueError(f"it {problem} {', '.join(sorted(found))}")
+        return cls(**values, folder=Path(path).parent)
+
+
+def read_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """All rows below the folders, each once, in the order of their paths.
+
+    A file that cannot be read is named in a warning, skipped and counted.
+
+    Raises:
+        UserError: a folder is missing or has no readable row.
+    """
+    rows: dict[Path, Row] = {}
+    broken: set[Path] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: give the output folder of a run or a sweep")
+        paths = sorted(folder.rglob(ROW_FILE))
+        for path in paths:
+            key = path.resolve()
+            if key in rows or key in broken:
+                continue
+            try:
+                rows[key] = Row.read(path)
+            except (ValueError, OSError) as error:
+                log.warning("skipped %s: %s", path, error)
+                broken.add(key)
+        if not any(path.resolve() in rows for path in paths):
+            unreadable = f" that can be read ({len(paths)} cannot)" if paths else ""
+            raise UserError(f"no {ROW_FILE}{unreadable} below {folder}: run a job that ends with the stage 'evaluate'")
+    if broken:
+        log.warning("skipped %d of %d row files", len(broken), len(broken) + len(rows))
+    return list(rows.values())
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, str) and _fits(v, arguments[1]) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)

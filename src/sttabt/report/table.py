@@ -1,0 +1,171 @@
+"""Tables of the results: for people (markdown, also on the page) and for programs (all columns, comma separated)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from sttabt.report.points import ONE_FIGURE, Point, Value, to_points
+from sttabt.report.rows import APPROX_KEYS, Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table for people."""
+
+    title: str
+    text: Callable[[Point], str]
+    key: Callable[[Point], float | str | None]  # what the column is sorted by; None has no value
+    number: bool = True
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """A markdown table of the rows, dense first, then by method and cost; one table a model and data set.
+
+    Rows that share everything but the seed are one line: mean ± sample standard deviation over n seeds.
+    """
+    rows = sorted(rows, key=_comparable)
+    return "\n".join(format_points(to_points(list(group))) for _, group in groupby(rows, key=_comparable))
+
+
+def format_points(points: Sequence[Point]) -> str:
+    """The table of points that share model and data set, as `format_table` shows it."""
+    rows = [row for point in points for row in point.rows]
+    columns = table_columns(points)
+    lines = [f"## {heading(rows)}", "", *_markdown(
+        [column.title for column in columns],
+        [[column.text(point) for column in columns] for point in points],
+        [column.number for column in columns],
+    )]  # fmt: skip
+    heads, approx = approx_table(rows)
+    if approx:
+        lines += ["", "Distance of the approximate attention from the base model's:", ""]
+        lines += _markdown(heads, approx, [True] * len(heads))
+    return "\n".join([*lines, "", *notes(points), ""])
+
+
+def table_columns(points: Sequence[Point]) -> list[Column]:
+    """The columns of the table for people; those that no point has a value for are left out."""
+    scale, unit = (1e9, "GMACs") if max(p.rows[0].macs_dense for p in points) >= 1e9 else (1e6, "MMACs")
+    columns = [
+        Column("method", lambda p: p.series, lambda p: p.series, number=False),
+        Column("setting", lambda p: p.setting or "-", lambda p: _swept(p), number=False),
+        Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
+        _column("accuracy %", "score", 100, 2),
+        _column("soft masks %", "score_soft", 100, 2),
+        _column("averaged weights %", "score_ema", 100, 2),
+        _column("occupancy", "occupancy", 1, 3),
+        _column(unit, "macs_total", 1 / scale, 3),
+        _column("share of dense MACs", "macs_share", 1, 3),
+        Column("share of dense time (quartiles)", _time, lambda p: _mean(p.value("time_ratio"))),
+    ]
+    return [column for column in columns if any(column.key(point) is not None for point in points)]
+
+
+def heading(rows: Sequence[Row]) -> str:
+    """What the rows of one table have in common, e.g. `small on digits: accuracy on test, 360 images`."""
+    first = rows[0]
+    samples = ", ".join(f"{count:,}" for count in sorted({row.samples for row in rows}))
+    return f"{first.model} on {first.dataset}: {first.metric} on {first.split}, {samples} images"
+
+
+def notes(points: Sequence[Point]) -> list[str]:
+    """Sentences that a reader of the table needs."""
+    found = ["Occupancy is the share of real tokens alive, averaged over all layer boundaries."]
+    if any(len(point.rows) > 1 for point in points):
+        found.append("± is the sample standard deviation over seeds.")
+    if any(point.value("time_ratio") for point in points):
+        found.append("Time is the median over interleaved rounds of this model's time divided by the dense model's.")
+    else:
+        found.append("Timing was off.")
+    return found
+
+
+def approx_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines: how near the approximate attention is to the base model's. No lines where none was measured."""
+    columns = {
+        "KL trained": "kl",
+        "MSE trained": "mse",
+        "KL interpolated": "kl_interpolated",
+        "MSE interpolated": "mse_interpolated",
+        "KL random": "kl_random",
+        "MSE random": "mse_random",
+    }
+    measured = {
+        (row.factor or 0, row.seed, *(row.approx[key] for key in APPROX_KEYS)): row for row in rows if row.approx
+    }
+    lines = []
+    for _, row in sorted(measured.items(), key=lambda item: item[0]):
+        values = row.approx or {}
+        lines.append([str(row.factor or "-"), str(row.seed), *(f"{values[key]:.3g}" for key in columns.values())])
+    return ["factor", "seed", *columns], lines
+
+
+def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line a row, in the order given, and every field a flat column: `macs.stem`, `occupancy_by_boundary.0`."""
+    return pd.DataFrame(
+        {"label": row.label, "macs_total": row.macs_total, "macs_share": row.macs_share, **_flat(row.to_dict())}
+        for row in rows
+    )
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+
+    def text(line: Sequence[str]) -> str:
+        padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numbers, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * (w - 1) + ":") if n else "-" * w for w, n in zip(widths, numbers, strict=True)]
+    return [text(cells[0]), f"| {' | '.join(rule)} |", *(text(line) for line in cells[1:])]
+
+
+def _column(title: str, name: str, scale: float, digits: int) -> Column:
+    def text(point: Point) -> str:
+        value = point.value(name)
+        if value is None:
+            return "-"
+        deviation = "" if value.deviation is None else f" ± {value.deviation * scale:.{digits}f}"
+        return f"{value.mean * scale:.{digits}f}{deviation}"
+
+    return Column(title, text, lambda point: _mean(point.value(name)))
+
+
+def _time(point: Point) -> str:
+    value = point.value("time_ratio")
+    if value is None:
+        return "-"
+    if value.deviation is not None:
+        return f"{value.mean:.3f} ± {value.deviation:.3f}"
+    time = point.rows[0].time or {}
+    return f"{value.mean:.3f} ({time['ratio_low']:.3f} to {time['ratio_high']:.3f})"
+
+
+def _mean(value: Value | None) -> float | None:
+    return None if value is None else value.mean
+
+
+def _swept(point: Point) -> float | None:
+    first = point.rows[0]
+    return first.keep_ratio if first.p_logit is None else first.p_logit
+
+
+def _comparable(row: Row) -> tuple[str, ...]:
+    return tuple(getattr(row, name) for name in ONE_FIGURE)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": each for key, each in value.items()}
+        elif isinstance(value, list):
+            flat |= {f"{name}.{index}": each for index, each in enumerate(value)}
+        elif not (value is None and name in ("time", "approx")):
+            flat[name] = value
+    return flat

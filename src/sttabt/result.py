@@ -1,0 +1,99 @@
+"""The result row of a job."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+import sttabt
+from sttabt.data.base import Splits
+from sttabt.evaluation import evaluate, time_against_dense
+from sttabt.job import Job
+from sttabt.pruned import PrunedModel
+from sttabt.report.rows import Row
+from sttabt.settings import Settings
+
+
+def make_row(
+    model: PrunedModel, splits: Splits, settings: Settings, job: Job, config_hash: str, notes: dict[str, dict[str, Any]]
+) -> Row:
+    """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage."""
+    evaluation, sparsity = settings.evaluation, settings.sparsity
+    scores = evaluate(model, splits.test, evaluation.batch_size, settings.fast_dev_run)
+    dense = model.method.card.title == "dense"
+    return Row(
+        experiment=settings.name,
+        sweep=job.sweep,
+        config_hash=config_hash,
+        command=job.command,
+        commit=job.commit,
+        version=sttabt.__version__,
+        seed=settings.seed,
+        device=_device(settings.hardware.accelerator),
+        threads=torch.get_num_threads(),
+        dataset=settings.dataset.name,
+        split="test",
+        samples=scores.samples,
+        model=settings.model.name,
+        method=sparsity.method,
+        attention=getattr(sparsity, "attention", None),
+        factor=None if model.approx is None else model.approx.factor,
+        p_logit=getattr(sparsity, "p_logit", None),
+        keep_ratio=getattr(sparsity, "keep_ratio", None),
+        propagation=getattr(sparsity, "propagation", None),
+        parameters=sum(parameter.numel() for parameter in model.base.parameters()),
+        metric="accuracy",
+        score=scores.dropped,
+        score_soft=scores.soft,
+        score_masked=scores.masked,
+        score_ema=None,
+        loss=scores.loss,
+        occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
+        occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
+        macs=model.dense_macs() if dense else scores.macs,
+        macs_dense=sum(model.dense_macs().values()),
+        time=_time(model, splits, settings),
+        approx=_approximation(notes.get("approx")),
+        seconds={stage: note["seconds"] for stage, note in notes.items()},
+    )
+
+
+def _time(model: PrunedModel, splits: Splits, settings: Settings) -> dict[str, float] | None:
+    rounds, size = settings.evaluation.timing_rounds, settings.evaluation.timing_batch
+    if not rounds:
+        return None
+    timing = time_against_dense(model, splits.test, size, rounds)
+    pruned = timing["pruned"]
+    low, high = pruned.quartiles
+    return {
+        "batch_size": size,
+        "rounds": rounds,
+        "dense_ms": timing["dense"].median * 1e3,
+        "ms": pruned.median * 1e3,
+        "ratio": pruned.ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+    }
+
+
+def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:
+    if notes is None:
+        return None
+    names = {"distilled": "", "random": "_random", "interpolated": "_interpolated"}
+    return {f"{kind}{names[who]}": value for who, errors in notes["errors"].items() for kind, value in errors.items()}
+
+
+def _device(accelerator: str) -> str:
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return _processor() or platform.processor() or platform.machine()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        return ""  # not Linux

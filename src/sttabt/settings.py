@@ -1,0 +1,181 @@
+"""Every setting of a run, typed. Yaml files under conf/ give the values; this file gives names, types and meaning.
+
+Imports no torch, so that `--help` and a typo answer at once. `Settings` is the root node; `sparsity` has one
+schema a method, so a key that a method does not know stops at composition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+STAGES = ("base", "approx", "prune", "evaluate", "report")
+
+# What a setting of text may be, by its full key.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "approx.attention_loss": ("kldiv", "tinybert"),
+    "approx.start": ("interpolated", "random"),
+    "sparsity.attention": ("approximate", "actual"),
+    "hardware.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
+    "hardware.precision": ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    "logger.kind": ("wandb_offline", "wandb_online", "csv", "none"),
+    "resume": ("auto", "never"),
+}
+
+
+@dataclass
+class TrainingSettings:
+    """One training stage: AdamW with linear warm-up and cosine decay."""
+
+    epochs: int = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = 0.05
+    final_learning_rate: float = 0.0
+    warmup_epochs: float = 0.0
+    clip: float = 0.0  # largest gradient norm, 0 = no clipping
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class ModelSettings:
+    name: str = MISSING  # the name in result rows
+    timm: str = MISSING  # a timm VisionTransformer, e.g. deit_small_patch16_224
+    width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
+    depth: int = MISSING
+    heads: int = MISSING
+    patch_size: int = MISSING  # side in pixels
+    pretrained: bool = False  # timm's weights from the hub or its cache; the base stage then trains nothing
+    checkpoint: str = ""  # a local weights file instead; the base stage then trains nothing
+    arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class DatasetSettings:
+    name: str = MISSING  # the name in result rows
+    source: str = MISSING  # a module of sttabt.data: digits, image_folder
+    path: str = ""  # where the files are, for sources that read files
+    image_size: int = MISSING  # side in pixels after resizing
+    channels: int = 3
+    classes: int = MISSING
+    validation_share: float = 0.1  # of the training images, stratified, split by the seed below
+    split_seed: int = 0
+    augment: bool = True
+
+
+@dataclass
+class ApproxSettings:
+    """The approximate attention network (METHOD section 1)."""
+
+    factor: int = 4  # how many times narrower than the base model
+    attention_loss: str = "kldiv"  # kldiv | tinybert
+    start: str = "interpolated"  # interpolated | random
+    attention_weight: float = 1.0
+    hidden_weight: float = 0.01
+    embedding_weight: float = 1.0
+    prediction_weight: float = 200.0  # 0 switches the term off
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class SparsitySettings:
+    """What every method's settings have."""
+
+    method: str = MISSING  # a module of sttabt.methods
+
+
+@dataclass
+class DenseSettings(SparsitySettings):
+    pass
+
+
+@dataclass
+class RandomSettings(SparsitySettings):
+    keep_ratio: float = 0.5  # share of real tokens that every layer reads, in (0, 1]
+    seed: int = 0
+
+
+@dataclass
+class ForwardTopkSettings(SparsitySettings):
+    keep_ratio: float = 0.5  # target mean over layers, in (0, 1]
+
+
+@dataclass
+class BacktrackingSettings(SparsitySettings):
+    attention: str = "approximate"  # approximate | actual (a dense run of the base model: an upper bound)
+    keep_ratio: float = 0.5  # share of real tokens found by every layer, in (0, 1]
+    dynamic: bool = False  # choose the count from the importances instead of keep_ratio
+    propagation: float = 0.1  # p: how much a row's own importance weighs
+
+
+@dataclass
+class ConcreteSettings(SparsitySettings):
+    p_logit: float = 0.0  # start of every layer's logit; lower is sparser
+    propagation: float = 0.1
+    temperature: float = 0.1
+    lambda_p: float = 1.0e-3
+    lambda_mask: float = 100.0
+    distillation: float = 0.5  # weight of the divergence from the frozen base model's prediction; 0 = off
+    hard_from: float = 1.0  # share of the epochs after which training uses hard masks; 1 = never
+    p_logit_rate: float = 1.0  # learning rate of the p_logits relative to the rest
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class HardwareSettings:
+    accelerator: str = "cpu"  # Lightning's names: cpu, gpu, auto
+    devices: int = 1
+    precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed
+    batch_size: int = 64  # images a step and a device
+    accumulate: int = 1  # steps a weight update
+    workers: int = 0  # processes that load data
+    threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
+
+
+@dataclass
+class EvaluationSettings:
+    batch_size: int = 64
+    timing_batch: int = 32  # images in the timed forward
+    timing_rounds: int = 15  # interleaved rounds; 0 = no timing
+    gallery: int = 8  # test images whose tokens are kept for drawing
+
+
+@dataclass
+class LoggerSettings:
+    kind: str = "wandb_offline"  # wandb_offline | wandb_online | csv | none
+    project: str = "sttabt"
+
+
+@dataclass
+class PathSettings:
+    artifacts: str = MISSING  # shared by all jobs: weights, each found by what made it, and result rows
+    output: str = MISSING  # this job's own folder
+
+
+@dataclass
+class Settings:
+    name: str = MISSING  # the experiment's name
+    model: ModelSettings = field(default_factory=ModelSettings)
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    sparsity: Any = MISSING  # a SparsitySettings; its schema is chosen with the method
+    approx: ApproxSettings = field(default_factory=ApproxSettings)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    skip_approx: bool = False  # use the approximate network that is there; an error if there is none
+    resume: str = "auto"  # auto | never: go on with an interrupted stage, or begin it again
+    seed: int = 0
+    fast_dev_run: int = 0  # > 0: so many steps a stage, on as many batches; for tests
+
+
+SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {
+    "dense": DenseSettings,
+    "random": RandomSettings,
+    "forward_topk": ForwardTopkSettings,
+    "backtracking": BacktrackingSettings,
+    "concrete": ConcreteSettings,
+}

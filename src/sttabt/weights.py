@@ -1,0 +1,49 @@
+"""Weights from a local file, loaded strictly."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sttabt.errors import UserError
+
+
+def load_weights(module: nn.Module, path: Path, setting: str) -> None:
+    """Load `path` (.safetensors, or a torch file of tensors) into `module`, every name and shape matching.
+
+    Raises UserError naming `setting` when the file is missing, broken, or belongs to another architecture.
+    """
+    state, expected = read_weights(path, setting), module.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unexpected" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{setting}={path} belongs to another architecture than model.timm: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+    """The tensors of a file by name; a torch file may hold them under `model` or `state_dict`."""
+    if not path.is_file():
+        raise UserError(f"{setting}={path} is not a file: give the path of a .safetensors or torch file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{setting}={path} cannot be read, it may be truncated: {str(error).splitlines()[0]}") from error
+    for entry in ("model", "state_dict"):
+        if isinstance(state.get(entry), dict):
+            state = state[entry]
+    return state

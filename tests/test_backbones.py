@@ -1,0 +1,75 @@
+"""The timm adapter: its steps are timm's forward, its official names go both ways, what it cannot do it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import BACKBONES, make_approx, make_backbone, make_images
+
+from sttabt.backbones.vit import build_vit
+from sttabt.engine.dense import run_dense, trace_attention
+from sttabt.errors import UserError
+
+
+@torch.inference_mode()
+def test_steps_are_the_models_own_forward(backbone_name: str) -> None:
+    base, images = make_backbone(backbone_name), make_images(backbone_name)
+    run = run_dense(base, images)
+    torch.testing.assert_close(run.logits, base.model(images), atol=1e-5, rtol=1e-5)
+    trace = trace_attention(base, images)
+    for layer in range(base.layers):
+        torch.testing.assert_close(trace.probabilities(layer), run.trace.probabilities(layer))
+        assert trace.probabilities(layer).sum(-1).sub(1).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
+    base, images = make_backbone(backbone_name), make_images(backbone_name)
+    sample, token = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0, 4, base.tokens - 1, 1, base.outputs])
+    torch.testing.assert_close(base.embed_tokens(images, sample, token), base.embed(images)[sample, token], atol=1e-5, rtol=1e-5)
+
+
+def test_official_names_go_both_ways(backbone_name: str) -> None:
+    base, images = make_backbone(backbone_name), make_images(backbone_name)
+    torch.manual_seed(99)
+    name, arguments, channels, size, _ = BACKBONES[backbone_name]
+    other = build_vit(name, arguments, 5, channels, size).eval()
+    other.load_official_state(base.official_state())
+    assert torch.equal(other(images), base(images))
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    base = make_backbone("digits")
+    state = base.official_state()
+    state["encoder.layer.9.x"] = state.pop("encoder.layer.0.output.dense.bias")
+    with pytest.raises(UserError, match=r"encoder.layer.0.output.dense.bias is missing.*encoder.layer.9.x is unexpected"):
+        base.load_official_state(state)
+
+
+def test_a_narrow_copy_has_the_same_depth_and_heads(backbone_name: str) -> None:
+    base = make_backbone(backbone_name)
+    factor = BACKBONES[backbone_name][4]
+    sizes, narrow = base.architecture, make_approx(base, backbone_name).backbone.architecture
+    assert (narrow.layers, narrow.heads, narrow.patch_inputs) == (sizes.layers, sizes.heads, sizes.patch_inputs)
+    assert (narrow.width * factor, narrow.feed_forward * factor) == (sizes.width, sizes.feed_forward)
+
+
+@pytest.mark.parametrize("factor", [0, 5, 32])
+def test_a_factor_that_does_not_divide_a_head_is_refused(factor: int) -> None:
+    with pytest.raises(UserError, match=f"approx.factor={factor} "):
+        make_backbone("digits").narrow(factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [
+        ("test_vit", {"global_pool": "avg"}, "global_pool='avg'"),
+        ("test_vit", {"qk_norm": True}, "query and key norms"),
+        ("test_vit", {"attn_drop_rate": 0.1}, "attention dropout"),
+        ("resnet18", {}, "not a ViT or DeiT"),
+        ("vit_unheard_of", {}, "not a ViT or DeiT"),
+    ],
+)
+def test_what_the_adapter_would_not_reproduce_is_refused(name: str, arguments: dict, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        build_vit(name, arguments, 5, 3, 160)

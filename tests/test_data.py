@@ -1,0 +1,89 @@
+"""Splits that never share an image, an order that a resumed run repeats, folders in ImageNet's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sttabt.data import load_splits
+from sttabt.data.base import train_loader
+from sttabt.errors import UserError
+from sttabt.settings import DatasetSettings
+
+DIGITS = {"name": "digits", "source": "digits", "image_size": 28, "channels": 1, "classes": 10}
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    splits = load_splits(DatasetSettings(**DIGITS))
+    train, validation, test = splits.train, splits.validation, splits.test
+    assert sorted([*train.indices, *validation.indices, *test.indices]) == list(range(1797))
+    assert len(test) == 360
+    other = load_splits(DatasetSettings(**DIGITS, split_seed=5))
+    assert other.test.indices == test.indices  # a seed moves the validation split, never the test split
+    assert other.validation.indices != validation.indices
+    item = test[0]
+    assert item.inputs.shape == (1, 28, 28)
+    counts = np.bincount([int(test[i].labels) for i in range(len(test))])
+    assert counts.min() >= 34 and counts.max() <= 38  # stratified
+
+
+def test_an_epoch_repeats_and_epochs_differ() -> None:
+    splits = load_splits(DatasetSettings(**DIGITS))
+
+    def epoch(number: int, workers: int = 0) -> torch.Tensor:
+        loader = train_loader(splits.train, 64, workers, seed=3)
+        loader.sampler.set_epoch(number)
+        return torch.cat([batch.inputs for _, batch in zip(range(3), loader, strict=False)])
+
+    first = epoch(0)
+    assert torch.equal(epoch(0), first)
+    assert torch.equal(epoch(0, workers=2), first)
+    assert not torch.equal(epoch(1), first)
+
+
+def test_augmentation_leaves_the_global_generator_alone() -> None:
+    splits = load_splits(DatasetSettings(**DIGITS))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    splits.train[0, 0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def make_folder(root: Path, classes: list[str], images: int = 10) -> Path:
+    for part in ("train", "val"):
+        for number, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(images):
+                Image.new("RGB", (40, 36), (20 * number, 10 * index, 90)).save(folder / f"{index}.jpg")
+    return root
+
+
+def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, ["n01", "n02", "n03"])
+    settings = DatasetSettings(name="f", source="image_folder", path=str(root), image_size=32, classes=3, validation_share=0.2)
+    splits = load_splits(settings)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 6, 30)
+    assert splits.class_names == ("n01", "n02", "n03")
+    assert splits.train[0, 0].inputs.shape == splits.test[0].inputs.shape == (3, 32, 32)
+    assert torch.equal(splits.train[2, 5].inputs, splits.train[2, 5].inputs)
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, ["n01", "n02"])
+    settings = DatasetSettings(name="f", source="image_folder", path=str(root), image_size=32, classes=7)
+    with pytest.raises(UserError, match=r"dataset.classes=7 but the data has 2 classes: set dataset.classes=2"):
+        load_splits(settings)
+    (root / "val" / "n02").rename(root / "val" / "n09")
+    with pytest.raises(UserError, match="different classes"):
+        load_splits(settings)
+
+
+def test_an_unknown_source_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        load_splits(DatasetSettings(**{**DIGITS, "source": "digit"}))

@@ -1,0 +1,431 @@
+"""The report package, from row files on the disk to tables, figures and the page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sttabt.errors import UserError
+from sttabt.report.__main__ import main
+from sttabt.report.build import make_report
+from sttabt.report.gallery import Gallery, choose, read_galleries
+from sttabt.report.points import to_points
+from sttabt.report.rows import Row, read_rows
+from sttabt.report.table import format_table, table_columns, to_frame
+from sttabt.report.tokens import fade
+
+LAYERS = 4
+GRID = (4, 4)
+DENSE_MACS = 40e6
+APPROX = {"kl": 0.2, "mse": 0.01, "kl_random": 2.0, "mse_random": 0.1, "kl_interpolated": 1.5, "mse_interpolated": 0.08}
+
+
+def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **changes) -> Row:
+    """A made-up result: `share` of the tokens on average, accuracy that falls with it."""
+    dense = method == "dense"
+    share = 1.0 if dense else share
+    planned = method in ("concrete", "backtracking")
+    boundaries = [1.0] * (LAYERS + 1) if dense else [share * (1.4 - 0.2 * layer) for layer in range(LAYERS + 1)]
+    time = {"batch_size": 32, "rounds": 15, "dense_ms": 20.0, "ms": 20.0 * share, "ratio": share + 0.04}
+    values = {
+        "experiment": "digits",
+        "sweep": "sweep-1",
+        "config_hash": f"{method}{share:.2f}{changes.get('attention', '')}s{seed}",
+        "command": f"sttabt sparsity={method} seed={seed} 'note=<{share:.2f}>'",
+        "commit": "0123abc",
+        "version": "0.1.0",
+        "seed": seed,
+        "device": "cpu",
+        "threads": 1,
+        "dataset": "digits",
+        "split": "test",
+        "samples": 360,
+        "model": "small",
+        "method": method,
+        "attention": "approximate" if method == "backtracking" else None,
+        "factor": 4 if planned else None,
+        "p_logit": round(4 * share - 3, 2) if method == "concrete" else None,
+        "keep_ratio": share if method not in ("concrete", "dense") else None,
+        "propagation": 0.1 if planned else None,
+        "parameters": 1_000_000,
+        "metric": "accuracy",
+        "score": 0.95 - (0 if dense else 0.2) * (1 - share) ** 2 - 0.004 * seed,
+        "score_soft": 0.96 if method == "concrete" else None,
+        "score_masked": None,
+        "score_ema": None,
+        "loss": 0.2,
+        "occupancy": sum(boundaries) / len(boundaries),
+        "occupancy_by_boundary": boundaries,
+        "macs": {"stem": 1e6, "projections": 26e6 * share, "attention": 13e6 * share**2},
+        "macs_dense": DENSE_MACS,
+        "time": None if dense else time | {"ratio_low": share + 0.02, "ratio_high": share + 0.07},
+        "approx": APPROX if planned else None,
+        "seconds": {"prune": 12.5, "evaluate": 1.25},
+    }
+    return Row(**(values | changes))
+
+
+def make_sweep() -> list[Row]:
+    rows = [make_row("dense", seed=seed) for seed in (0, 1)]
+    rows += [make_row("concrete", share, seed) for share in (0.3, 0.5, 0.7) for seed in (0, 1)]
+    rows += [make_row("backtracking", share) for share in (0.3, 0.5, 0.7)]
+    rows += [make_row("backtracking", share, attention="actual") for share in (0.3, 0.7)]
+    return [*rows, make_row("forward_topk", 0.5), make_row("random", 0.5)]
+
+
+def make_gallery(share: float, channels: int = 3) -> Gallery:
+    """Two images whose patches are dropped from the last to the first."""
+    patches = GRID[0] * GRID[1]
+    alive = np.zeros((2, LAYERS + 1, 1 + patches), bool)
+    alive[:, :, 0] = True
+    for boundary in range(LAYERS):
+        alive[0, boundary, 1 : 1 + int(patches * share * (1 - boundary / LAYERS))] = True
+        alive[1, boundary, 1 : 1 + int(patches * share)] = True
+    ramp = np.linspace(0, 200, 16 * 16 * channels).astype(np.uint8).reshape(16, 16, channels)
+    return Gallery(
+        images=np.stack([ramp, ramp[::-1]]),
+        depth=alive[:, :-1].sum(axis=1),
+        alive=alive,
+        prefix=np.array(1),
+        layers=np.array(LAYERS),
+        grid=np.array(GRID),
+        labels=np.array([0, 1]),
+        predictions=np.array([0, 2]),
+        class_names=np.array(["zero", "one, uno", "two"]),
+    )
+
+
+def write_rows(folder: Path, rows: list[Row], galleries: bool = False) -> Path:
+    for index, row in enumerate(rows):
+        row.write(folder / f"job-{index}" / "row.json")
+        if galleries and row.method in ("concrete", "backtracking"):
+            make_gallery(row.occupancy, channels=1).write(folder / f"job-{index}" / "tokens.npz")
+    return folder
+
+
+def test_row_survives_the_disk(tmp_path):
+    for row in make_sweep():
+        row.write(tmp_path / "job" / "row.json")
+        read = Row.read(tmp_path / "job" / "row.json")
+        assert read == row and read.folder == tmp_path / "job"
+    assert [path.name for path in (tmp_path / "job").iterdir()] == ["row.json"]
+
+
+def test_row_totals():
+    row = make_row("concrete", 0.5)
+    assert row.macs_total == 1e6 + 13e6 + 3.25e6
+    assert row.macs_share == pytest.approx(17.25 / 40)
+    assert row.time_ratio == 0.54 and make_row("dense").time_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("method", "attention", "label"),
+    [
+        ("concrete", None, "concrete"),
+        ("backtracking", "approximate", "back-tracking (approximate attention)"),
+        ("backtracking", "actual", "back-tracking (actual attention)"),
+        ("forward_topk", None, "forward top-k"),
+        ("a_new_one", None, "a new one"),
+    ],
+)
+def test_row_label(method, attention, label):
+    assert make_row(method, attention=attention).label == label
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"score": 93.1}, "score is 93.1"),
+        ({"score": float("nan")}, "score is nan"),
+        ({"score": True}, "score is True"),
+        ({"occupancy_by_boundary": [1.0, "half"]}, "occupancy_by_boundary"),
+        ({"macs": {"stem": None}}, "macs"),
+        ({"macs_dense": 0.0}, "macs_dense"),
+        ({"time": {"ratio": 0.5}}, "time lacks batch_size"),
+        ({"schema": 2}, "schema is 2"),
+    ],
+)
+def test_row_refuses_wrong_values(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_row(**changes)
+
+
+def test_unreadable_rows_are_named_skipped_and_counted(tmp_path, caplog):
+    write_rows(tmp_path, [make_row(share=share) for share in (0.3, 0.5, 0.7)])
+    for job, spoil in ((0, lambda text: text[:-40]), (1, lambda text: text.replace('"seed"', '"sead"'))):
+        path = tmp_path / f"job-{job}" / "row.json"
+        path.write_text(spoil(path.read_text()))
+    with caplog.at_level(logging.WARNING):
+        rows = read_rows([tmp_path])
+    assert [row.occupancy for row in rows] == [pytest.approx(0.7)]
+    assert all(f"skipped {tmp_path / job / 'row.json'}" in caplog.text for job in ("job-0", "job-1"))
+    assert "lacks seed" in caplog.text and "skipped 2 of 3 row files" in caplog.text
+
+
+def test_a_row_below_two_folders_is_read_once(tmp_path):
+    write_rows(tmp_path, [make_row()])
+    assert len(read_rows([tmp_path, tmp_path / "job-0"])) == 1
+
+
+def test_folder_without_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match=rf"no row.json below {tmp_path}"):
+        read_rows([tmp_path])
+    with pytest.raises(UserError, match="there is no folder"):
+        read_rows([tmp_path / "absent"])
+    (tmp_path / "row.json").write_text("{")
+    with pytest.raises(UserError, match=r"that can be read \(1 cannot\)"):
+        read_rows([tmp_path])
+
+
+def test_table_numbers():
+    lines = format_table(make_sweep()).splitlines()
+    assert lines[0] == "## small on digits: accuracy on test, 360 images"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:] if line.startswith("|")][:12]
+    table = [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
+    methods = [line["method"] for line in table]
+    assert methods == [
+        "dense", *["concrete"] * 3, *["back-tracking (approximate attention)"] * 3,
+        *["back-tracking (actual attention)"] * 2, "forward top-k",
+    ]  # fmt: skip
+    scores = [0.95 - 0.2 * 0.49, 0.95 - 0.2 * 0.49 - 0.004]
+    assert table[1] == {
+        "method": "concrete",
+        "setting": "p_logit -1.8",
+        "seeds": "2",
+        "accuracy %": f"{100 * statistics.fmean(scores):.2f} ± {100 * statistics.stdev(scores):.2f}",
+        "soft masks %": "96.00 ± 0.00",
+        "occupancy": "0.300 ± 0.000",
+        "MMACs": "9.970 ± 0.000",
+        "share of dense MACs": "0.249 ± 0.000",
+        "share of dense time (quartiles)": "0.340 ± 0.000",
+    }
+    assert table[5]["setting"] == "keep_ratio 0.5" and table[5]["share of dense MACs"] == f"{17.25 / 40:.3f}"
+    assert table[5]["share of dense time (quartiles)"] == "0.540 (0.520 to 0.570)"
+    assert table[0]["share of dense time (quartiles)"] == "-"
+
+
+def test_table_shows_the_approximate_networks_once():
+    text = format_table(make_sweep())
+    head = next(index for index, line in enumerate(text.splitlines()) if "KL trained" in line)
+    lines = [line for line in text.splitlines()[head + 2 :] if line.startswith("|")]
+    assert [re.findall(r"[\d.]+", line) for line in lines] == [
+        ["4", "0", "0.2", "0.01", "1.5", "0.08", "2", "0.1"],
+        ["4", "1", "0.2", "0.01", "1.5", "0.08", "2", "0.1"],
+    ]
+
+
+def test_format_table_gives_each_data_set_its_own_table():
+    text = format_table([make_row(), make_row(dataset="letters")])
+    assert "## small on digits" in text and "## small on letters" in text
+
+
+def test_table_without_timing_says_so():
+    text = format_table([make_row(time=None)])
+    assert "Timing was off." in text and "share of dense time" not in text
+
+
+def test_large_models_count_in_billions():
+    points = to_points([make_row(macs_dense=4.6e9, macs={"stem": 2.3e9})])
+    column = next(column for column in table_columns(points) if column.title == "GMACs")
+    assert column.text(points[0]) == "2.300"
+
+
+def test_curves_are_told_apart_by_what_differs():
+    rows = [make_row(share=share, factor=factor) for share in (0.3, 0.5) for factor in (4, 8)]
+    series = [point.series for point in to_points([*rows, make_row("dense")])]
+    assert series == ["dense", *["concrete, factor 4"] * 2, *["concrete, factor 8"] * 2]
+
+
+def test_rows_that_differ_in_something_unnamed_are_not_averaged(caplog):
+    points = to_points([make_row(), make_row(config_hash="other")])
+    assert [len(point.rows) for point in points] == [1, 1]
+    assert "config other" in {part for point in points for part in point.setting.split(", ")}
+    assert "differ in more than the seed" in caplog.text
+
+
+def test_frame_has_every_field_of_every_row():
+    rows = make_sweep()
+    frame = to_frame(rows)
+    assert len(frame) == len(rows) and set(frame["command"]) == {row.command for row in rows}
+    line = frame[frame["config_hash"] == make_row("concrete", 0.5, 1).config_hash].iloc[0]
+    row = make_row("concrete", 0.5, 1)
+    assert line["macs.attention"] == row.macs["attention"] and line["macs_total"] == row.macs_total
+    assert line["occupancy_by_boundary.4"] == row.occupancy_by_boundary[4]
+    assert line["time.ratio_high"] == row.time["ratio_high"] and line["approx.kl"] == 0.2
+
+
+@pytest.mark.parametrize("name", ["dataset", "split", "model", "metric"])
+def test_mixed_rows_are_refused(tmp_path, name):
+    write_rows(tmp_path, [make_row(), make_row(share=0.7, **{name: "another"})])
+    with pytest.raises(UserError, match=rf"differ in {name} \(.*another.*\)") as error:
+        make_report([tmp_path], tmp_path / "report")
+    assert "\n" not in str(error.value) and not (tmp_path / "report").exists()
+
+
+def test_report_repeats_byte_for_byte(tmp_path):
+    rows = make_sweep()
+    reports = []
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        folder = write_rows(tmp_path / name, order, galleries=True)
+        make_report([folder], tmp_path / f"{name}-report")
+        reports.append({path.name: path.read_bytes() for path in (tmp_path / f"{name}-report").iterdir()})
+    assert set(reports[0]) == {
+        "table.md", "table.csv", "pareto.png", "pareto.pdf", "pareto.csv", "tokens.png", "tokens.pdf", "index.html",
+    }  # fmt: skip
+    assert reports[0].keys() == reports[1].keys()
+    assert [name for name in reports[0] if reports[0][name] != reports[1][name]] == []
+
+
+def test_report_repeats_in_another_process(tmp_path):
+    write_rows(tmp_path / "rows", make_sweep()[:4], galleries=True)
+    for out in ("a", "b"):
+        arguments = [sys.executable, "-m", "sttabt.report", str(tmp_path / "rows"), f"out={tmp_path / out}"]
+        subprocess.run(arguments, check=True, capture_output=True)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_pareto_numbers(tmp_path):
+    report = make_report([write_rows(tmp_path, make_sweep())])
+    assert report.figure == tmp_path / "report" / "pareto.png"
+    frame = pd.read_csv(report.figure.with_suffix(".csv")).set_index(["curve", "setting"])
+    line = frame.loc[("concrete", "p_logit -1")]
+    assert line["seeds"] == 2 and line["score"] == pytest.approx(0.898) and line["occupancy"] == pytest.approx(0.5)
+    assert line["score_deviation"] == pytest.approx(0.004 / 2**0.5) and line["time_ratio"] == pytest.approx(0.54)
+    assert pd.isna(frame.loc[("random", "keep_ratio 0.5")]["score_deviation"])
+
+
+@pytest.mark.parametrize("colour", [(20,), (20, 20, 20), (20, 30, 40)])
+def test_fade_leaves_kept_patches_alone(colour):
+    image = np.full((9, 9, len(colour)), colour, np.uint8)
+    patches = np.zeros((4, 4), bool)
+    patches[0, 3] = True
+    faded = fade(image, patches)
+    kept = (faded == image).all(axis=2)
+    assert faded.shape == (9, 9, 3) and kept[:3, 7:].all() and kept.sum() == 6
+    assert (faded[~kept] > 150).all()
+    # In a grey image a dropped patch must not look like a grey patch that was kept.
+    assert (np.ptp(faded[~kept].astype(int), axis=1) > 20).all() == (len(set(colour)) == 1)
+
+
+def test_gallery_survives_the_disk_and_a_broken_one_is_skipped(tmp_path, caplog):
+    write_rows(tmp_path, [make_row(share=0.3), make_row(share=0.7)], galleries=True)
+    (_, read), _ = read_galleries(read_rows([tmp_path]))
+    written = make_gallery(make_row(share=0.3).occupancy, channels=1)
+    assert all(np.array_equal(getattr(read, name), getattr(written, name)) for name in Gallery.__dataclass_fields__)
+    path = tmp_path / "job-0" / "tokens.npz"
+    for content in (path.read_bytes()[:-200], path.read_bytes()[:300], b"", b"text"):
+        path.write_bytes(content)
+        caplog.clear()
+        assert len(read_galleries(read_rows([tmp_path]))) == 1
+        assert f"skipped {path}" in caplog.text
+
+
+def test_gallery_refuses_tokens_that_come_back():
+    gallery = make_gallery(0.5)
+    alive = gallery.alive.copy()
+    alive[0, LAYERS] = True
+    with pytest.raises(ValueError, match="nested"):
+        replace(gallery, alive=alive)
+
+
+def test_figure_shows_the_middle_of_both_methods():
+    rows = [row for row in make_sweep() if row.seed == 0]
+    chosen = choose([(row, make_gallery(row.occupancy)) for row in rows])
+    assert [(row.label, round(row.occupancy, 2)) for row, _ in chosen] == [
+        ("concrete", 0.5),
+        ("back-tracking (approximate attention)", 0.5),
+    ]
+    others = [(row, make_gallery(row.occupancy)) for row in rows if row.method in ("dense", "random")]
+    assert [row.method for row, _ in choose(others)] == ["random"]
+
+
+def test_stale_token_figures_are_removed(tmp_path):
+    folder = write_rows(tmp_path, [make_row()], galleries=True)
+    tokens = make_report([folder]).tokens
+    assert tokens is not None and tokens.exists() and tokens.with_suffix(".pdf").exists()
+    (tmp_path / "job-0" / "tokens.npz").unlink()
+    assert make_report([folder]).tokens is None
+    assert not tokens.exists() and not tokens.with_suffix(".pdf").exists()
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps text, code blocks, addresses and embedded data."""
+
+    EMPTY = frozenset({"meta", "link", "img", "input", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.pieces: dict[str, list[str]] = {}
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "action", "srcset")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+            self.pieces.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.pieces[self.open[-1]][-1] += data
+
+
+@pytest.mark.parametrize("galleries", [True, False])
+def test_page_is_whole_and_holds_every_row(tmp_path, galleries):
+    rows = make_sweep()
+    path = make_report([write_rows(tmp_path, rows, galleries)], tmp_path / "out", title="Tokens & <tags>").page
+    text = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert page.pieces["h1"] == ["Tokens & <tags>"]
+    assert sorted(page.pieces["code"]) == sorted(row.command for row in rows)
+    assert all(f"config {row.config_hash}," in text for row in rows)
+    assert page.addresses and all(address.startswith("data:") for address in page.addresses)
+    assert not re.search(r"https?:|url\(|@import|fetch\(", text)
+    if galleries:
+        data = json.loads(next(piece for piece in page.pieces["script"] if piece.startswith("{")))
+        assert len({each["name"] for each in data["sets"]}) == 11 and len(data["images"]) == 2
+        assert data["sets"][data["first"]]["name"] == "concrete, p_logit -1, seed 0"
+        expected = make_gallery(make_row(share=0.5).occupancy).alive[:, :, 1:].sum(axis=1).tolist()
+        assert data["sets"][data["first"]]["lives"] == expected
+
+
+def test_command_writes_and_prints(tmp_path, capsys):
+    folder = write_rows(tmp_path / "p=1", make_sweep())
+    assert main([str(folder), f"out={tmp_path / 'out'}", "title=My sweep"]) == 0
+    printed = capsys.readouterr().out
+    assert format_table(make_sweep()) in printed and str(tmp_path / "out" / "index.html") in printed
+    assert "<h1>My sweep</h1>" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "give a folder"), (["ouut=x"], "did you mean 'out'?"), (["no/such/folder"], "there is no folder")],
+)
+def test_command_refuses_with_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_report_loads_no_model_library():
+    code = "import sys, sttabt.report.build; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'timm')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
