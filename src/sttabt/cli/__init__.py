@@ -1,0 +1,1 @@
+"""From the command line to checked settings. Imports no torch, so that a mistake shows at once."""

@@ -1,0 +1,57 @@
+"""What Hydra and OmegaConf raise, said in one line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from sttabt.cli.composition import unknown_setting
+from sttabt.errors import UserError, nearest
+
+# What a user's mistake can raise on the way to settings.
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user can mend it: one of MISTAKES, or any complaint of Hydra's own composition code."""
+    if isinstance(error, MISTAKES):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("hydra._internal.")
+
+
+def explain(error: BaseException) -> str:
+    """One line that names the setting or file, its value and the nearest valid name."""
+    if isinstance(error, UserError):
+        return _one_line(str(error))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is unknown: {nearest(choice, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}': write key=value, and quote a value that has signs in it"
+    text = "\n".join([str(error), str(error.__cause__ or "")])
+    if sweep := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'", text):
+        return f"{sweep[1]} names several values: add -m to sweep over them"
+    # Where it happened: a yaml file or an override of the command line.
+    file = re.search(r"In '([^']+)'", text)
+    override = re.search(r"Error merging override (\S+)", text)
+    where = f"{file[1]}.yaml: " if file else f"{override[1]}: " if override else ""
+    unknown = re.search(r"Key '[^']*' (?:is )?not in", text) or re.search(r"Could not override", text)
+    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if unknown and key:
+        return f"{where}{unknown_setting(key[1])}"
+    if reference := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{where}{key[1] if key else ''}: ${{{reference[1]}}} leads nowhere: {unknown_setting(reference[1])}"
+    if file or override:
+        reason = re.search(r"^(.*(?:Value|Cannot|Invalid|Unexpected|Incompatible|not Optional).*)$", text, re.MULTILINE)
+        setting = f"{key[1]}: " if file and key else ""
+        return _one_line(f"{where}{setting}{reason[1] if reason else text}")
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

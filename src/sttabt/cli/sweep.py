@@ -1,0 +1,139 @@
+"""Which jobs a sweep has, how far it is, and what it says at its end. The Hydra plugin is in `hydra_plugins`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sttabt.errors import UserError
+
+# A grid: for every key the assignments `key=value` that it takes.
+Grid = Mapping[str, Sequence[str]]
+
+LITERALS = ("null", "true", "false", "nan", "inf")  # text only in quotes
+
+log = logging.getLogger(__name__)
+
+
+class JobsFailedError(Exception):
+    """Some jobs of a sweep failed; the text has a line for each. `exit_code` is 2 if all were a user's mistake."""
+
+    def __init__(self, lines: Sequence[str], exit_code: int) -> None:
+        super().__init__("\n".join(lines))
+        self.exit_code = exit_code
+
+
+def union_of_grids(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
+    """The jobs of a sweep: all products of all grids, in their order and without repetition.
+
+    `given` is the command line. Of it,
+    - a key that no grid has multiplies every grid;
+    - a key that some grids have replaces it there, and leaves the other grids alone;
+    - a choice that other keys live under (`sparsity` of `sparsity.keep_ratio`) keeps the grids of that choice; a
+      choice without a grid gets one of the command line alone.
+    """
+    if not grids:
+        return _product(given)
+    nodes = {key for grid in grids for key in grid if any(other.startswith(f"{key}.") for g in grids for other in g)}
+    settings = {key: values for key, values in given.items() if key not in nodes}
+    kept: list[Grid] = list(grids)
+    alone: list[Grid] = []
+    for node in nodes & given.keys():
+        narrowed = [{**grid, node: [v for v in grid.get(node, given[node]) if v in given[node]]} for grid in kept]
+        kept = [grid for grid in narrowed if grid[node]]
+        found = {value for grid in kept for value in grid[node]}
+        others = [value for value in given[node] if value not in found]
+        if others:
+            alone.append({node: others, **settings})
+    named = {key for grid in kept for key in grid}
+    jobs: list[list[str]] = []
+    for grid in kept:
+        replaced = {key: settings.get(key, values) for key, values in grid.items()}
+        added = {key: values for key, values in settings.items() if key not in named}
+        fixed = {key: values for key, values in added.items() if len(values) == 1}
+        jobs += _product({**fixed, **replaced, **added})
+    for grid in alone:
+        jobs += _product(grid)
+    return [job for index, job in enumerate(jobs) if job not in jobs[:index]]
+
+
+def assignments(key: str, values: Any) -> list[str]:
+    """`key=value` in Hydra's notation for each of a grid's values; a single value is a list of one."""
+    listed = values if isinstance(values, list) else [values]
+    return [f"{key}={_notation(value)}" for value in listed]
+
+
+class Progress:
+    """One line a finished job, with an estimate of the time left."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.start, self.last = total, 0, time.monotonic(), time.monotonic()
+
+    def finished(self, jobs: int, failed: int) -> None:
+        """Say that `jobs` more jobs ended, `failed` of them badly."""
+        self.done += jobs
+        now = time.monotonic()
+        left = (now - self.start) / self.done * (self.total - self.done)
+        outcome = f"failed ({failed} of {jobs}) after" if failed else "done in"
+        rest = f", about {duration(left)} left" if self.done < self.total else ""
+        log.info("job %d/%d %s %s%s", self.done, self.total, outcome, duration(now - self.last), rest)
+        self.last = now
+
+
+def duration(seconds: float) -> str:
+    """Rounded to what matters: `21 s`, `3 min`, `2.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def report_sweep(folder: Path) -> None:
+    """Make the report of all rows below the sweep's folder; print the table, log where the files are.
+
+    Rows that cannot be compared, as of several models, get no report but a warning.
+    """
+    from sttabt.report.build import make_report
+    from sttabt.report.rows import read_rows
+    from sttabt.report.table import format_table
+
+    try:
+        files = make_report([folder], folder / "report")
+    except UserError as error:
+        log.warning("no report of this sweep: %s", error)
+        return
+    sys.stdout.write(f"\n{format_table(read_rows([folder]))}\n")
+    log.info("table: %s", files.table)
+    log.info("figure: %s", files.figure)
+    if files.tokens:
+        log.info("tokens: %s", files.tokens)
+    log.info("page: %s", files.page)
+
+
+def failure(number: int, total: int, overrides: Sequence[str], error: BaseException, folder: Path) -> str:
+    """One line about a job that failed."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    reason = " ".join(str(error).split())
+    return f"job {number}/{total} ({' '.join(overrides)}) failed: {kind}{reason} (its log is in {folder})"
+
+
+def _product(grid: Grid) -> list[list[str]]:
+    return [list(job) for job in itertools.product(*grid.values())]
+
+
+def _notation(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(_notation(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_notation(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str) and (value.lower() in LITERALS or not re.fullmatch(r"[A-Za-z_][\w./-]*", value)):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)

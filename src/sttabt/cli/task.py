@@ -1,0 +1,59 @@
+"""What Hydra runs: one job. A module of its own, so that launchers find it by name in other processes."""
+
+from __future__ import annotations
+
+import logging
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from sttabt.cli.checks import without_effect
+from sttabt.cli.composition import read_job, read_settings
+from sttabt.cli.messages import MISTAKES, explain
+
+SIGNAL_EXIT = 143  # 128 + SIGTERM
+
+log = logging.getLogger(__name__)
+
+
+class CheckBeforeRun(Callback):
+    """Checks a single run before Hydra makes its folder; a sweep checks all its jobs itself."""
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Raises SystemExit from the mistake: of an Exception in a callback Hydra makes a warning."""
+        try:
+            read_job(config, config.hydra.run.dir)
+        except MISTAKES as mistake:
+            raise SystemExit(2) from mistake
+
+
+def run_task(config: DictConfig) -> None:
+    """Check the settings, then go through the stages.
+
+    Raises SystemExit from a mistake in a single run, where Hydra would add lines of its own to any Exception.
+    """
+    hydra = HydraConfig.get()
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    try:
+        settings = read_settings(config)
+        for line in without_effect(settings, hydra.overrides.task):
+            log.warning(line)
+        # Imported after the checks: torch, lightning and timm take seconds to load.
+        from sttabt.job import current_job
+        from sttabt.stages import run_stages
+
+        run_stages(settings, current_job())
+    except SystemExit as stop:
+        # Lightning ends with exit code 0 when a signal stops it.
+        raise SystemExit(stop.code or SIGNAL_EXIT) from stop
+    except MISTAKES as mistake:
+        if sweeping:
+            log.error(explain(mistake))
+            raise
+        raise SystemExit(2) from mistake
+    except Exception:
+        if sweeping:
+            log.exception("the job failed")
+        raise

@@ -1,0 +1,55 @@
+"""`python -m sttabt.run experiment=NAME [key=value ...]`, installed as `sttabt`: one run, or a sweep of runs.
+
+Exit codes: 0, 2 for a user's mistake (one line on stderr), 1 when jobs of a sweep failed, 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from sttabt.cli.composition import VERSION_BASE, config_folder
+from sttabt.cli.messages import explain, is_mistake
+from sttabt.cli.sweep import JobsFailedError
+from sttabt.cli.task import run_task
+from sttabt.errors import UserError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def main() -> None:
+    """The command line, from sys.argv. A mistake's traceback shows only with HYDRA_FULL_ERROR=1."""
+    given = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print over many lines
+    try:
+        _refuse_unknown_options()
+        hydra.main(version_base=VERSION_BASE, config_path=str(config_folder()), config_name="config")(run_task)()
+    except JobsFailedError as failed:
+        sys.stderr.write(f"{failed}\n")
+        sys.exit(failed.exit_code)
+    except (Exception, SystemExit) as error:
+        # A job hands its mistake over as the cause of SystemExit.
+        mistake = error.__cause__ if isinstance(error, SystemExit) else error
+        if mistake is None or not is_mistake(mistake):
+            raise
+        sys.stderr.write("".join(traceback.format_exception(mistake)) if given == "1" else f"{explain(mistake)}\n")
+        sys.exit(2)
+    finally:
+        if given is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = given
+
+
+def _refuse_unknown_options() -> None:
+    _, unknown = get_args_parser().parse_known_args()
+    if unknown:
+        raise UserError(f"cannot read '{unknown[0]}': give options first (sttabt --help), then key=value pairs")
+
+
+if __name__ == "__main__":
+    main()

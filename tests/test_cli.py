@@ -1,0 +1,294 @@
+"""The command line: every mistake is one line and exit code 2, and a sweep runs to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sttabt
+from sttabt.cli.checks import without_effect
+from sttabt.cli.composition import compose_settings
+from sttabt.cli.sweep import Progress, assignments, duration, union_of_grids
+from sttabt.run import main
+
+SOURCE = str(Path(sttabt.__file__).parents[1])
+MISTAKES = {
+    "": "no experiment is chosen: give experiment=NAME, one of: debug, quickstart",
+    "experiment=quikstart": "experiment=quikstart is unknown: did you mean 'quickstart'?",
+    "experiment=debug model=digts_vit": "model=digts_vit is unknown: did you mean 'digits_vit'?",
+    "modle=test_vit": "modle is not a setting: did you mean 'model'?",
+    "experiment=debug approx.facter=4": "approx.facter is not a setting: did you mean 'approx.factor'?",
+    "experiment=debug +approx.facter=4": "approx.facter is not a setting: did you mean 'approx.factor'?",
+    "experiment=debug facter=4": "facter is not a setting: did you mean 'approx.factor'?",
+    "experiment=debug sparsity.p_logitt=4": "sparsity.p_logitt is not a setting: did you mean 'sparsity.p_logit'?",
+    "experiment=debug sparsity.keep_ratio=1": "sparsity.keep_ratio is not a setting of this method but of random,",
+    "experiment=debug hydra.sweper=1": "hydra.sweper is not a setting: did you mean 'hydra.sweeper'?",
+    "experiment=debug approx.factor=four": "approx.factor=four: Value 'four' of type 'str' could not be converted",
+    "experiment=debug ++approx.factor=x": "++approx.factor=x: Value 'x' of type 'str' could not be converted",
+    "experiment=debug stages=base": "stages=base: Invalid value assigned",
+    "experiment=debug model=null": "Config group override must be a string",
+    "experiment=debug paths.artifacts=null": "paths.artifacts=null: field 'paths.artifacts' is not Optional",
+    "experiment=debug stages=[": "cannot read 'stages=['",
+    "quickstart": "cannot read 'quickstart': write key=value",
+    "experiment=debug --foo": "cannot read '--foo': give options first",
+    "experiment=debug seed=1,2": "seed=1,2 names several values: add -m",
+    "--config-dir nowhere experiment=debug": "Additional config directory",
+    "experiment=quickstart hydra.mode=RUN": "no method is chosen: give sparsity=NAME",
+    "experiment=debug sparsity.method=concreet": "sparsity.method=concreet is unknown: did you mean 'concrete'?",
+    "experiment=debug sparsity.p_logit=nan": "sparsity.p_logit=nan is not a finite number",
+    "experiment=debug approx.hidden_weight=inf": "approx.hidden_weight=inf is not a finite number",
+    "experiment=debug +model.arguments.x=nan": "model.arguments.x=nan is not a finite number",
+    "experiment=debug approx.factor=0": "approx.factor=0 is out of range: it must be at least 1",
+    "experiment=debug approx.factor=3": "approx.factor=3 does not divide the head width 16 (model.width=32, "
+    "model.heads=2): choose one of: 1, 2, 4, 8, 16",
+    "experiment=debug approx.factor=32": "approx.factor=32 does not divide the head width 16",
+    "experiment=debug model.heads=3": "model.width=32 is no multiple of model.heads=3",
+    "experiment=debug sparsity=random sparsity.keep_ratio=0": "sparsity.keep_ratio=0.0 is out of range: it must be",
+    "experiment=debug sparsity=random sparsity.keep_ratio=1.1": "sparsity.keep_ratio=1.1 is out of range",
+    "experiment=debug sparsity.propagation=-0.1": "sparsity.propagation=-0.1 is out of range: it must be between",
+    "experiment=debug sparsity.temperature=0": "sparsity.temperature=0.0 is out of range: it must be above 0",
+    "experiment=debug model.patch_size=5": "model.patch_size=5 does not divide dataset.image_size=28",
+    "experiment=debug model.arguments.depth=3": "model.arguments.depth=3 contradicts model.depth=2",
+    "experiment=debug +model.arguments.img_size=8": "model.arguments.img_size=8: set dataset.image_size instead",
+    "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",
+    "experiment=debug sparsity.training.learning_rate=-1": "sparsity.training.learning_rate=-1.0 is out of range",
+    "experiment=debug approx.training.clip=-1": "approx.training.clip=-1.0 is out of range",
+    "experiment=debug dataset.validation_share=1": "dataset.validation_share=1.0 is out of range",
+    "experiment=debug stages=[]": "stages=[] leaves nothing to do",
+    "experiment=debug stages=[bse]": "stages=bse is unknown: did you mean 'base'?",
+    "experiment=debug logger.kind=wandb_ofline": "logger.kind=wandb_ofline is unknown: did you mean 'wandb_offline'?",
+    "experiment=debug resume=atuo": "resume=atuo is unknown: did you mean 'auto'?",
+    "experiment=debug sparsity=backtracking sparsity.attention=actul": "did you mean 'actual'?",
+    "experiment=debug dataset.source=digit": "dataset.source=digit is unknown: did you mean 'digits'?",
+    "experiment=debug dataset=image_folder": "dataset.path is missing: give dataset.path=FOLDER",
+    "experiment=debug dataset=image_folder model=deit_tiny dataset.path=nowhere": "nowhere is no folder",
+    "experiment=debug model.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
+    "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/11 (experiment=quickstart sparsity=random "
+    "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",
+    "-m experiment=debug approx.factor=1,2,3": "job 3/3 (experiment=debug approx.factor=3): approx.factor=3",
+}
+BAD_YAML = {
+    "approx: {facter: 4}": "experiment/mine.yaml: approx.facter is not a setting: did you mean 'approx.factor'?",
+    "approx: {factor: four}": "experiment/mine.yaml: approx.factor: Value 'four' of type 'str' could not be converted",
+    "sparsity: {p_logitt: 4}": "experiment/mine.yaml: sparsity.p_logitt is not a setting: did you mean",
+    "defaults: [override /modle: test_vit]": "experiment/mine.yaml: modle is not a setting: did you mean 'model'?",
+    "defaults: [override /model: tst_vit]": "model=tst_vit is unknown: did you mean 'test_vit'?",
+    "model: {width: '${model.widht}'}": "model.width: ${model.widht} leads nowhere",
+    "approx: [": "mine.yaml",
+    "hydra: {mode: MULTIRUN, sweeper: {gridz: []}}": "did you mean 'hydra.sweeper.grids'?",
+}
+GRIDS = [
+    {"sparsity": ["sparsity=dense"]},
+    {"sparsity": ["sparsity=random"], "sparsity.keep_ratio": ["sparsity.keep_ratio=0.3", "sparsity.keep_ratio=0.7"]},
+    {"sparsity": ["sparsity=concrete"], "sparsity.p_logit": ["sparsity.p_logit=0"]},
+]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has its own folder, and gets back the log handlers that Hydra replaces."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sttabt.run", *arguments]
+    variables = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+
+
+def _mistake(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What main() writes on stderr, once it has ended with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["sttabt", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(command: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    line = _mistake(command.split(), monkeypatch, capsys)
+    assert MISTAKES[command] in line
+    assert line.count("\n") == 1
+    assert "Traceback" not in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", BAD_YAML)
+def test_a_mistake_in_an_experiment_is_one_line(content: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nname: mine\n{content}\n")
+    line = _mistake(["--config-dir", str(tmp_path), "experiment=mine"], monkeypatch, capsys)
+    assert BAD_YAML[content] in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_empty_data_folder_is_named(part: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("train", "val"):
+        (tmp_path / "data" / name / ("cat" if name != part else "")).mkdir(parents=True)
+    command = "experiment=debug dataset=image_folder model=deit_tiny dataset.path=data"
+    assert f"{part}/ is empty" in _mistake(command.split(), monkeypatch, capsys)
+
+
+def test_a_typo_in_a_process_of_its_own_is_quick_and_one_line() -> None:
+    start = time.monotonic()
+    typo = _run("experiment=debug", "approx.facter=4")
+    assert typo.returncode == 2
+    assert typo.stderr == "approx.facter is not a setting: did you mean 'approx.factor'?\n"
+    assert typo.stdout == ""
+    assert time.monotonic() - start < 10, "it takes 0.6 s, and 10 s with torch and lightning imported"
+
+
+def test_the_traceback_shows_on_demand() -> None:
+    ended = _run("experiment=debug", "approx.factor=0", HYDRA_FULL_ERROR="1")
+    assert ended.returncode == 2
+    assert "Traceback" in ended.stderr
+    assert ended.stderr.endswith("approx.factor=0 is out of range: it must be at least 1\n")
+
+
+def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [debug]\nname: mine\nseed: 3\n")
+    monkeypatch.setattr(sys, "argv", ["sttabt", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "experiment=NAME" in text
+    assert "experiment: debug, quickstart" in text
+    monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
+    main()
+    text = capsys.readouterr().out
+    assert re.search("^name: mine$", text, re.MULTILINE)
+    assert re.search("^seed: 3$", text, re.MULTILINE)
+
+
+def test_a_sweep_outlives_a_failed_job_and_makes_its_report(tmp_path: Path) -> None:
+    ended = _run("-m", "experiment=debug", "sparsity=dense", "model.timm=no_such_model,test_vit")
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert lines[-1].startswith("job 1/2 (experiment=debug sparsity=dense model.timm=no_such_model) failed: model")
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"job 1/2 failed \(1 of 1\) after \d+ s, about \d+ s left", ended.stdout)
+    assert re.search(r"job 2/2 done in \d+ s\n", ended.stdout)
+    assert "| dense " in ended.stdout
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert (sweep / "1" / "row.json").exists()
+    assert (sweep / "report" / "index.html").exists()
+    assert f"page: {sweep.relative_to(tmp_path)}/report/index.html" in ended.stdout
+    assert not (sweep / "1" / "report").exists(), "a sweep makes one report"
+
+
+def test_a_single_run_that_fails_in_a_stage_is_one_line() -> None:
+    ended = _run("experiment=debug", "sparsity=dense", "stages=[evaluate]")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("no finished 'base' artifact for these settings")
+    assert "Traceback" not in ended.stderr
+
+
+def test_jobs_are_the_union_of_the_grids_in_their_order() -> None:
+    assert union_of_grids(GRIDS, {"experiment": ["experiment=x"]}) == [
+        ["experiment=x", "sparsity=dense"],
+        ["experiment=x", "sparsity=random", "sparsity.keep_ratio=0.3"],
+        ["experiment=x", "sparsity=random", "sparsity.keep_ratio=0.7"],
+        ["experiment=x", "sparsity=concrete", "sparsity.p_logit=0"],
+    ]
+
+
+def test_jobs_without_grids_are_the_product() -> None:
+    given = {"a": ["a=1", "a=2"], "b": ["b=1", "b=2"]}
+    assert union_of_grids([], given) == [["a=1", "b=1"], ["a=1", "b=2"], ["a=2", "b=1"], ["a=2", "b=2"]]
+
+
+def test_a_sweep_of_a_key_without_grid_multiplies_every_grid() -> None:
+    jobs = union_of_grids(GRIDS, {"seed": ["seed=0", "seed=1"]})
+    assert len(jobs) == 8
+    assert jobs[:3] == [
+        ["sparsity=dense", "seed=0"],
+        ["sparsity=dense", "seed=1"],
+        ["sparsity=random", "sparsity.keep_ratio=0.3", "seed=0"],
+    ]
+
+
+def test_a_key_of_some_grids_is_replaced_there_alone() -> None:
+    assert union_of_grids(GRIDS, {"sparsity.keep_ratio": ["sparsity.keep_ratio=0.1"]}) == [
+        ["sparsity=dense"],
+        ["sparsity=random", "sparsity.keep_ratio=0.1"],
+        ["sparsity=concrete", "sparsity.p_logit=0"],
+    ]
+
+
+def test_a_choice_keeps_its_grids_and_one_without_grid_runs_alone() -> None:
+    assert union_of_grids(GRIDS, {"sparsity": ["sparsity=dense"]}) == [["sparsity=dense"]]
+    given = {"sparsity": ["sparsity=concrete", "sparsity=other"], "seed": ["seed=0", "seed=1"]}
+    assert union_of_grids(GRIDS, given) == [
+        ["sparsity=concrete", "sparsity.p_logit=0", "seed=0"],
+        ["sparsity=concrete", "sparsity.p_logit=0", "seed=1"],
+        ["sparsity=other", "seed=0"],
+        ["sparsity=other", "seed=1"],
+    ]
+    given = {"sparsity": ["sparsity=other"], "sparsity.keep_ratio": ["sparsity.keep_ratio=0.2"]}
+    assert union_of_grids(GRIDS, given) == [["sparsity=other", "sparsity.keep_ratio=0.2"]]
+
+
+def test_a_job_that_two_grids_name_runs_once() -> None:
+    assert union_of_grids([GRIDS[0], GRIDS[0]], {}) == [["sparsity=dense"]]
+
+
+@pytest.mark.parametrize(
+    "value", [1, -2.5, 1e-5, True, None, "plain", "with space, comma", "it's", "", [1, "a b"], {"k": [1]}, "1", "null"]
+)
+def test_a_grid_value_reaches_hydra_as_it_is(value: object) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (override,) = OverridesParser.create().parse_overrides(assignments("key", [value]))
+    assert override.value() == value
+    assert type(override.value()) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sparsity=dense", "approx.factor=8"], "approx.factor=8 has no effect: dense uses no approximate network"),
+        (["sparsity=backtracking_actual", "skip_approx=true"], "skip_approx=true has no effect: backtracking"),
+        (["sparsity=backtracking", "sparsity.dynamic=true", "sparsity.keep_ratio=0.3"], "keep_ratio=0.3 has no effect"),
+        (["model=deit_tiny", "dataset.image_size=224", "model.training.epochs=3"], "base model's weights are given"),
+        (["dataset.path=somewhere"], "dataset.path=somewhere has no effect"),
+        (["logger=csv", "logger.project=mine"], "logger.project=mine has no effect"),
+        (["evaluation.timing_rounds=0", "evaluation.timing_batch=4"], "evaluation.timing_batch=4 has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_named(overrides: list[str], expected: str) -> None:
+    (line,) = without_effect(compose_settings(["name=test", *overrides]), overrides)
+    assert expected in line
+
+
+def test_options_with_an_effect_are_not_named() -> None:
+    overrides = ["sparsity=concrete", "approx.factor=8", "skip_approx=true", "model.training.epochs=3", "seed=1"]
+    assert not list(without_effect(compose_settings(["name=test", *overrides]), overrides))
+    assert not list(without_effect(compose_settings(["name=test", "sparsity=dense"]), ["sparsity=dense"]))
+
+
+def test_progress_estimates_the_time_left(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        progress = Progress(total=3)
+        progress.start -= 60
+        progress.last -= 21
+        progress.finished(1, failed=0)
+        progress.finished(2, failed=1)
+    assert caplog.messages == ["job 1/3 done in 21 s, about 2 min left", "job 3/3 failed (1 of 2) after 0 s"]
+    assert [duration(seconds) for seconds in (21.4, 190, 9000)] == ["21 s", "3 min", "2.5 h"]

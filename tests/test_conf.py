@@ -1,0 +1,135 @@
+"""Every yaml file composes into checked settings, and so does every job of every experiment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+import sttabt
+from sttabt.cli.checks import RANGES
+from sttabt.cli.composition import compose_settings, config_folder, setting_names
+from sttabt.settings import CHOICES, SPARSITY_SCHEMAS, Settings
+
+GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
+EXPERIMENTS = GROUPS.pop("experiment")
+CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
+CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def _sweep_jobs(experiment: str, *overrides: str) -> list[list[str]]:
+    """The jobs of an experiment that is a sweep by itself, as Hydra would start them."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="sttabt"):
+        from hydra.core.global_hydra import GlobalHydra
+
+        loader = GlobalHydra.instance().config_loader()
+        arguments = [f"experiment={experiment}", *overrides]
+        config = loader.load_configuration("config", arguments, run_mode=RunMode.MULTIRUN)
+        assert config.hydra.mode == RunMode.MULTIRUN
+        sweeper = Plugins.instance().instantiate_sweeper(
+            hydra_context=HydraContext(config_loader=loader, callbacks=None),  # type: ignore[arg-type]
+            task_function=print,
+            config=config,
+        )
+        assert isinstance(sweeper, Sweeper)
+        return sweeper.jobs(arguments)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOSEN)
+def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    fitting = ["dataset.image_size=224"] if choice.startswith("deit") else []
+    fitting += ["model=deit_tiny", f"dataset.path={tmp_path}"] if choice == "image_folder" else []
+    settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
+    assert isinstance(settings, Settings)
+    if group in ("model", "dataset") and choice != "image_folder":
+        assert getattr(settings, group).name == choice
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_begins_with_its_card(experiment: str) -> None:
+    text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    card = text.split("\n\n")[0]
+    assert all(f"# {word} " in card for word in ("Question", "Cost", "Expect", "Command")), card
+    assert f"experiment={experiment}" in card
+    jobs = _sweep_jobs(experiment) if "MULTIRUN" in text else [[f"experiment={experiment}"]]
+    for job in jobs:
+        assert compose_settings(job).name == experiment
+
+
+def test_the_quickstart_has_every_method() -> None:
+    jobs = _sweep_jobs("quickstart")
+    methods = [compose_settings(job).sparsity.method for job in jobs]
+    assert sorted(set(methods)) == sorted(SPARSITY_SCHEMAS)
+    assert methods[0] == "dense", "cheap jobs come first"
+
+
+def test_a_method_on_the_command_line_keeps_its_grid_alone() -> None:
+    jobs = _sweep_jobs("quickstart", "sparsity=random", "seed=0,1")
+    settings = [compose_settings(job) for job in jobs]
+    assert {one.sparsity.method for one in settings} == {"random"}
+    assert sorted((one.sparsity.keep_ratio, one.seed) for one in settings) == [
+        (keep_ratio, seed) for keep_ratio in (0.3, 0.5, 0.7) for seed in (0, 1)
+    ]
+
+
+def test_two_sweeps_of_the_same_second_have_different_folders_and_jobs_of_one_share_theirs() -> None:
+    folders = []
+    for _ in range(2):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            config = compose("config", overrides=["name=test"], return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            sweep, run = config.hydra.sweep.dir, config.hydra.run.dir
+            assert sweep == config.hydra.sweep.dir, "resolved once"
+            folders += [sweep.rpartition("_")[2], run.rpartition("_")[2]]
+    assert len(set(folders)) == 2, "one unique part a composition"
+
+
+def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> None:
+    settings = compose_settings(["name=test"])
+    assert settings.paths.artifacts == str(tmp_path / "artifacts")
+    assert compose_settings(["name=test", "paths.artifacts=shared"]).paths.artifacts == str(tmp_path / "shared")
+
+
+def test_checks_name_settings_that_exist() -> None:
+    assert {*RANGES, *CHOICES} <= set(setting_names())
+
+
+def test_every_number_has_a_range() -> None:
+    free = {"sparsity.p_logit"}
+    numbers = set()
+    for method in ("random", "backtracking", "concrete"):
+        settings = compose_settings(["name=test", f"sparsity={method}"])
+        values = OmegaConf.to_container(OmegaConf.structured(settings))
+        numbers |= {key for key, value in _leaves(values) if type(value) in (int, float)}
+    assert numbers - free - {"model.arguments." + name for name in settings.model.arguments} == set(RANGES)
+
+
+def test_settings_compose_without_torch() -> None:
+    code = (
+        "import sys; from sttabt.cli.composition import compose_settings; import sttabt.run;"
+        "compose_settings(['experiment=debug']); sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def _leaves(values: object, prefix: str = "") -> list[tuple[str, object]]:
+    if not isinstance(values, dict):
+        return [(prefix, values)]
+    return [leaf for key, value in values.items() for leaf in _leaves(value, f"{prefix}.{key}".lstrip("."))]
