@@ -20,15 +20,35 @@ torch.set_num_threads(1)
 BACKBONES = {
     "test_vit": ("test_vit", {"patch_size": 8}, 3, 32, 2),
     "digits": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3}, 1, 28, 4),
-    "no_bias": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "qkv_bias": False}, 3, 24, 2),
+    "no_bias": (
+        "vit_tiny_patch16_224",
+        {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "qkv_bias": False},
+        3,
+        24,
+        2,
+    ),
     "layer_scale_registers": (
         "vit_tiny_patch16_224",
-        {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 0.5, "reg_tokens": 2, "no_embed_class": True},
+        {
+            "patch_size": 8,
+            "embed_dim": 32,
+            "depth": 3,
+            "num_heads": 2,
+            "init_values": 0.5,
+            "reg_tokens": 2,
+            "no_embed_class": True,
+        },
         3,
         32,
         4,
     ),
-    "distilled": ("deit_tiny_distilled_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}, 3, 32, 2),
+    "distilled": (
+        "deit_tiny_distilled_patch16_224",
+        {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2},
+        3,
+        32,
+        2,
+    ),
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKBONES, make_approx, make_backbone, make_images
 
+from conftest import BACKBONES, make_approx, make_backbone, make_images
 from sttabt.backbones.vit import build_vit
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
@@ -26,7 +26,9 @@ def test_steps_are_the_models_own_forward(backbone_name: str) -> None:
 def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
     base, images = make_backbone(backbone_name), make_images(backbone_name)
     sample, token = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0, 4, base.tokens - 1, 1, base.outputs])
-    torch.testing.assert_close(base.embed_tokens(images, sample, token), base.embed(images)[sample, token], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        base.embed_tokens(images, sample, token), base.embed(images)[sample, token], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_official_names_go_both_ways(backbone_name: str) -> None:
@@ -42,7 +44,9 @@ def test_weights_of_another_architecture_are_refused() -> None:
     base = make_backbone("digits")
     state = base.official_state()
     state["encoder.layer.9.x"] = state.pop("encoder.layer.0.output.dense.bias")
-    with pytest.raises(UserError, match=r"encoder.layer.0.output.dense.bias is missing.*encoder.layer.9.x is unexpected"):
+    with pytest.raises(
+        UserError, match=r"encoder.layer.0.output.dense.bias is missing.*encoder.layer.9.x is unexpected"
+    ):
         base.load_official_state(state)
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_approx, make_backbone, make_images
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import make_approx, make_backbone, make_images
 from sttabt.core.plan import keep_all
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked

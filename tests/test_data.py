@@ -66,7 +66,9 @@ def make_folder(root: Path, classes: list[str], images: int = 10) -> Path:
 
 def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
     root = make_folder(tmp_path, ["n01", "n02", "n03"])
-    settings = DatasetSettings(name="f", source="image_folder", path=str(root), image_size=32, classes=3, validation_share=0.2)
+    settings = DatasetSettings(
+        name="f", source="image_folder", path=str(root), image_size=32, classes=3, validation_share=0.2
+    )
     splits = load_splits(settings)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 6, 30)
     assert splits.class_names == ("n01", "n02", "n03")

@@ -30,7 +30,9 @@ def test_a_wrong_or_a_missing_quantity_fails(tmp_path: Path, capsys: pytest.Capt
         shutil.copytree(GOLDEN / "vit_tiny", case)
         vectors = load_file(case / "vectors.safetensors")
         if how == "wrong":
-            vectors[quantity] = vectors[quantity] + torch.full_like(vectors[quantity], 0.01) * vectors[quantity].abs().max()
+            vectors[quantity] = (
+                vectors[quantity] + torch.full_like(vectors[quantity], 0.01) * vectors[quantity].abs().max()
+            )
         else:
             del vectors[quantity]
         save_file(vectors, case / "vectors.safetensors")

@@ -55,7 +55,9 @@ class ApproximateNetwork(nn.Module):
         }
         self.backbone.load_official_state(encoder)
         own = {name: value for name, value in state.items() if name.startswith("transfer_")}
-        transfer = nn.ModuleDict({"transfer_hidden": self.transfer_hidden, "transfer_embedding": self.transfer_embedding})
+        transfer = nn.ModuleDict(
+            {"transfer_hidden": self.transfer_hidden, "transfer_embedding": self.transfer_embedding}
+        )
         transfer.load_state_dict(own, strict=True)
 
 
@@ -88,12 +90,16 @@ def approximation_loss(
 ) -> ApproximationLoss:
     """How far the network is from `target`, the frozen base model's run on the same inputs."""
     if attention_loss not in ATTENTION_LOSSES:
-        raise UserError(f"approx.attention_loss={attention_loss} is unknown: {nearest(attention_loss, ATTENTION_LOSSES)}")
+        raise UserError(
+            f"approx.attention_loss={attention_loss} is unknown: {nearest(attention_loss, ATTENTION_LOSSES)}"
+        )
     run = run_dense(network.backbone, inputs)
     layers = range(network.backbone.layers)
     real = target.trace.real
     attention = ATTENTION_LOSSES[attention_loss](
-        [target.trace.probabilities(layer) for layer in layers], [run.trace.probabilities(layer) for layer in layers], real
+        [target.trace.probabilities(layer) for layer in layers],
+        [run.trace.probabilities(layer) for layer in layers],
+        real,
     )
     hidden = torch.stack(
         [

@@ -22,6 +22,7 @@ from sttabt.engine.masked import run_masked
 from sttabt.methods.concrete import Concrete
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
+from sttabt.report.gallery import Gallery
 from sttabt.timing import Timing, time_interleaved
 
 
@@ -56,7 +57,10 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
             "masked": _right(model(batch.inputs, masked=True).logits, batch.labels),
             "loss": F.cross_entropy(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
-            **{f"macs.{part}": torch.tensor(value).double() * size for part, value in model.macs(run.plan, run.real).items()},
+            **{
+                f"macs.{part}": torch.tensor(value).double() * size
+                for part, value in model.macs(run.plan, run.real).items()
+            },
         }
         soft = _soft_logits(model, batch.inputs)
         if soft is not None:
@@ -101,24 +105,24 @@ def attention_error(
 
 
 @torch.inference_mode()
-def gallery(model: PrunedModel, splits: Splits, images: int) -> dict[str, np.ndarray]:
-    """The first test images, one of each class in turn, with the tokens that each layer reads; arrays by name."""
+def gallery(model: PrunedModel, splits: Splits, images: int) -> Gallery:
+    """The first test images, one of each class in turn, with the tokens that each layer reads."""
     picked = _one_of_each_class(splits.test, images)
     batch = next(iter(evaluation_loader(torch.utils.data.Subset(splits.test, picked), images)))
     run = model(batch.inputs)
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
     pixels = ((batch.inputs * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return {
-        "images": pixels.permute(0, 2, 3, 1).numpy(),
-        "depth": run.plan.depth().numpy(),
-        "alive": run.plan.alive.numpy(),
-        "prefix": np.array(model.base.outputs),
-        "layers": np.array(model.base.layers),
-        "grid": np.array(model.base.grid),
-        "labels": batch.labels.numpy(),
-        "predictions": run.logits.argmax(-1).numpy(),
-        "class_names": np.array(splits.class_names),
-    }
+    return Gallery(
+        images=pixels.permute(0, 2, 3, 1).numpy(),
+        depth=run.plan.depth().numpy(),
+        alive=run.plan.alive.numpy(),
+        prefix=np.array(model.base.outputs),
+        layers=np.array(model.base.layers),
+        grid=np.array(model.base.grid),
+        labels=batch.labels.numpy(),
+        predictions=run.logits.argmax(-1).numpy(),
+        class_names=np.array(splits.class_names),
+    )
 
 
 def _one_of_each_class(dataset: Dataset, images: int) -> list[int]:

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("usage: python -m sttabt.parity DIR   (a folder of cases, such as tests/golden)\n")
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     write: Any = sys.stdout.write
-    checks = []
+    checks: list[Check] = []
     try:
         for check in check_folder(Path(arguments[0])):
             if not checks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ Found = tuple[str, Tensor, float]  # quantity, what this project computes, toler
 def check_vit(case: Path, meta: dict[str, Any]) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is vit."""
     base = _base(meta["config"]).eval()
-    base.load_official_state({name.removeprefix("vit."): value for name, value in load_file(case / "base.safetensors").items()})
+    base.load_official_state(
+        {name.removeprefix("vit."): value for name, value in load_file(case / "base.safetensors").items()}
+    )
     network = ApproximateNetwork(base, meta["factor"]).eval()
     network.start_from(base)
     start = load_file(case / "approx_interpolated_init.safetensors")
@@ -103,8 +105,9 @@ def _concrete(base: ViT, network: ApproximateNetwork, meta: dict, vectors: dict[
     base.zero_grad()
     network.zero_grad()
     loss.backward()
-    gradients = {f"{name}": value for name, value in _gradients(base).items()}
+    gradients = _gradients(base)
     gradients |= {f"approx.{name}": value for name, value in _gradients(network.backbone).items()}
+    assert p_logit.grad is not None, "the loss holds the p_logits"
     gradients["p_logit"] = p_logit.grad
     for quantity in (name for name in vectors if name.startswith("concrete.soft.grad.")):
         value = gradients.get(quantity.removeprefix("concrete.soft.grad."))
@@ -128,15 +131,19 @@ def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: TokenPla
 
 def _gradients(backbone: Any) -> dict[str, Tensor]:
     """Gradients under the short names of the vectors: layer0.query.weight, classifier.weight, ..."""
-    values = {name: parameter for name, parameter in backbone.model.named_parameters()}
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in values.items()
+        for name, parameter in backbone.model.named_parameters()
     }
-    short: Callable[[str], str] = lambda name: (
-        name.replace("encoder.layer.", "layer").replace("attention.attention.", "").replace("attention.output", "output")
+    return {_short(name): value for name, value in backbone.official_names(gradients).items()}
+
+
+def _short(name: str) -> str:
+    return (
+        name.replace("encoder.layer.", "layer")
+        .replace("attention.attention.", "")
+        .replace("attention.output", "output")
     )
-    return {short(name): value for name, value in backbone.official_names(gradients).items()}
 
 
 def _official_keep(keep: Any) -> Keep:
@@ -144,7 +151,7 @@ def _official_keep(keep: Any) -> Keep:
     if keep == "dynamic":
         return None
     if isinstance(keep, list):
-        return [float(k) if k < 1 else int(k) for k in keep]  # type: ignore[return-value]
+        return [float(k) if k < 1 else int(k) for k in keep]
     return float(keep) if keep < 1 else int(keep)
 
 

@@ -69,7 +69,9 @@ class PrunedModel(nn.Module):
     def macs(self, plan: TokenPlan, real: Tensor) -> dict[str, float]:
         """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them."""
         counts = plan.alive.sum(-1).tolist()
-        samples = [self._sample_macs(sample, int(tokens)) for sample, tokens in zip(counts, real.sum(-1).tolist(), strict=True)]
+        samples = [
+            self._sample_macs(sample, int(tokens)) for sample, tokens in zip(counts, real.sum(-1).tolist(), strict=True)
+        ]
         return {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
 
     def dense_macs(self) -> dict[str, float]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import nn
 
@@ -168,7 +167,7 @@ class Stages:
         def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
             if settings.evaluation.gallery:
-                np.savez_compressed(folder / "tokens.npz", **gallery(model, self.splits, settings.evaluation.gallery))
+                gallery(model, self.splits, settings.evaluation.gallery).write(folder / "tokens.npz")
             row.write(folder / "row.json")
             self.loggers.summarise(row.to_dict())
             return nn.Module(), {}
@@ -183,7 +182,16 @@ class Stages:
     def _build(self) -> Backbone:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        return build_vit(model.timm, dict(model.arguments), data.classes, data.channels, data.image_size, model.pretrained)
+        base = build_vit(
+            model.timm, dict(model.arguments), data.classes, data.channels, data.image_size, model.pretrained
+        )
+        built = {"width": base.architecture.width, "depth": base.layers, "heads": base.heads}
+        for name, value in built.items():
+            if value != getattr(model, name):
+                raise UserError(
+                    f"model.{name}={getattr(model, name)}, but {model.timm} is built with {value}: set model.{name}={value}"
+                )
+        return base
 
     def _new_approx(self, base: Backbone, interpolated: bool) -> ApproximateNetwork:
         L.seed_everything(self.settings.seed, verbose=False)
@@ -208,7 +216,9 @@ class Stages:
     def _fit(self, module: TrainingStage, folder: Path) -> None:
         fit(module, self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
 
-    def _obtain(self, stage: str, described: dict[str, Any], make: Callable[[Path], tuple[nn.Module, dict]]) -> Artifact:
+    def _obtain(
+        self, stage: str, described: dict[str, Any], make: Callable[[Path], tuple[nn.Module, dict]]
+    ) -> Artifact:
         self._claim(stage, described, make)
         tensors, artifact = self.store.load(stage, described)
         return Artifact(tensors, fingerprint(described), artifact["notes"])

@@ -51,7 +51,8 @@ def time_interleaved(
                 seconds[name].append(taken)
     base = seconds[baseline]
     return {
-        name: Timing(taken, [own / other for own, other in zip(taken, base, strict=True)]) for name, taken in seconds.items()
+        name: Timing(taken, [own / other for own, other in zip(taken, base, strict=True)])
+        for name, taken in seconds.items()
     }
 
 

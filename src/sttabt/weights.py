@@ -42,7 +42,9 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{setting}={path} cannot be read, it may be truncated: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{setting}={path} cannot be read, it may be truncated: {str(error).splitlines()[0]}"
+        ) from error
     for entry in ("model", "state_dict"):
         if isinstance(state.get(entry), dict):
             state = state[entry]

@@ -20,6 +20,7 @@ class Backbone(nn.Module, ABC):
     The first `outputs` tokens are those that the head reads; they are never dropped.
     """
 
+    model: Any  # the library's own module; weight files use its names
     architecture: Architecture
     tokens: int  # tokens of one sample without padding, class token included
     outputs: int
@@ -82,4 +83,4 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `official_state` gives, strictly; raises UserError naming what is missing, unexpected or misshapen."""
+        """Load what `official_state` gives, strictly; raises UserError naming what does not fit."""

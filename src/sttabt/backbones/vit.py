@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -28,12 +29,12 @@ class ViT(Backbone):
         super().__init__()
         _refuse_unsupported(model)
         self.model = model
-        projection = model.patch_embed.proj
+        block, projection = self._block(0), model.patch_embed.proj
         self.architecture = Architecture(
             layers=len(model.blocks),
             width=model.embed_dim,
-            heads=model.blocks[0].attn.num_heads,
-            feed_forward=model.blocks[0].mlp.fc1.out_features,
+            heads=block.attn.num_heads,
+            feed_forward=block.mlp.fc1.out_features,
             classes=model.num_classes,
             patch_inputs=projection.weight[0].numel(),
         )
@@ -58,14 +59,16 @@ class ViT(Backbone):
         x = model._pos_embed(inputs.new_zeros(shape))[0, token]
         is_patch = token >= self.outputs
         height, length = model.patch_embed.patch_size
-        patches = inputs.unflatten(2, (rows, height)).unflatten(4, (columns, length)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        patches = (
+            inputs.unflatten(2, (rows, height)).unflatten(4, (columns, length)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        )
         picked = patches[sample[is_patch], token[is_patch] - self.outputs].flatten(1)
         projection = model.patch_embed.proj
         x[is_patch] += F.linear(picked, projection.weight.flatten(1), projection.bias)
         return model.norm_pre(x)
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        block, width = self.model.blocks[layer], self.architecture.width
+        block, width = self._block(layer), self.architecture.width
         normed, projection = block.norm1(x), block.attn.qkv
         if written is None:
             query, key, value = projection(normed).split(width, dim=-1)
@@ -74,12 +77,12 @@ class ViT(Backbone):
         return _part(projection, written(normed), 0, width), key, value
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        block, width = self.model.blocks[layer], self.architecture.width
+        block, width = self._block(layer), self.architecture.width
         query, key = _part(block.attn.qkv, block.norm1(x), 0, 2 * width).split(width, dim=-1)
         return query, key
 
     def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
-        block = self.model.blocks[layer]
+        block = self._block(layer)
         gated = (lambda rows: rows) if gate is None else (lambda rows: rows * gate)
         x = x + block.drop_path1(block.ls1(gated(block.attn.proj_drop(block.attn.proj(attended)))))
         mlp = block.mlp
@@ -90,7 +93,7 @@ class ViT(Backbone):
         return self.model.forward_head(self.model.norm(x))
 
     def narrow(self, factor: int) -> ViT:
-        model, block, sizes = self.model, self.model.blocks[0], self.architecture
+        model, block, sizes = self.model, self._block(0), self.architecture
         if factor < 1 or sizes.width % (factor * sizes.heads):
             raise UserError(
                 f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
@@ -117,6 +120,9 @@ class ViT(Backbone):
             )
         )
 
+    def _block(self, layer: int) -> Any:
+        return self.model.blocks[layer]
+
     def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         official: dict[str, Tensor] = {}
         for name, value in values.items():
@@ -141,13 +147,17 @@ class ViT(Backbone):
             if name in state and state[name].shape != expected[name].shape
         ]
         if wrong:
-            raise UserError(f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+            raise UserError(
+                f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
+            )
         with torch.no_grad():
             for name, target in expected.items():
                 target.copy_(state[name])
 
 
-def build_vit(name: str, arguments: dict, classes: int, channels: int, image_size: int, pretrained: bool = False) -> ViT:
+def build_vit(
+    name: str, arguments: dict, classes: int, channels: int, image_size: int, pretrained: bool = False
+) -> ViT:
     """A timm VisionTransformer by name; `arguments` go to timm.create_model on top of the data set's sizes.
 
     Raises UserError when timm does not know the name, or when it is another kind of model.
@@ -155,10 +165,15 @@ def build_vit(name: str, arguments: dict, classes: int, channels: int, image_siz
     architecture = name.split(".")[0]
     known = [known for module in MODULES for known in timm.list_models(module=module)]
     if architecture not in known:
-        raise UserError(f"model.timm={name} is not a ViT or DeiT of timm {timm.__version__}: {nearest(architecture, known)}")
-    model = timm.create_model(
-        name, pretrained=pretrained, num_classes=classes, in_chans=channels, img_size=image_size, **arguments
-    )
+        raise UserError(
+            f"model.timm={name} is not a ViT or DeiT of timm {timm.__version__}: {nearest(architecture, known)}"
+        )
+    try:
+        model: Any = timm.create_model(
+            name, pretrained=pretrained, num_classes=classes, in_chans=channels, img_size=image_size, **arguments
+        )
+    except TypeError as error:
+        raise UserError(f"model.arguments={arguments} do not fit model.timm={name}: {error}") from error
     return ViT(model)
 
 
@@ -194,7 +209,7 @@ def _part(projection: nn.Linear, rows: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _refuse_unsupported(model: VisionTransformer) -> None:
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     attention = block.attn
     problems = {
         "no class token": not model.has_class_token,

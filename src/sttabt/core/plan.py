@@ -55,7 +55,9 @@ class TokenPlan:
         if (self.alive[:, 1:] > self.alive[:, :-1]).any():
             raise ValueError("a token plan must be nested: a token cannot come back after it was dropped")
         if not (self.alive[:, :, :outputs] == 1).all():
-            raise ValueError(f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them")
+            raise ValueError(
+                f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them"
+            )
 
 
 def keep_all(real: Tensor, layers: int, outputs: int = 1) -> TokenPlan:
@@ -86,5 +88,7 @@ def largest(importance: Tensor, count: Tensor, among: Tensor) -> Tensor:
     Ties go to the earlier token, so the choice does not depend on the batch.
     """
     ranked = importance.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(ranked).scatter_(-1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked))
+    rank = torch.empty_like(ranked).scatter_(
+        -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
+    )
     return (rank < count[:, None]) & among

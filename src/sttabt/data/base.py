@@ -39,7 +39,9 @@ class Splits:
 class Images(Dataset):
     """Items of `images` by their position in `indices`, each through `transform`."""
 
-    def __init__(self, images: Sequence[tuple[Any, int]], indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self, images: Sequence[tuple[Any, int]], indices: Sequence[int], transform: Callable[[Any], Tensor]
+    ) -> None:
         self.images, self.indices, self.transform = images, indices, transform
 
     def __len__(self) -> int:

@@ -24,7 +24,9 @@ def load(settings: DatasetSettings) -> Splits:
     train, validation = split_indices([labels[i] for i in rest], settings.validation_share, settings.split_seed)
     items: list[tuple[Tensor, int]] = list(zip(images, labels, strict=True))
     plain = [v2.Resize(settings.image_size, antialias=True), v2.Normalize([MEAN], [DEVIATION])]
-    shift = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    shift = v2.RandomAffine(
+        degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
+    )
     augmented = [plain[0], shift, plain[1]] if settings.augment else plain
     return Splits(
         train=AugmentedImages(items, np.take(rest, train).tolist(), v2.Compose(augmented), seed=settings.split_seed),

@@ -24,7 +24,9 @@ def load(settings: DatasetSettings) -> Splits:
     train, validation = split_indices(train_images.targets, settings.validation_share, settings.split_seed)
     size = settings.image_size
     plain = create_transform(size, crop_pct=0.875, interpolation="bicubic")
-    augmented = create_transform(size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25)
+    augmented = create_transform(
+        size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+    )
     return Splits(
         train=AugmentedImages(train_images, train, augmented if settings.augment else plain, seed=settings.split_seed),
         validation=Images(train_images, validation, plain),

@@ -74,4 +74,6 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
 def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:
     """Rows of each sample's first `write` tokens in a packing of `read` tokens a sample."""
     starts = torch.tensor(read).cumsum(0) - torch.tensor(read)
-    return torch.cat([torch.arange(start, start + kept) for start, kept in zip(starts.tolist(), write, strict=True)]).to(device)
+    return torch.cat(
+        [torch.arange(start, start + kept) for start, kept in zip(starts.tolist(), write, strict=True)]
+    ).to(device)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
 from sttabt.data.base import Splits, evaluation_loader, train_loader
+from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.stage import TrainingStage
 from sttabt.settings import Settings
@@ -17,6 +22,11 @@ from sttabt.settings import Settings
 log = logging.getLogger(__name__)
 
 TERMINATED = 143  # the exit code of a process ended by SIGTERM
+
+# What Lightning says at every start and a user of this suite can do nothing about.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for noise in ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "to set TF32"):
+    warnings.filterwarnings("ignore", message=f".*{noise}")
 
 
 def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> None:
@@ -26,19 +36,22 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
     """
     hardware, training = settings.hardware, module.training_settings
+    terminal = sys.stdout.isatty()
     L.seed_everything(settings.seed, workers=True, verbose=False)
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         precision=hardware.precision,  # type: ignore[arg-type]
-        max_epochs=training.epochs,
+        max_epochs=min(training.epochs, 1) if settings.fast_dev_run else training.epochs,
         accumulate_grad_batches=hardware.accumulate,
         gradient_clip_val=training.clip or None,
         limit_train_batches=settings.fast_dev_run or None,
         limit_val_batches=settings.fast_dev_run or None,
         callbacks=[
-            ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
-            RichProgressBar(leave=True),
+            ModelCheckpoint(
+                dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+            ),
+            RichProgressBar() if terminal else EpochLines(),
         ],
         plugins=[AtomicCheckpointIO()],
         logger=loggers,
@@ -46,6 +59,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=terminal,
         default_root_dir=folder,
     )
     module.seed = settings.seed
@@ -53,6 +67,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     if settings.resume == "never":
         last.unlink(missing_ok=True)
     if last.exists():
+        _check_readable(last)
         log.info("stage %s goes on from %s", module.stage, last)
     trainer.fit(
         module,
@@ -64,3 +79,23 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     if trainer.received_sigterm:
         log.warning("stage %s was told to end; the same command goes on with it", module.stage)
         raise SystemExit(TERMINATED)
+
+
+class EpochLines(Callback):
+    """Progress where there is no terminal for a bar: some ten lines a stage."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        if epoch == epochs or epoch % -(-epochs // 10) == 0:
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+            shown = [f"{name}={value:.4g}" for name, value in metrics.items() if name.endswith(("/loss", "accuracy"))]
+            log.info("epoch %d/%d %s", epoch, epochs, " ".join(shown))
+
+
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged, it may be truncated: delete it, or begin the stage again with resume=never"
+        ) from error

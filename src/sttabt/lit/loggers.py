@@ -39,7 +39,7 @@ class JobLoggers:
         if self.wandb is not None:
             import wandb
 
-            wandb.finish(quiet=True)
+            wandb.finish()
 
     def of_stage(self, stage: str) -> list[Any]:
         """Lightning loggers for a stage; [] switches logging off."""

@@ -79,7 +79,7 @@ class Pruning(TrainingStage):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
-            logits, held = self._hard(batch), {}
+            logits, held = self._hard(batch)
         else:
             logits, held = self._soft(batch)
         smoothing = self.settings.training.label_smoothing
@@ -103,11 +103,11 @@ class Pruning(TrainingStage):
         held = self.method.loss(plan, trace.real)
         return run_masked(self.trained.base, batch.inputs, plan), {"p_logit": held.p_logit, "keep": held.keep}
 
-    def _hard(self, batch: Batch) -> Tensor:
+    def _hard(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Hard masks carry no gradient: the plan stays as it is and the weights learn on what is left."""
         with torch.no_grad():
             plan = self.trained.plan(batch.inputs)
-        return run_dropped(self.trained.base, batch.inputs, plan)
+        return run_dropped(self.trained.base, batch.inputs, plan), {}
 
 
 class Frozen(nn.Module):
@@ -115,7 +115,7 @@ class Frozen(nn.Module):
 
     def __init__(self, module: Backbone) -> None:
         super().__init__()
-        self.module = module.eval().requires_grad_(False)
+        self.module: Any = module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)

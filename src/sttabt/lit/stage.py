@@ -26,7 +26,8 @@ class TrainingStage(L.LightningModule):
 
     def __init__(self, trained: nn.Module, training: TrainingSettings, classes: int) -> None:
         super().__init__()
-        self.trained, self.training_settings = trained, training
+        self.trained: Any = trained
+        self.training_settings = training
         self.accuracy = MulticlassAccuracy(classes, average="micro")
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:

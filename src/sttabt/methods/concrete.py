@@ -37,9 +37,7 @@ class Concrete(PlannedMethod):
     def loss(self, plan: TokenPlan, real: Tensor) -> ConcreteLoss:
         """The terms that hold the logits and the keep ratio near their target."""
         settings = self.settings
-        return concrete_loss(
-            self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask
-        )
+        return concrete_loss(self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask)
 
     def planning_macs(self, tokens: int, width: int) -> float:
         return self.layers * tokens**2 * (width + 1)
