@@ -128,7 +128,7 @@ def test_more_is_kept_when_more_is_asked_for(backbone_name: str) -> None:
 
 @torch.inference_mode()
 def test_what_is_dropped_is_not_read(backbone_name: str) -> None:
-    """Changing the pixels of a patch that no layer reads changes nothing: the plan is fixed, the patch is not embedded."""
+    """With the plan fixed, the pixels of a patch that no layer reads change nothing: it is not embedded."""
     model, images = make_model(backbone_name, "random", {"keep_ratio": 0.3}), make_images(backbone_name)
     plan = model.plan(images)
     rows, columns = model.base.grid

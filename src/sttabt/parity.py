@@ -40,7 +40,8 @@ class Check:
         if self.skipped:
             return f"{self.case:<16} {self.quantity:<44} {'-':>10} {'-':>10}  {self.skipped}"
         error = "missing" if self.error is None else f"{self.error:.2e}"
-        return f"{self.case:<16} {self.quantity:<44} {error:>10} {self.tolerance:>10.0e}  {'FAIL' if self.failed else 'ok'}"
+        result = "FAIL" if self.failed else "ok"
+        return f"{self.case:<16} {self.quantity:<44} {error:>10} {self.tolerance:>10.0e}  {result}"
 
 
 def check_folder(folder: Path) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def _device(accelerator: str) -> str:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
+        with Path("/proc/cpuinfo").open() as lines:
             return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         return ""  # not Linux

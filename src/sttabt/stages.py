@@ -189,7 +189,7 @@ class Stages:
         for name, value in built.items():
             if value != getattr(model, name):
                 raise UserError(
-                    f"model.{name}={getattr(model, name)}, but {model.timm} is built with {value}: set model.{name}={value}"
+                    f"model.{name}={getattr(model, name)}, but {model.timm} has {value}: set model.{name}={value}"
                 )
         return base
 

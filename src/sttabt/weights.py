@@ -28,7 +28,7 @@ def load_weights(module: nn.Module, path: Path, setting: str) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{setting}={path} belongs to another architecture than model.timm: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
+            f"{setting}={path} belongs to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
         )
     module.load_state_dict(state, strict=True)
 

@@ -93,6 +93,7 @@ class ViT(Backbone):
         return self.model.forward_head(self.model.norm(x))
 
     def narrow(self, factor: int) -> ViT:
+        kind: Any = type(self.model)
         model, block, sizes = self.model, self._block(0), self.architecture
         if factor < 1 or sizes.width % (factor * sizes.heads):
             raise UserError(
@@ -100,7 +101,7 @@ class ViT(Backbone):
                 f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
             )
         return ViT(
-            type(model)(
+            kind(
                 img_size=model.patch_embed.img_size,
                 patch_size=model.patch_embed.patch_size,
                 in_chans=model.in_chans,

@@ -1,4 +1,4 @@
-"""Concrete masks: a differentiable choice of how many tokens each layer reads. (STTABT section 3.3; METHOD section 3)"""
+"""Concrete masks: a differentiable choice of how many tokens a layer reads. (STTABT section 3.3; METHOD section 3)"""
 
 from __future__ import annotations
 

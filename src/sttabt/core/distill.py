@@ -1,4 +1,4 @@
-"""Losses of the approximate attention network, and prediction distillation. (STTABT section 3.1; METHOD sections 1, 3)"""
+"""Losses of the approximate network, and prediction distillation. (STTABT section 3.1; METHOD sections 1, 3)"""
 
 from __future__ import annotations
 

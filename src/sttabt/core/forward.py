@@ -1,4 +1,4 @@
-"""Forward top-k: each layer keeps the tokens that it attends to most. (STTABT section 4, "manual top-k"; METHOD section 4)"""
+"""Forward top-k: each layer keeps the tokens that it attends to most. (STTABT section 4, manual top-k; METHOD 4)"""
 
 from __future__ import annotations
 

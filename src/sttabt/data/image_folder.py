@@ -13,7 +13,7 @@ from sttabt.settings import DatasetSettings
 
 
 def load(settings: DatasetSettings) -> Splits:
-    """val/ is the test split; validation is a stratified share of train/. Raises UserError naming a folder that lacks."""
+    """val/ is the test split; validation is a stratified share of train/. Raises UserError naming what is missing."""
     train_images, test_images = (_open(Path(settings.path) / part) for part in ("train", "val"))
     if train_images.classes != test_images.classes:
         differing = sorted(set(train_images.classes) ^ set(test_images.classes))
