@@ -95,5 +95,5 @@ class PrunedModel(nn.Module):
             traced = self.base if self.method.attention == "actual" or self.approx is None else self.approx.backbone
             part = "planning" if traced is self.base else "approximate_network"
             parts[part] += trace_macs(traced.architecture, tokens, tokens - outputs)
-            parts["planning"] += self.method.planning_macs(tokens, traced.architecture.width)
+            parts["planning"] += self.method.planning_macs(tokens, traced.architecture.width, traced.heads)
         return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,16 @@ def load_weights(module: nn.Module, path: Path, setting: str) -> None:
     Raises UserError naming `setting` when the file is missing, broken, or belongs to another architecture.
     """
     state, expected = read_weights(path, setting), module.state_dict()
+    wrong = mismatches(state, expected)
+    if wrong:
+        raise UserError(
+            f"{setting}={path} belongs to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded as `expected`, one phrase a tensor; empty when all names and shapes fit."""
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is unexpected" for name in state if name not in expected]
     wrong += [
@@ -26,11 +37,7 @@ def load_weights(module: nn.Module, path: Path, setting: str) -> None:
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    if wrong:
-        raise UserError(
-            f"{setting}={path} belongs to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
-        )
-    module.load_state_dict(state, strict=True)
+    return wrong
 
 
 def read_weights(path: Path, setting: str) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sttabt.backbones.base import Backbone, Rows
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
+from sttabt.weights import mismatches
 
 MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
 
@@ -93,8 +94,9 @@ class ViT(Backbone):
         return self.model.forward_head(self.model.norm(x))
 
     def narrow(self, factor: int) -> ViT:
-        kind: Any = type(self.model)
         model, block, sizes = self.model, self._block(0), self.architecture
+        kind = cast(Callable[..., VisionTransformer], type(model))
+        norm = cast(Callable[..., nn.Module], type(block.norm1))
         if factor < 1 or sizes.width % (factor * sizes.heads):
             raise UserError(
                 f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
@@ -116,7 +118,7 @@ class ViT(Backbone):
                 reg_tokens=model.num_reg_tokens,
                 pre_norm=not isinstance(model.norm_pre, nn.Identity),
                 dynamic_img_size=model.dynamic_img_size,
-                norm_layer=partial(type(block.norm1), eps=block.norm1.eps),
+                norm_layer=partial(norm, eps=block.norm1.eps),
                 act_layer=type(block.mlp.act),
             )
         )
@@ -140,13 +142,7 @@ class ViT(Backbone):
 
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
         expected = self.official_state()
-        wrong = [f"{name} is missing" for name in expected if name not in state]
-        wrong += [f"{name} is unexpected" for name in state if name not in expected]
-        wrong += [
-            f"{name} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
-            for name in expected
-            if name in state and state[name].shape != expected[name].shape
-        ]
+        wrong = mismatches(state, expected)
         if wrong:
             raise UserError(
                 f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"

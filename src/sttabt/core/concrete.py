@@ -35,7 +35,7 @@ def concrete_masks(
     mask = importance = output_tokens(real, outputs).to(p_logit.dtype)
     boundaries = [mask]
     for layer in reversed(range(trace.layers)):
-        share = _standing(trace.scores(layer).to(p_logit.dtype), real)
+        share = standing(trace.queries[layer].to(p_logit.dtype), trace.keys[layer].to(p_logit.dtype), real)
         weight = mask * (propagation * importance + (1 - propagation))
         importance = (weight[:, None] @ share)[:, 0] / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
@@ -60,15 +60,20 @@ def concrete_loss(
     )
 
 
-def _standing(scores: Tensor, real: Tensor) -> Tensor:
-    """Where each key stands in its row, in (0, 1): standardised over real keys, normal CDF, mean over heads."""
-    keys = real[:, None, None, :]
-    scores = scores.masked_fill(~keys, 0)
-    count = keys.sum(-1, keepdim=True)
-    centred = (scores - scores.sum(-1, keepdim=True) / count).masked_fill(~keys, 0)
-    variance = centred.square().sum(-1, keepdim=True) / count
-    standard = centred * variance.clamp_min(SMALLEST_VARIANCE).rsqrt()
-    return torch.special.ndtr(standard).masked_fill(~keys, 0).mean(1)
+def standing(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
+    """Where each key stands in each query's row, (B, n, N) in [0, 1]: standardised over real keys, CDF, mean over heads.
+
+    queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool. A row's mean is q . mean(k) and its variance
+    q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in one product.
+    """
+    count = real.sum(-1)[:, None, None, None]
+    here = real[:, None, :, None]
+    centred = (keys - (keys * here).sum(-2, keepdim=True) / count) * here
+    covariance = centred.transpose(-1, -2) @ centred / count
+    variance = ((queries @ covariance) * queries).sum(-1, keepdim=True)
+    scale = (2 * variance.clamp_min(SMALLEST_VARIANCE)).rsqrt()  # 2: the normal CDF is (1 + erf(x / sqrt 2)) / 2
+    shares = torch.erf((queries * scale) @ centred.transpose(-1, -2)).mean(1)
+    return (0.5 + 0.5 * shares) * real[:, None]
 
 
 def _logit(probability: Tensor) -> Tensor:

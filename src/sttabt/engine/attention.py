@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +18,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor |
         split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=bias
     )
     return merge_heads(attended)
+
+
+def attend_weighted(query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor) -> Tensor:
+    """As `attend`, every key's probability multiplied by exp(log_weight), (B, m), and renormalised.
+
+    The weight is an entry more in each key, met by a constant in each query: attention stays fused where gradients
+    reach the weight, which torch's kernels do not offer for a bias.
+    """
+    query, key, value = split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+    width = query.shape[-1]
+    constant = query.new_full((1,), math.sqrt(width)).expand(*query.shape[:-1], 1)
+    weight = log_weight.to(key.dtype)[:, None, :, None].expand(-1, heads, -1, 1)
+    attended = F.scaled_dot_product_attention(
+        torch.cat([query, constant], -1), torch.cat([key, weight], -1), F.pad(value, (0, 1)), scale=1 / math.sqrt(width)
+    )
+    return merge_heads(attended[..., :width])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
-from sttabt.engine.attention import attend
+from sttabt.engine.attention import attend_weighted
 
 TINY = 1e-20  # keeps the logarithm of a mask that is 0, and its gradient, finite
 
@@ -25,7 +25,7 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
     for layer in range(backbone.layers):
         read, write = alive[:, layer, :, None], alive[:, layer + 1, :, None]
         query, key, value = backbone.qkv(layer, x)
-        bias = alive[:, layer, None, None, :].add(epsilon).log()
-        attended = attend(query * write, key * read, value * read, backbone.heads, bias)
+        log_weight = alive[:, layer].add(epsilon).log()
+        attended = attend_weighted(query * write, key * read, value * read, backbone.heads, log_weight)
         x = backbone.finish(layer, x, attended, gate=write)
     return backbone.head(x[:, : backbone.outputs])

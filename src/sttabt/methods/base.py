@@ -44,8 +44,8 @@ class PlannedMethod(Method):
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         """The hard plan of a batch. real: (B, N) bool; trace: the attention asked for, None if none was."""
 
-    def planning_macs(self, tokens: int, width: int) -> float:
-        """Multiply-adds of planning one sample, apart from the trace; width: that of the traced network."""
+    def planning_macs(self, tokens: int, width: int, heads: int) -> float:
+        """Multiply-adds of planning one sample, apart from the trace; width, heads: those of the traced network."""
         return 0.0
 
 

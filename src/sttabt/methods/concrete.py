@@ -39,5 +39,7 @@ class Concrete(PlannedMethod):
         settings = self.settings
         return concrete_loss(self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask)
 
-    def planning_macs(self, tokens: int, width: int) -> float:
-        return self.layers * tokens**2 * (width + 1)
+    def planning_macs(self, tokens: int, width: int, heads: int) -> float:
+        head_width = width // heads
+        covariance = 2 * tokens * width * head_width  # of the keys, and its product with the queries
+        return self.layers * (tokens**2 * (width + 1) + covariance)
