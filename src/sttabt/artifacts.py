@@ -39,6 +39,12 @@ def fingerprint(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(description).encode()).hexdigest()[:16]
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to work on one artifact; `finished` says that it is there already."""
@@ -69,7 +75,7 @@ class Claim:
             "description": dict(self.description),
             "version": __version__,
             "bytes": partial.stat().st_size,
-            "sha256": _checksum(partial),
+            "sha256": checksum(partial),
             "notes": dict(notes or {}),
         }
         _publish(partial, weights)
@@ -156,7 +162,7 @@ def load_folder(
         raise UserError(
             f"{weights} is damaged ({size} of {record['bytes']} bytes): delete {folder} and run the stage again"
         )
-    if _checksum(weights) != record["sha256"]:
+    if checksum(weights) != record["sha256"]:
         raise UserError(f"{weights} is damaged (its checksum differs): delete {folder} and run the stage again")
     return load_file(weights), record
 
@@ -191,11 +197,6 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _canonical(description: Mapping[str, Any]) -> str:
     return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _publish(partial: Path, final: Path) -> None:

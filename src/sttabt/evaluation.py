@@ -88,14 +88,16 @@ def attention_error(
     networks: dict[str, ApproximateNetwork], base: Backbone, dataset: Dataset, batch_size: int, batches: int = 0
 ) -> dict[str, dict[str, float]]:
     """Divergence (kl) and squared error (mse) of each network's attention from the base model's, by name."""
+    device = next(base.parameters()).device
     total = {name: {"kl": 0.0, "mse": 0.0} for name in networks}
     samples = 0
     for batch in _progress(evaluation_loader(dataset, batch_size), batches, "approximation error"):
-        target = run_dense(base, batch.inputs).trace
+        inputs = batch.inputs.to(device)
+        target = run_dense(base, inputs).trace
         layers = range(target.layers)
         actual = [target.probabilities(layer) for layer in layers]
         for name, network in networks.items():
-            trace = network(batch.inputs)
+            trace = network(inputs)
             found = [trace.probabilities(layer) for layer in layers]
             squared = torch.stack([F.mse_loss(a, b) for a, b in zip(found, actual, strict=True)]).mean()
             total[name]["kl"] += float(attention_divergence(actual, found, target.real)) * len(batch.labels)
@@ -109,18 +111,18 @@ def gallery(model: PrunedModel, splits: Splits, images: int) -> Gallery:
     """The first test images, one of each class in turn, with the tokens that each layer reads."""
     picked = _one_of_each_class(splits.test, images)
     batch = next(iter(evaluation_loader(torch.utils.data.Subset(splits.test, picked), images)))
-    run = model(batch.inputs)
+    run = model(batch.inputs.to(next(model.base.parameters()).device))
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
     pixels = ((batch.inputs * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     return Gallery(
         images=pixels.permute(0, 2, 3, 1).numpy(),
-        depth=run.plan.depth().numpy(),
-        alive=run.plan.alive.numpy(),
+        depth=run.plan.depth().cpu().numpy(),
+        alive=run.plan.alive.cpu().numpy(),
         prefix=np.array(model.base.outputs),
         layers=np.array(model.base.layers),
         grid=np.array(model.base.grid),
         labels=batch.labels.numpy(),
-        predictions=run.logits.argmax(-1).numpy(),
+        predictions=run.logits.argmax(-1).cpu().numpy(),
         class_names=np.array(splits.class_names),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ def current_job() -> Job:
     config = HydraConfig.get()
     multirun = config.mode == RunMode.MULTIRUN
     folder = Path(config.sweep.dir if multirun else config.run.dir)
-    overrides = " ".join(_quoted(override) for override in config.overrides.task)
+    overrides = shlex.join(config.overrides.task)
     mode = " hydra.mode=RUN" if multirun else ""  # an experiment may be a multirun by itself
     return Job(f"python -m sttabt.run {overrides}{mode}", folder.name, multirun, source_commit())
 
@@ -44,7 +45,3 @@ def source_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""  # installed from a wheel, or no git
     return found.stdout.strip()
-
-
-def _quoted(override: str) -> str:
-    return f"'{override}'" if any(sign in override for sign in " [{(") else override

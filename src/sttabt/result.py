@@ -32,7 +32,7 @@ def make_row(
         commit=job.commit,
         version=sttabt.__version__,
         seed=settings.seed,
-        device=_device(settings.hardware.accelerator),
+        device=_device(next(model.base.parameters()).device),
         threads=torch.get_num_threads(),
         dataset=settings.dataset.name,
         split="test",
@@ -86,9 +86,9 @@ def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:
     return {f"{kind}{names[who]}": value for who, errors in notes["errors"].items() for kind, value in errors.items()}
 
 
-def _device(accelerator: str) -> str:
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return _processor() or platform.processor() or platform.machine()
 
 

@@ -6,7 +6,6 @@ used again, by this run or by any job of a sweep; jobs that want the same one at
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 import time
@@ -17,17 +16,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import Store, fingerprint
+from sttabt.artifacts import Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.vit import build_vit
 from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, gallery
 from sttabt.job import Job
-from sttabt.lit.fit import fit
+from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import Approximation, BaseClassifier, Pruning
 from sttabt.lit.stage import TrainingStage
@@ -35,8 +35,10 @@ from sttabt.methods import find_method
 from sttabt.methods.base import Method
 from sttabt.pruned import PrunedModel
 from sttabt.report.build import make_report
+from sttabt.report.gallery import GALLERY_FILE
+from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import make_row
-from sttabt.settings import Settings
+from sttabt.settings import HardwareSettings, Settings
 from sttabt.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class Stages:
     def __init__(self, settings: Settings, job: Job) -> None:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
+        self.device = find_device(settings.hardware)
         self.splits = load_splits(settings.dataset)
 
     def base(self) -> tuple[Backbone, Artifact]:
@@ -99,6 +102,8 @@ class Stages:
         described = {"model": asdict(model), "dataset": asdict(settings.dataset), **self._training_context()}
         if model.checkpoint or model.pretrained:
             described["model"].pop("training")
+        if model.checkpoint:
+            described["model"]["checkpoint"] = checksum(Path(model.checkpoint))  # the same name may hold other weights
         artifact = self._obtain("base", described, make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
@@ -115,9 +120,10 @@ class Stages:
                 "interpolated": self._new_approx(base, interpolated=True),
             }
             self._fit(Approximation(network, base, settings), folder)
+            networks = {"distilled": network.eval(), **controls}
             errors = attention_error(
-                {"distilled": network.eval(), **controls},
-                base,
+                {name: each.to(self.device) for name, each in networks.items()},
+                base.to(self.device),
                 self.splits.validation,
                 self.settings.evaluation.batch_size,
                 self.settings.fast_dev_run,
@@ -142,8 +148,7 @@ class Stages:
         if kind.card.trained:
 
             def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-                teacher = copy.deepcopy(base)
-                self._fit(Pruning(model, teacher, sparsity), folder)
+                self._fit(Pruning(model, base, sparsity), folder)
                 return model, {}
 
             keys = {stage: artifact.key for stage, artifact in artifacts.items()}
@@ -160,22 +165,25 @@ class Stages:
             **{stage: artifact.key for stage, artifact in artifacts.items()},
             "sparsity": asdict(settings.sparsity),
             "evaluation": asdict(settings.evaluation),
+            "experiment": settings.name,
+            "hardware": {"accelerator": settings.hardware.accelerator, "threads": torch.get_num_threads()},
             "seed": settings.seed,
             "fast_dev_run": settings.fast_dev_run,
         }
 
         def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+            model.to(self.device)
             row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
             if settings.evaluation.gallery:
-                gallery(model, self.splits, settings.evaluation.gallery).write(folder / "tokens.npz")
-            row.write(folder / "row.json")
-            self.loggers.summarise(row.to_dict())
+                gallery(model, self.splits, settings.evaluation.gallery).write(folder / GALLERY_FILE)
+            row.write(folder / ROW_FILE)
             return nn.Module(), {}
 
         folder = self._claim("evaluate", described, make)
+        self.loggers.summarise(Row.read(folder / ROW_FILE).to_dict())
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
-        for file in ("row.json", "tokens.npz"):
+        for file in (ROW_FILE, GALLERY_FILE):
             if (folder / file).exists():
                 shutil.copyfile(folder / file, output / file)
 
@@ -185,7 +193,12 @@ class Stages:
         base = build_vit(
             model.timm, dict(model.arguments), data.classes, data.channels, data.image_size, model.pretrained
         )
-        built = {"width": base.architecture.width, "depth": base.layers, "heads": base.heads}
+        built = {
+            "width": base.architecture.width,
+            "depth": base.layers,
+            "heads": base.heads,
+            "patch_size": data.image_size // base.grid[0],
+        }
         for name, value in built.items():
             if value != getattr(model, name):
                 raise UserError(
@@ -233,9 +246,20 @@ class Stages:
                 started = time.perf_counter()
                 made, notes = make(claim.folder)
                 claim.finish(made.state_dict(), {"seconds": time.perf_counter() - started, **notes})
+                (claim.folder / CHECKPOINT).unlink(missing_ok=True)
             else:
                 log.info("stage %s is done already: %s", stage, claim.folder)
             return claim.folder
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
+
+
+def find_device(hardware: HardwareSettings) -> torch.device:
+    """Where a model is evaluated; raises UserError when this machine has no such accelerator."""
+    try:
+        return Fabric(accelerator=hardware.accelerator, devices=1).device
+    except RuntimeError as error:
+        raise UserError(
+            f"hardware.accelerator={hardware.accelerator} is not on this machine: set hardware=cpu ({error})"
+        ) from error

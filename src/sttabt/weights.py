@@ -53,6 +53,8 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
             f"{setting}={path} cannot be read, it may be truncated: {str(error).splitlines()[0]}"
         ) from error
     for entry in ("model", "state_dict"):
-        if isinstance(state.get(entry), dict):
+        if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
-    return state
+    if not isinstance(state, dict):
+        raise UserError(f"{setting}={path} holds a {type(state).__name__}: give a file of tensors by name")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

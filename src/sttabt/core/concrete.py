@@ -61,7 +61,7 @@ def concrete_loss(
 
 
 def standing(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
-    """Where each key stands in each query's row, (B, n, N) in [0, 1]: standardised over real keys, CDF, mean over heads.
+    """Where each key stands in each query's row, (B, n, N): standardised over real keys, CDF, mean over heads.
 
     queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool. A row's mean is q . mean(k) and its variance
     q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in one product.

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sttabt.data.base import Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
@@ -21,6 +22,7 @@ from sttabt.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = "last.ckpt"
 TERMINATED = 143  # the exit code of a process ended by SIGTERM
 
 # What Lightning says at every start and a user of this suite can do nothing about.
@@ -30,9 +32,9 @@ for noise in ("does not have many workers", "in eval mode at the start of traini
 
 
 def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> None:
-    """Train `module` in place; its checkpoint `last.ckpt` in `folder` is written after every epoch.
+    """Train `module` in place; its checkpoint CHECKPOINT in `folder` is written after every epoch.
 
-    With resume=auto a `last.ckpt` found there is gone on from; the result is that of an uninterrupted run.
+    With resume=auto one found there is gone on from; the result is that of an uninterrupted run.
     Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
     """
     hardware, training = settings.hardware, module.training_settings
@@ -49,7 +51,10 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
         limit_val_batches=settings.fast_dev_run or None,
         callbacks=[
             ModelCheckpoint(
-                dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+                dirpath=folder,
+                filename=Path(CHECKPOINT).stem,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
             ),
             RichProgressBar() if terminal else EpochLines(),
         ],
@@ -63,20 +68,24 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
         default_root_dir=folder,
     )
     module.seed = settings.seed
-    last = folder / "last.ckpt"
+    last = folder / CHECKPOINT
     if settings.resume == "never":
         last.unlink(missing_ok=True)
     if last.exists():
         _check_readable(last)
         log.info("stage %s goes on from %s", module.stage, last)
-    trainer.fit(
-        module,
-        train_loader(splits.train, hardware.batch_size, hardware.workers, settings.seed),
-        evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
-        ckpt_path=last if last.exists() else None,
-        weights_only=True,
-    )
-    if trainer.received_sigterm:
+    terminated = False
+    try:
+        trainer.fit(
+            module,
+            train_loader(splits.train, hardware.batch_size, hardware.workers, settings.seed),
+            evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+    except SIGTERMException:
+        terminated = True
+    if terminated or trainer.received_sigterm:
         log.warning("stage %s was told to end; the same command goes on with it", module.stage)
         raise SystemExit(TERMINATED)
 

@@ -35,11 +35,11 @@ class JobLoggers:
     def __enter__(self) -> JobLoggers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self.wandb is not None:
             import wandb
 
-            wandb.finish()
+            wandb.finish(exit_code=0 if error is None else 1)
 
     def of_stage(self, stage: str) -> list[Any]:
         """Lightning loggers for a stage; [] switches logging off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -111,11 +112,11 @@ class Pruning(TrainingStage):
 
 
 class Frozen(nn.Module):
-    """A module that is neither trained nor switched to training mode."""
+    """A copy that is neither trained nor switched to training mode; the module itself stays as it is."""
 
     def __init__(self, module: Backbone) -> None:
         super().__init__()
-        self.module: Any = module.eval().requires_grad_(False)
+        self.module: Any = copy.deepcopy(module).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)

@@ -51,13 +51,16 @@ class TrainingStage(L.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
-            raise UserError(
-                f"training diverged in stage {self.stage}, epoch {self.current_epoch}, step {index} ({values}):"
-                f" lower its training.learning_rate={self.training_settings.learning_rate:g} or set training.clip"
-            )
+            raise self._diverged(f"epoch {self.current_epoch}, step {index} ({values})")
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
         return loss
+
+    def on_train_end(self) -> None:
+        """No step follows the last one, whose weights would otherwise become an artifact unseen."""
+        for name, parameter in self.trained.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged(f"the last step ({name} is not finite)")
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.accuracy(self.predict(batch.inputs), batch.labels)
@@ -79,6 +82,12 @@ class TrainingStage(L.LightningModule):
         final = settings.final_learning_rate / settings.learning_rate
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, final))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _diverged(self, where: str) -> UserError:
+        return UserError(
+            f"training diverged in stage {self.stage}, {where}:"
+            f" lower its training.learning_rate={self.training_settings.learning_rate:g} or set training.clip"
+        )
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
