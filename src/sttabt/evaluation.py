@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from sttabt.core.distill import attention_divergence
 from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
+from sttabt.errors import UserError
 from sttabt.methods.concrete import Concrete
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
@@ -125,6 +127,16 @@ def gallery(model: PrunedModel, splits: Splits, images: int) -> Gallery:
         predictions=run.logits.argmax(-1).cpu().numpy(),
         class_names=np.array(splits.class_names),
     )
+
+
+def find_device(accelerator: str) -> torch.device:
+    """Where a model is evaluated; raises UserError when this machine has no such `hardware.accelerator`."""
+    try:
+        return Fabric(accelerator=accelerator, devices=1).device
+    except RuntimeError as error:
+        raise UserError(
+            f"hardware.accelerator={accelerator} is not on this machine: set hardware=cpu ({error})"
+        ) from error
 
 
 def _one_of_each_class(dataset: Dataset, images: int) -> list[int]:

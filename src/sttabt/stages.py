@@ -7,6 +7,7 @@ used again, by this run or by any job of a sweep; jobs that want the same one at
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from sttabt.approx import ApproximateNetwork
@@ -25,7 +25,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.vit import build_vit
 from sttabt.data import load_splits
 from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, gallery
+from sttabt.evaluation import attention_error, find_device, gallery
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.loggers import JobLoggers
@@ -38,7 +38,7 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import make_row
-from sttabt.settings import HardwareSettings, Settings
+from sttabt.settings import Settings
 from sttabt.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Stages:
     def __init__(self, settings: Settings, job: Job) -> None:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
-        self.device = find_device(settings.hardware)
+        self.device = find_device(settings.hardware.accelerator)
         self.splits = load_splits(settings.dataset)
 
     def base(self) -> tuple[Backbone, Artifact]:
@@ -197,7 +197,7 @@ class Stages:
             "width": base.architecture.width,
             "depth": base.layers,
             "heads": base.heads,
-            "patch_size": data.image_size // base.grid[0],
+            "patch_size": math.isqrt(base.architecture.patch_inputs // data.channels),
         }
         for name, value in built.items():
             if value != getattr(model, name):
@@ -253,13 +253,3 @@ class Stages:
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
-
-
-def find_device(hardware: HardwareSettings) -> torch.device:
-    """Where a model is evaluated; raises UserError when this machine has no such accelerator."""
-    try:
-        return Fabric(accelerator=hardware.accelerator, devices=1).device
-    except RuntimeError as error:
-        raise UserError(
-            f"hardware.accelerator={hardware.accelerator} is not on this machine: set hardware=cpu ({error})"
-        ) from error

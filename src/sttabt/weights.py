@@ -48,10 +48,9 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{setting}={path} cannot be read, it may be truncated: {str(error).splitlines()[0]}"
-        ) from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{setting}={path} cannot be read, it may be truncated: {reason}") from error
     for entry in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]

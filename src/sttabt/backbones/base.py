@@ -55,12 +55,19 @@ class Backbone(nn.Module, ABC):
         """Queries and keys alone: all that a trace needs of a last layer."""
 
     @abstractmethod
-    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
-        """The rest of the layer on the written rows: output projection, residuals, norms, feed-forward.
+    def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Output projection and residual on the written rows x; `attended` has the width D of x.
 
-        x, attended: rows written, width D. gate: a factor a row (..., 1) on the projection's output, the
-        feed-forward's intermediate (before its activation) and its output: soft masks (METHOD section 3).
+        gate: a factor a row (..., 1) on the projection's output: soft masks (METHOD section 3).
         """
+
+    @abstractmethod
+    def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Feed-forward and residual; gate: as in `project`, on the intermediate before its activation and the output."""
+
+    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        """The rest of the layer on the written rows."""
+        return self.feed_forward(layer, self.project(layer, x, attended, gate), gate)
 
     @abstractmethod
     def head(self, x: Tensor) -> Tensor:

@@ -82,13 +82,14 @@ class ViT(Backbone):
         query, key = _part(block.attn.qkv, block.norm1(x), 0, 2 * width).split(width, dim=-1)
         return query, key
 
-    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+    def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
-        gated = (lambda rows: rows) if gate is None else (lambda rows: rows * gate)
-        x = x + block.drop_path1(block.ls1(gated(block.attn.proj_drop(block.attn.proj(attended)))))
-        mlp = block.mlp
-        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)))))
-        return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)))))
+        return x + block.drop_path1(block.ls1(_gated(block.attn.proj_drop(block.attn.proj(attended)), gate)))
+
+    def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        block, mlp = self._block(layer), self._block(layer).mlp
+        hidden = mlp.drop1(mlp.act(_gated(mlp.fc1(block.norm2(x)), gate)))
+        return x + block.drop_path2(block.ls2(_gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
     def head(self, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.norm(x))
@@ -198,6 +199,10 @@ def _official_name(name: str) -> str:
     for ours, theirs in _RENAMED:
         name = name.replace(ours, theirs)
     return name
+
+
+def _gated(rows: Tensor, gate: Tensor | None) -> Tensor:
+    return rows if gate is None else rows * gate
 
 
 def _part(projection: nn.Linear, rows: Tensor, start: int, stop: int) -> Tensor:

@@ -104,7 +104,7 @@ class EpochLines(Callback):
 def _check_readable(checkpoint: Path) -> None:
     try:
         torch.load(checkpoint, map_location="meta", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{checkpoint} is damaged, it may be truncated: delete it, or begin the stage again with resume=never"
         ) from error
