@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import concrete_loss as slow_concrete_loss
 from reference import concrete_masks as slow_concrete_masks
 from reference import random_trace, trace_scores
-from sttabt.core.concrete import concrete_loss, concrete_masks
+from sttabt.core.concrete import concrete_loss, concrete_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 
@@ -23,6 +23,10 @@ SIZES = [  # real tokens, padding beyond the longest sample, layers, heads
     pytest.param([11, 4, 7], 2, 3, 2, id="padding"),
     pytest.param([3, 2], 1, 1, 1, id="one-layer"),
 ]
+
+
+def concrete_masks(*arguments, **options) -> torch.Tensor:
+    return concrete_plan(*arguments, **options).alive
 
 
 def logits(*values: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
+from sttabt.methods.base import MergingMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
@@ -30,14 +31,14 @@ from sttabt.timing import Timing, time_interleaved
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of right predictions on `samples` items: dropped (as deployed), masked, soft masks where there are any.
+    """Shares of right predictions on `samples` items: dropped (as deployed), and masked and soft where they exist.
 
     occupancy: (L+1,) share of real tokens by boundary; macs: multiply-adds of a sample, part by part.
     """
 
     samples: int
     dropped: float
-    masked: float
+    masked: float | None
     soft: float | None
     loss: float
     occupancy: list[float]
@@ -56,7 +57,6 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
         run = model(batch.inputs)
         found = {
             "dropped": _right(run.logits, batch.labels),
-            "masked": _right(model(batch.inputs, masked=True).logits, batch.labels),
             "loss": F.cross_entropy(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
             **{
@@ -64,6 +64,8 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
                 for part, value in model.macs(run.plan, run.real).items()
             },
         }
+        if not isinstance(model.method, MergingMethod):
+            found["masked"] = _right(model(batch.inputs, masked=True).logits, batch.labels)
         soft = _soft_logits(model, batch.inputs)
         if soft is not None:
             found["soft"] = _right(soft, batch.labels)
@@ -71,7 +73,7 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
         samples += size
     mean = {name: (value / samples).tolist() for name, value in total.items()}
     macs = {name.removeprefix("macs."): value for name, value in mean.items() if name.startswith("macs.")}
-    return Scores(samples, mean["dropped"], mean["masked"], mean.get("soft"), mean["loss"], mean["occupancy"], macs)
+    return Scores(samples, mean["dropped"], mean.get("masked"), mean.get("soft"), mean["loss"], mean["occupancy"], macs)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.vit import ViT
 from sttabt.core.backtrack import Backtracking, Keep, backtrack
-from sttabt.core.concrete import EPSILON, concrete_loss, concrete_masks
+from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import DenseRun, run_dense
@@ -91,7 +91,7 @@ def _concrete(base: ViT, network: ApproximateNetwork, meta: dict, vectors: dict[
     settings, labels, images = meta["concrete"], vectors["input.labels"], vectors["input.pixel_values"]
     p_logit = vectors["concrete.p_logit"].clone().requires_grad_()
     trace = network(images)
-    soft = TokenPlan(concrete_masks(trace, p_logit, meta["abt_p"], settings["temperature"]))
+    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"])
     hold = partial(_hold, p_logit, trace, settings)
 
     logits = run_masked(base, images, soft, EPSILON)

@@ -16,9 +16,10 @@ from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
+from sttabt.engine.merging import run_merged
 from sttabt.engine.online import run_online_dropped, run_online_masked
 from sttabt.errors import UserError
-from sttabt.methods.base import Method, OnlineMethod, PlannedMethod
+from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class PrunedModel(nn.Module):
         if isinstance(self.method, OnlineMethod):
             run = (run_online_masked if masked else run_online_dropped)(self.base, inputs, self.method.rule(real))
             return PrunedRun(run.logits, run.plan, real)
+        if isinstance(self.method, MergingMethod):
+            if masked:
+                raise UserError(f"{self.method.card.title} merges tokens: it has no masked form")
+            merged = run_merged(self.base, inputs, self.method.merged)
+            return PrunedRun(merged.logits, merged.plan, real)
         plan = self.plan(inputs)
         logits = (run_masked if masked else run_dropped)(self.base, inputs, plan)
         return PrunedRun(logits, plan, real)
@@ -69,9 +75,8 @@ class PrunedModel(nn.Module):
     def macs(self, plan: TokenPlan, real: Tensor) -> dict[str, float]:
         """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them."""
         counts = plan.alive.sum(-1).tolist()
-        samples = [
-            self._sample_macs(sample, int(tokens)) for sample, tokens in zip(counts, real.sum(-1).tolist(), strict=True)
-        ]
+        tokens = real.sum(-1).tolist()
+        samples = [self._sample_macs(sample, own, plan.scored) for sample, own in zip(counts, tokens, strict=True)]
         return {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
 
     def dense_macs(self) -> dict[str, float]:
@@ -80,7 +85,7 @@ class PrunedModel(nn.Module):
         every = [tokens] * architecture.layers
         return dict.fromkeys(PARTS, 0.0) | encoder_macs(architecture, every, every, tokens - self.base.outputs)
 
-    def _sample_macs(self, counts: list[int], tokens: int) -> dict[str, float]:
+    def _sample_macs(self, counts: list[int], tokens: int, scored: tuple[int, ...]) -> dict[str, float]:
         parts = dict.fromkeys(PARTS, 0.0)
         reads, writes, outputs = counts[:-1], counts[1:], self.base.outputs
         architecture = self.base.architecture
@@ -89,11 +94,19 @@ class PrunedModel(nn.Module):
             queries = [*reads[:-1], writes[-1]]
             parts["planning"] = sum(self.method.decision_macs(read) for read in reads[:-1])
             return parts | encoder_macs(architecture, reads, writes, tokens - outputs, queries)
+        if isinstance(self.method, MergingMethod):
+            head_width = architecture.width // architecture.heads
+            parts["planning"] = sum(self.method.decision_macs(read, head_width) for read in reads[:-1])
+            every = [*reads[:-1], writes[-1]]
+            # From the second layer on a key has an entry more, its weight (engine.attention.attend_weighted).
+            weighing = sum(2 * query * read for query, read in zip(every[1:], reads[1:], strict=True))
+            parts["planning"] += architecture.heads * weighing
+            return parts | encoder_macs(architecture, reads, writes, tokens - outputs, every, every)
         parts |= encoder_macs(architecture, reads, writes, reads[0] - outputs)
         assert isinstance(self.method, PlannedMethod), "a method is planned or online"
         if self.method.attention is not None:
             traced = self.base if self.method.attention == "actual" or self.approx is None else self.approx.backbone
             part = "planning" if traced is self.base else "approximate_network"
             parts[part] += trace_macs(traced.architecture, tokens, tokens - outputs)
-            parts["planning"] += self.method.planning_macs(tokens, traced.architecture.width, traced.heads)
+            parts["planning"] += self.method.planning_macs(scored, tokens, traced.architecture.width, traced.heads)
         return parts

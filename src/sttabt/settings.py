@@ -103,6 +103,11 @@ class ForwardTopkSettings(SparsitySettings):
 
 
 @dataclass
+class TomeSettings(SparsitySettings):
+    merged: int = 8  # pairs that every layer but the last merges
+
+
+@dataclass
 class BacktrackingSettings(SparsitySettings):
     attention: str = "approximate"  # approximate | actual (a dense run of the base model: an upper bound)
     keep_ratio: float = 0.5  # share of real tokens found by every layer, in (0, 1]
@@ -176,6 +181,7 @@ SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {
     "dense": DenseSettings,
     "random": RandomSettings,
     "forward_topk": ForwardTopkSettings,
+    "tome": TomeSettings,
     "backtracking": BacktrackingSettings,
     "concrete": ConcreteSettings,
 }

@@ -63,7 +63,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Feed-forward and residual; gate: as in `project`, on the intermediate before its activation and the output."""
+        """Feed-forward and residual.
+
+        gate: as in `project`, on the intermediate before its activation and on the output.
+        """
 
     def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         """The rest of the layer on the written rows."""

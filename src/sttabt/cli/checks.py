@@ -53,6 +53,7 @@ RANGES: dict[str, Rule] = {
     "approx.embedding_weight": at_least(0),
     "approx.prediction_weight": at_least(0),
     "sparsity.keep_ratio": SHARE_ABOVE_ZERO,
+    "sparsity.merged": at_least(0),
     "sparsity.seed": at_least(0),
     "sparsity.propagation": SHARE,
     "sparsity.temperature": ABOVE_ZERO,

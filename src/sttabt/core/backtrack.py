@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep, weighty_rows
 from sttabt.core.trace import AttentionTrace
 
 DYNAMIC_SHARE = 0.00625  # a token counts when its importance exceeds this share of the largest
@@ -38,18 +38,28 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
     keeps = _by_layer(keep, layers)
     alive = output_tokens(real, outputs)
     impact = alive.to(trace.queries[0].dtype) / outputs
-    boundaries, impacts = [alive], []
+    boundaries, impacts, scored = [alive], [], []
     for layer in reversed(range(layers)):
-        attention = trace.probabilities(layer).mean(1)
-        weight = (propagation * impact + (1 - propagation)) * alive
-        importance = (weight[:, None] @ attention)[:, 0] / alive.sum(-1, keepdim=True)
+        weight = (propagation * impact + (1 - propagation)) * alive / alive.sum(-1, keepdim=True)
+        places, weight = weighty_rows(weight)
+        importance = _received(trace, layer, places, weight)
         count = _count(keeps[layer], importance, real)
         alive = largest(importance, count, among=real) | alive
         impact = importance * alive
         impact = impact / impact.sum(-1, keepdim=True)
         boundaries.append(alive)
         impacts.append(impact)
-    return Backtracking(TokenPlan(torch.stack(boundaries[::-1], 1)), torch.stack(impacts[::-1], 1))
+        scored.append(places.shape[-1])
+    plan = TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
+    return Backtracking(plan, torch.stack(impacts[::-1], 1))
+
+
+def _received(trace: AttentionTrace, layer: int, places: Tensor, weight: Tensor) -> Tensor:
+    """The attention (B, N) that tokens receive from the rows at `places` (B, n) by `weight`, mean over heads."""
+    scores = trace.rows(layer, places) @ trace.keys[layer].transpose(-1, -2)
+    if not trace.real.all():
+        scores = scores.masked_fill(~trace.real[:, None, None, :], -torch.inf)
+    return (weight[:, None, None] @ scores.softmax(-1))[:, :, 0].mean(1)
 
 
 def _by_layer(keep: Keep, layers: int) -> list[float | int | None]:

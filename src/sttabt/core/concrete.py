@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import output_tokens
+from sttabt.core.plan import TokenPlan, output_tokens, weighty_rows
 from sttabt.core.trace import AttentionTrace
 
 EPSILON = 1e-7
@@ -23,27 +23,38 @@ class ConcreteLoss:
     keep: Tensor
 
 
-def concrete_masks(
-    trace: AttentionTrace, p_logit: Tensor, propagation: float = 0.1, temperature: float = 0.1, outputs: int = 1
-) -> Tensor:
-    """Soft masks (B, L+1, N) in [0, 1]: boundary l is read by layer l and written by layer l-1.
+def concrete_plan(
+    trace: AttentionTrace,
+    p_logit: Tensor,
+    propagation: float = 0.1,
+    temperature: float = 0.1,
+    outputs: int = 1,
+    negligible: float | None = None,
+) -> TokenPlan:
+    """The soft plan: `alive` (B, L+1, N) in [0, 1]; its `harden()` is the hard plan.
 
-    p_logit: (L,), one a layer. Differentiable in `p_logit` and in the trace. The last boundary is 1 on the
-    output tokens and 0 elsewhere; `TokenPlan(masks).harden()` gives the hard plan.
+    p_logit: (L,), one a layer. Differentiable in `p_logit` and in the trace. The last boundary is 1 on the output
+    tokens and 0 elsewhere. negligible: rows that weigh no more than this are not scored, which moves a token's
+    importance (before it is divided by the largest) by at most N * negligible; None scores every row.
     """
     real = trace.real
     mask = importance = output_tokens(real, outputs).to(p_logit.dtype)
-    boundaries = [mask]
+    boundaries, scored = [mask], []
     for layer in reversed(range(trace.layers)):
-        share = standing(trace.queries[layer].to(p_logit.dtype), trace.keys[layer].to(p_logit.dtype), real)
         weight = mask * (propagation * importance + (1 - propagation))
-        importance = (weight[:, None] @ share)[:, 0] / (mask.sum(-1, keepdim=True) + EPSILON)
+        queries, keys = trace.queries[layer], trace.keys[layer].to(p_logit.dtype)
+        if negligible is not None:
+            places, weight = weighty_rows(weight, negligible)
+            queries = trace.rows(layer, places)
+        importance = weighted_standing(queries.to(p_logit.dtype), keys, weight, real)
+        importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
         importance = (FLOOR + (1 - FLOOR) * importance) * real
         logit = _logit(torch.sigmoid(p_logit[layer])) + _logit(importance)
         mask = torch.maximum(torch.sigmoid(logit / temperature) * real, mask)
         boundaries.append(mask)
-    return torch.stack(boundaries[::-1], 1)
+        scored.append(weight.shape[-1])
+    return TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
 
 
 def concrete_loss(
@@ -60,9 +71,10 @@ def concrete_loss(
     )
 
 
-def standing(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
-    """Where each key stands in each query's row, (B, n, N): standardised over real keys, CDF, mean over heads.
+def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor) -> Tensor:
+    """Where each key stands in the rows of the queries, (B, N): sum of `weight` (B, n) times the standing in a row.
 
+    The standing, in (0, 1), is the standardised score (over real keys) through the normal CDF, mean over heads.
     queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool. A row's mean is q . mean(k) and its variance
     q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in one product.
     """
@@ -72,8 +84,9 @@ def standing(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
     covariance = centred.transpose(-1, -2) @ centred / count
     variance = ((queries @ covariance) * queries).sum(-1, keepdim=True)
     scale = (2 * variance.clamp_min(SMALLEST_VARIANCE)).rsqrt()  # 2: the normal CDF is (1 + erf(x / sqrt 2)) / 2
-    shares = torch.erf((queries * scale) @ centred.transpose(-1, -2)).mean(1)
-    return (0.5 + 0.5 * shares) * real[:, None]
+    standard = (queries * scale) @ centred.transpose(-1, -2)
+    errors = standard.erf() if standard.requires_grad else standard.erf_()
+    return 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1)) * real
 
 
 def _logit(probability: Tensor) -> Tensor:

@@ -30,22 +30,25 @@ def encoder_macs(
     writes: Sequence[float],
     stem_patches: float,
     queries: Sequence[float] | None = None,
+    projected: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Multiply-adds of one sample, by part: stem, projections, attention, feed_forward, head.
 
     reads, writes: tokens that each of the L layers reads (keys, values) and writes (output projection,
     feed-forward); stem_patches: patches that are embedded; queries: tokens whose attention scores are computed,
-    what each layer writes unless a method has to see more before it decides.
+    what each layer writes unless a method has to see more before it decides; projected: tokens that attention is
+    summed up and projected for, what each layer writes unless some of them merge afterwards.
     """
     width = architecture.width
-    layers = list(zip(reads, writes, writes if queries is None else queries, strict=True))
+    queries, projected = queries or writes, projected or writes
+    layers = list(zip(reads, writes, queries, projected, strict=True))
     if len(layers) != architecture.layers:
         raise ValueError(f"{len(layers)} layers counted for an architecture of {architecture.layers}")
     return {
         "stem": stem_patches * architecture.patch_inputs * width,
-        "projections": sum(query + 2 * read + write for read, write, query in layers) * width**2,
-        "attention": sum((query + write) * read for read, write, query in layers) * width,
-        "feed_forward": sum(2 * write for _, write, _ in layers) * width * architecture.feed_forward,
+        "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
+        "attention": sum((query + out) * read for read, _, query, out in layers) * width,
+        "feed_forward": sum(2 * write for write in writes) * width * architecture.feed_forward,
         "head": width * architecture.classes,
     }
 

@@ -13,10 +13,12 @@ class TokenPlan:
     """An encoder of L layers has L+1 boundaries; layer l reads boundary l and writes boundary l+1.
 
     alive: (B, L+1, N); bool is a hard plan, float in [0, 1] a soft one. 1 means keep. The sets are nested:
-    a token that is gone stays gone.
+    a token that is gone stays gone. scored: rows of attention, by layer, that were computed for each sample to make
+    the plan; empty where none were.
     """
 
     alive: Tensor
+    scored: tuple[int, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -48,7 +50,7 @@ class TokenPlan:
 
     def harden(self, threshold: float = 0.5) -> TokenPlan:
         """The hard plan of a soft one: alive where the mask is at least `threshold` (METHOD section 3)."""
-        return self if self.is_hard else TokenPlan(self.alive >= threshold)
+        return self if self.is_hard else TokenPlan(self.alive >= threshold, self.scored)
 
     def check(self, outputs: int = 1) -> None:
         """Raise ValueError unless the sets are nested and hold the first `outputs` tokens at every boundary."""
@@ -92,3 +94,13 @@ def largest(importance: Tensor, count: Tensor, among: Tensor) -> Tensor:
         -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
     )
     return (rank < count[:, None]) & among
+
+
+def weighty_rows(weight: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The rows whose weight exceeds `threshold`: their places and weights, (B, n) each.
+
+    weight: (B, N); n is the largest count in the batch, samples with fewer are filled up with rows of weight 0.
+    """
+    heavy = weight > threshold
+    values, places = weight.topk(int(heavy.sum(-1).max()), dim=-1, sorted=False)
+    return places, values.masked_fill(values <= threshold, 0)

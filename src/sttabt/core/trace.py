@@ -25,6 +25,11 @@ class AttentionTrace:
     def layers(self) -> int:
         return len(self.queries)
 
+    def rows(self, layer: int, places: Tensor) -> Tensor:
+        """The queries (B, H, n, d) at `places` (B, n)."""
+        queries = self.queries[layer]
+        return queries.gather(2, places[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1]))
+
     def scores(self, layer: int) -> Tensor:
         """Attention scores before the softmax, (B, H, N, N); -inf on keys that are padding."""
         scores = self.queries[layer] @ self.keys[layer].transpose(-1, -2)

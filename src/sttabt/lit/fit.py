@@ -27,7 +27,13 @@ TERMINATED = 143  # the exit code of a process ended by SIGTERM
 
 # What Lightning says at every start and a user of this suite can do nothing about.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-for noise in ("does not have many workers", "in eval mode at the start of training", "LeafSpec", "to set TF32"):
+for noise in (
+    "does not have many workers",
+    "exists and is not empty",
+    "in eval mode at the start of training",
+    "LeafSpec",
+    "to set TF32",
+):
     warnings.filterwarnings("ignore", message=f".*{noise}")
 
 

@@ -24,5 +24,5 @@ class Backtracking(PlannedMethod):
         keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
         return backtrack(trace, keep, self.settings.propagation, self.outputs).plan
 
-    def planning_macs(self, tokens: int, width: int, heads: int) -> float:
-        return self.layers * tokens**2 * (width + 1)
+    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+        return sum(rows * tokens * (width + heads) for rows in scored)

@@ -44,8 +44,11 @@ class PlannedMethod(Method):
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         """The hard plan of a batch. real: (B, N) bool; trace: the attention asked for, None if none was."""
 
-    def planning_macs(self, tokens: int, width: int, heads: int) -> float:
-        """Multiply-adds of planning one sample, apart from the trace; width, heads: those of the traced network."""
+    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+        """Multiply-adds of planning one sample, apart from the trace.
+
+        scored: the plan's; width, heads: of the traced network.
+        """
         return 0.0
 
 
@@ -59,3 +62,16 @@ class OnlineMethod(Method):
     @abstractmethod
     def decision_macs(self, tokens: float) -> float:
         """Multiply-adds of one decision among `tokens` tokens of a sample."""
+
+
+class MergingMethod(Method):
+    """Merges tokens layer by layer instead of dropping them; it has no masked form."""
+
+    @property
+    @abstractmethod
+    def merged(self) -> int:
+        """Pairs that every layer but the last merges."""
+
+    @abstractmethod
+    def decision_macs(self, tokens: float, head_width: int) -> float:
+        """Multiply-adds of comparing `tokens` tokens of a sample."""

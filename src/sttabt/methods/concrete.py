@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttabt.core.concrete import ConcreteLoss, concrete_loss, concrete_masks
+from sttabt.core.concrete import ConcreteLoss, concrete_loss, concrete_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.methods.base import Card, PlannedMethod
+
+NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
 
 class Concrete(PlannedMethod):
@@ -24,22 +26,21 @@ class Concrete(PlannedMethod):
     def attention(self) -> str:
         return "approximate"
 
-    def soft_plan(self, trace: AttentionTrace) -> TokenPlan:
-        """The differentiable plan that training runs on."""
+    def soft_plan(self, trace: AttentionTrace, negligible: float | None = None) -> TokenPlan:
+        """The differentiable plan that training runs on; `negligible`: as in `concrete_plan`."""
         settings = self.settings
-        return TokenPlan(concrete_masks(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs))
+        return concrete_plan(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs, negligible)
 
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         assert trace is not None, "concrete masks need an attention trace"
         with torch.no_grad():
-            return self.soft_plan(trace).harden()
+            return self.soft_plan(trace, NEGLIGIBLE).harden()
 
     def loss(self, plan: TokenPlan, real: Tensor) -> ConcreteLoss:
         """The terms that hold the logits and the keep ratio near their target."""
         settings = self.settings
         return concrete_loss(self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask)
 
-    def planning_macs(self, tokens: int, width: int, heads: int) -> float:
-        head_width = width // heads
-        covariance = 2 * tokens * width * head_width  # of the keys, and its product with the queries
-        return self.layers * (tokens**2 * (width + 1) + covariance)
+    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+        covariance = width // heads * width  # a key's part in the covariance of a head, and a query's product with it
+        return sum(rows * tokens * (width + heads) + (rows + tokens) * covariance for rows in scored)

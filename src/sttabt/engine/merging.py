@@ -1,0 +1,45 @@
+"""Tokens merged instead of dropped: fewer rows from layer to layer, each the mean of those that it stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.merge import match_tokens
+from sttabt.core.plan import TokenPlan, output_tokens
+from sttabt.engine.attention import attend, attend_weighted, split_heads
+from sttabt.engine.online import OnlineRun
+
+
+def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
+    """Logits when every layer but the last merges its `merged` most alike pairs before its feed-forward (ToMe).
+
+    Keys are compared, mean over heads; attention counts a merged token as often as it stands for one. The last layer
+    computes the output tokens alone. The plan says which tokens still stand for themselves or for others.
+    """
+    real = backbone.real(inputs)
+    x = backbone.embed(inputs)
+    token = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    size = torch.ones_like(x[..., :1])
+    boundaries = [real]
+    last = backbone.layers - 1
+    for layer in range(backbone.layers):
+        written = (lambda rows: rows[:, : backbone.outputs]) if layer == last else None
+        query, key, value = backbone.qkv(layer, x, written)
+        if layer == 0:
+            attended = attend(query, key, value, backbone.heads)
+        else:
+            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log())
+        if layer == last:
+            x = backbone.finish(layer, x[:, : backbone.outputs], attended)
+            break
+        x = backbone.project(layer, x, attended)
+        matching = match_tokens(split_heads(key, backbone.heads).mean(1), merged, backbone.outputs)
+        x, size = matching.merge(x * size), matching.merge(size)
+        x = backbone.feed_forward(layer, x / size)
+        token = token.gather(1, matching.stay)
+        boundaries.append(torch.zeros_like(real).scatter_(1, token, True))
+    boundaries.append(output_tokens(real, backbone.outputs))
+    return OnlineRun(backbone.head(x), TokenPlan(torch.stack(boundaries, 1)))

@@ -1,0 +1,56 @@
+"""ToMe's matching against loops over tokens, and what merging must leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import make_backbone, make_images
+from sttabt.core.merge import match_tokens
+from sttabt.engine.merging import run_merged
+
+
+def slow_groups(features: torch.Tensor, merged: int, outputs: int) -> list[list[int]]:
+    """Which places of one sample become one, by the paper's steps: alternate, best partner, most alike edges first."""
+    n = len(features)
+    offered, taking = list(range(outputs, n, 2)), list(range(outputs + 1, n, 2))
+    edges = []
+    for a in offered:
+        alike = [float(torch.cosine_similarity(features[a], features[b], dim=0)) for b in taking]
+        edges.append((max(alike), a, taking[alike.index(max(alike))]))
+    edges.sort(key=lambda edge: -edge[0])
+    groups = {place: [place] for place in range(n)}
+    for _, a, b in edges[:merged]:
+        groups[b] += groups.pop(a)
+    return sorted(sorted(group) for group in groups.values())
+
+
+@pytest.mark.parametrize(("n", "outputs", "merged"), [(9, 1, 2), (10, 1, 4), (10, 2, 4), (17, 1, 0), (5, 1, 99)])
+def test_the_most_alike_pairs_merge(n: int, outputs: int, merged: int) -> None:
+    generator = torch.Generator().manual_seed(n + merged)
+    features = torch.randn(3, n, 6, generator=generator, dtype=torch.float64)
+    matching = match_tokens(features, merged, outputs)
+    places = torch.eye(n, dtype=torch.float64).expand(3, n, n)
+    sums = matching.merge(places)
+    for sample in range(3):
+        found = sorted(row.nonzero().flatten().tolist() for row in sums[sample])
+        assert found == slow_groups(features[sample], min(merged, (n - outputs) // 2), outputs)
+    assert torch.equal(matching.stay[:, :outputs], torch.arange(outputs).expand(3, -1))
+
+
+@torch.inference_mode()
+def test_merging_nothing_is_the_dense_model(backbone_name: str) -> None:
+    base, images = make_backbone(backbone_name), make_images(backbone_name)
+    torch.testing.assert_close(run_merged(base, images, 0).logits, base(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_tokens_that_are_the_same_may_merge_without_effect() -> None:
+    """Proportional attention and size-weighted means: one row for two equal tokens is as good as both."""
+    base, images = make_backbone("digits"), make_images("digits")
+    images[:] = images[..., :1, :1]  # every patch the same
+    with torch.no_grad():
+        base.model.pos_embed[:, 1:] = base.model.pos_embed[:, 1:2]
+    merged = run_merged(base, images, 10)
+    assert merged.plan.alive.sum(-1)[0].tolist() == [50, 40, 30, 1]
+    torch.testing.assert_close(merged.logits, base(images), atol=1e-5, rtol=1e-5)
