@@ -14,7 +14,7 @@ from sttabt.core.cost import PARTS, encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import trace_attention
-from sttabt.engine.dropped import run_dropped
+from sttabt.engine.dropped import padding_macs, run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.merging import run_merged
 from sttabt.engine.online import run_online_dropped, run_online_masked
@@ -77,7 +77,10 @@ class PrunedModel(nn.Module):
         counts = plan.alive.sum(-1).tolist()
         tokens = real.sum(-1).tolist()
         samples = [self._sample_macs(sample, own, plan.scored) for sample, own in zip(counts, tokens, strict=True)]
-        return {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
+        mean = {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
+        if isinstance(self.method, PlannedMethod):
+            mean["attention"] += padding_macs(counts, self.base.architecture.width) / len(samples)
+        return mean
 
     def dense_macs(self) -> dict[str, float]:
         """Multiply-adds of a sample in the base model's own dense forward."""

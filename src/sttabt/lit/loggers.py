@@ -21,6 +21,8 @@ class JobLoggers:
         self.kind, self.output = settings.logger.kind, Path(settings.paths.output)
         self.wandb: WandbLogger | None = None
         if self.kind.startswith("wandb"):
+            import wandb
+
             self.output.mkdir(parents=True, exist_ok=True)
             self.wandb = WandbLogger(
                 project=settings.logger.project,
@@ -30,6 +32,7 @@ class JobLoggers:
                 job_type=settings.sparsity.method,
                 tags=[settings.name, settings.model.name, settings.dataset.name],
                 config=config,
+                settings=wandb.Settings(silent=True),  # a banner and a summary a job would bury the suite's own lines
             )
 
     def __enter__(self) -> JobLoggers:

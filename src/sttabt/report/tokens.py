@@ -23,7 +23,7 @@ STRENGTH = 0.88  # how far dropped patches fade
 def draw_tokens(blocks: Sequence[tuple[str, Gallery]], folder: Path) -> Path:
     """Writes tokens.png and tokens.pdf, one block of images a title; returns the path of the first."""
     columns = max(1 + len(_layers(gallery)) for _, gallery in blocks)
-    heights = [min(len(gallery.images), MOST_IMAGES) * TILE + 0.75 for _, gallery in blocks]
+    heights = [min(len(gallery.images), MOST_IMAGES) * TILE + 0.92 for _, gallery in blocks]
     widest = max(len(line) for _, g in blocks for index in range(len(g.images)) for line in _lines(g, index))
     with figure_style():
         figure = Figure(figsize=(columns * TILE + widest * LETTER, sum(heights)), layout="constrained")
@@ -64,7 +64,7 @@ def _draw_block(part: SubFigure, title: str, gallery: Gallery) -> None:
     alive = gallery.patches_alive[:MOST_IMAGES]
     layers = _layers(gallery)
     axes = part.subplots(len(images), 1 + len(layers), squeeze=False)
-    part.suptitle(f"{title}: patches that each layer reads", fontsize=10)
+    part.suptitle(f"{title}:\npatches that each layer reads", fontsize=10)
     for index, image in enumerate(images):
         _show(axes[index, 0], fade(image, np.ones_like(alive[index, 0])))
         for axis, layer in zip(axes[index, 1:], layers, strict=True):
