@@ -58,6 +58,7 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "p_logit": round(4 * share - 3, 2) if method == "concrete" else None,
         "keep_ratio": share if method not in ("concrete", "dense") else None,
         "propagation": 0.1 if planned else None,
+        "merged": None,
         "parameters": 1_000_000,
         "metric": "accuracy",
         "score": 0.95 - (0 if dense else 0.2) * (1 - share) ** 2 - 0.004 * seed,

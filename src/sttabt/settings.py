@@ -185,3 +185,28 @@ SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {
     "backtracking": BacktrackingSettings,
     "concrete": ConcreteSettings,
 }
+
+
+@dataclass
+class BenchSettings:
+    """What the speed benchmark measures."""
+
+    image_sizes: list[int] = field(default_factory=list)  # sides in pixels
+    batches: list[int] = field(default_factory=list)  # images a forward; empty: chosen by the device
+    keeps: list[float] = field(default_factory=list)  # mean occupancy over samples and layer boundaries
+    spread: float = 0.25  # standard deviation of the logarithm of a sample's counts; 0 leaves such plans out
+    factors: list[int] = field(default_factory=list)  # of approximate networks; the first plans end to end
+    merged: list[int] = field(default_factory=list)  # ToMe's pairs a layer, scaled from 196 patches and 12 layers
+    rounds: int = 0  # interleaved rounds; 0: chosen by the device and the time that a round takes
+    train: bool = True  # time a step of training too
+    train_batch: int = 8
+    out: str = ""  # folder of the results
+
+
+@dataclass
+class SpeedSettings:
+    """The root node of the speed benchmark. Weights are random, `model.pretrained` or not."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    bench: BenchSettings = field(default_factory=BenchSettings)

@@ -77,6 +77,10 @@ class Backbone(nn.Module, ABC):
         """Logits (B, classes) from the output tokens (B, outputs, D) after the last layer."""
 
     @abstractmethod
+    def embeddings(self) -> list[nn.Parameter]:
+        """Class token and position embedding, which the paper's recipe freezes while it prunes (METHOD section 3)."""
+
+    @abstractmethod
     def narrow(self, factor: int) -> Backbone:
         """A new encoder of the same depth and heads, `factor` times narrower, with random weights.
 

@@ -94,6 +94,10 @@ class ViT(Backbone):
     def head(self, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.norm(x))
 
+    def embeddings(self) -> list[nn.Parameter]:
+        names = ("cls_token", "dist_token", "reg_token", "pos_embed")
+        return [parameter for name, parameter in self.model.named_parameters() if name in names]
+
     def narrow(self, factor: int) -> ViT:
         model, block, sizes = self.model, self._block(0), self.architecture
         kind = cast(Callable[..., VisionTransformer], type(model))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, STAGES, Settings
+from sttabt.settings import CHOICES, STAGES, Settings, TrainingSettings
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
@@ -94,6 +94,12 @@ def check(settings: Settings) -> None:
         raise UserError(f"stages=[] leaves nothing to do: name some of {', '.join(STAGES)}")
     for stage in settings.stages:
         _choose("stages", stage, STAGES)
+    for node, training in _trainings(settings):
+        if 0 < training.epochs <= training.warmup_epochs:
+            raise UserError(
+                f"{node}.training.warmup_epochs={training.warmup_epochs} leaves nothing of"
+                f" {node}.training.epochs={training.epochs}: warm up for less, or train for longer"
+            )
     _check_model(settings)
     _check_files(settings)
 
@@ -163,6 +169,13 @@ def _check_files(settings: Settings) -> None:
     for part in ("train", "val"):
         if not any(entry.is_dir() for entry in (Path(dataset.path) / part).iterdir()):
             raise UserError(f"dataset.path={dataset.path}: {part}/ is empty: it must hold one folder of images a class")
+
+
+def _trainings(settings: Settings) -> Iterator[tuple[str, TrainingSettings]]:
+    for node in ("model", "approx", "sparsity"):
+        training = getattr(getattr(settings, node), "training", None)
+        if training is not None:
+            yield node, training
 
 
 def _choose(key: str, value: str, choices: Iterable[str]) -> None:

@@ -64,7 +64,7 @@ class AugmentedImages(Images):
         drawn = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
         states = random.getstate(), np.random.get_state()  # timm's RandAugment draws from all three
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(drawn))
+            torch.default_generator.manual_seed(int(drawn))
             random.seed(int(drawn))
             np.random.seed(drawn)
             item = super().__getitem__(index)

@@ -25,7 +25,7 @@ def load(settings: DatasetSettings) -> Splits:
     size = settings.image_size
     plain = create_transform(size, crop_pct=0.875, interpolation="bicubic")
     augmented = create_transform(
-        size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+        size, is_training=True, auto_augment="rand-m9-mmax9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
     )
     return Splits(
         train=AugmentedImages(train_images, train, augmented if settings.augment else plain, seed=settings.split_seed),

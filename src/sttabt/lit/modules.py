@@ -73,6 +73,8 @@ class Pruning(TrainingStage):
     def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings) -> None:
         super().__init__(pruned, settings.training, pruned.base.architecture.classes)
         self.teacher, self.settings = Frozen(teacher), settings
+        for parameter in pruned.base.embeddings():
+            parameter.requires_grad_(False)
 
     @property
     def method(self) -> Concrete:

@@ -14,7 +14,7 @@ from sttabt.report.rows import LABELS, Row
 ONE_FIGURE = ("dataset", "split", "model", "metric")  # rows that differ here are not comparable
 # Where rows of one method differ here, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
-SWEPT = ("p_logit", "keep_ratio")  # what moves along a curve
+SWEPT = ("p_logit", "keep_ratio", "merged")  # what moves along a curve
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ LABELS = {
     ("backtracking", "approximate"): "back-tracking (approximate attention)",
     ("backtracking", "actual"): "back-tracking (actual attention)",
     ("forward_topk", None): "forward top-k",
+    ("tome", None): "ToMe",
     ("random", None): "random",
 }
 
@@ -58,6 +59,7 @@ class Row:
     factor: int | None  # how many times narrower the approximate network is
     p_logit: float | None
     keep_ratio: float | None  # asked for
+    merged: int | None  # pairs of tokens that a layer merges
     propagation: float | None
     parameters: int
     metric: str  # accuracy

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sttabt.report.points import ONE_FIGURE, Point, Value, to_points
+from sttabt.report.points import ONE_FIGURE, SWEPT, Point, Value, to_points
 from sttabt.report.rows import APPROX_KEYS, Row
 
 
@@ -152,7 +152,8 @@ def _mean(value: Value | None) -> float | None:
 
 def _swept(point: Point) -> float | None:
     first = point.rows[0]
-    return first.keep_ratio if first.p_logit is None else first.p_logit
+    values = (getattr(first, name) for name in SWEPT)
+    return next((value for value in values if value is not None), None)
 
 
 def _comparable(row: Row) -> tuple[str, ...]:

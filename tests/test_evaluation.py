@@ -1,0 +1,236 @@
+"""What a result row says of a model equals what a slow loop over single images says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from conftest import BACKBONES, make_approx, make_backbone
+from sttabt.approx import ApproximateNetwork
+from sttabt.cli.composition import compose_settings
+from sttabt.data import load_splits
+from sttabt.data.base import Batch
+from sttabt.engine.dense import run_dense
+from sttabt.engine.masked import run_masked
+from sttabt.evaluation import attention_error, evaluate, gallery, time_against_dense
+from sttabt.methods import find_method, method_names
+from sttabt.methods.base import MergingMethod
+from sttabt.methods.concrete import Concrete
+from sttabt.pruned import PrunedModel
+from sttabt.settings import SPARSITY_SCHEMAS
+from sttabt.timing import Timing, time_interleaved
+
+CLASSES = 5
+
+
+class _Images(Dataset):
+    """Random images of which about half are labelled with what the dense model predicts."""
+
+    def __init__(self, name: str, count: int) -> None:
+        _, _, channels, size, _ = BACKBONES[name]
+        generator = torch.Generator().manual_seed(4)
+        self.images = 2 * torch.randn(count, channels, size, size, generator=generator)
+        random = torch.randint(CLASSES, (count,), generator=generator)
+        with torch.no_grad():
+            predicted = make_backbone(name)(self.images).argmax(-1)
+        self.labels = torch.where(torch.arange(count) % 2 == 0, predicted, random)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        return Batch(self.images[index], self.labels[index])
+
+
+def _pruned(name: str, method: str, **settings: object) -> PrunedModel:
+    base = make_backbone(name)
+    kind = find_method(method)
+    chosen = kind(SPARSITY_SCHEMAS[method](method=method, **settings), base.layers, base.outputs)
+    return PrunedModel(base, chosen, make_approx(base, name) if chosen.attention == "approximate" else None).eval()
+
+
+METHODS = [
+    ("dense", {}),
+    ("random", {"keep_ratio": 0.5}),
+    ("forward_topk", {"keep_ratio": 0.5}),
+    ("tome", {"merged": 8}),
+    ("backtracking", {"keep_ratio": 0.4}),
+    ("backtracking", {"keep_ratio": 0.4, "attention": "actual"}),
+    ("backtracking", {"dynamic": True}),
+    ("concrete", {"p_logit": -0.5}),
+]
+
+
+def test_every_method_is_evaluated_here() -> None:
+    assert {method for method, _ in METHODS} == set(method_names())
+
+
+@pytest.mark.parametrize(("method", "settings"), METHODS)
+@torch.inference_mode()
+def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict) -> None:
+    dataset, model = _Images("digits", 11), _pruned("digits", method, **settings)
+    scores = evaluate(model, dataset, batch_size=4)  # 4, 4 and 3
+    masking = not isinstance(model.method, MergingMethod)
+    right, loss, occupancy = Counter[str](), 0.0, []
+    for index in range(len(dataset)):
+        image, label = dataset[index].inputs[None], dataset[index].labels
+        run = model(image)
+        right["dropped"] += int(run.logits.argmax() == label)
+        loss += float(F.cross_entropy(run.logits[0], label))
+        alive = run.plan.alive[0]
+        occupancy.append([int(boundary.sum()) / alive.shape[1] for boundary in alive])
+        if masking:
+            right["masked"] += int(model(image, masked=True).logits.argmax() == label)
+        if isinstance(model.method, Concrete):
+            soft = run_masked(model.base, image, model.method.soft_plan(model.trace(image)))
+            right["soft"] += int(soft.argmax() == label)
+    assert scores.samples == 11
+    assert scores.dropped == pytest.approx(right["dropped"] / 11)
+    assert scores.masked == (pytest.approx(right["masked"] / 11) if masking else None)
+    assert scores.soft == (pytest.approx(right["soft"] / 11) if method == "concrete" else None)
+    assert scores.loss == pytest.approx(loss / 11, rel=1e-5)
+    assert scores.occupancy == pytest.approx(np.mean(occupancy, 0).tolist())
+    macs: Counter[str] = Counter()  # of a sample, but padding in its batch counts
+    for indices in (range(4), range(4, 8), range(8, 11)):
+        run = model(torch.stack([dataset[index].inputs for index in indices]))
+        macs.update({part: len(indices) * value for part, value in model.macs(run.plan, run.real).items()})
+    assert scores.macs == pytest.approx({part: value / 11 for part, value in macs.items()})
+    assert 0 < scores.dropped < 1, "a share that a wrong sum would not hit"
+
+
+def test_evaluation_counts_every_batch_by_its_size() -> None:
+    dataset, model = _Images("digits", 11), _pruned("digits", "concrete", p_logit=-0.5)
+    whole, parts = evaluate(model, dataset, batch_size=11), evaluate(model, dataset, batch_size=4)
+    assert parts.occupancy == pytest.approx(whole.occupancy)
+    assert parts.macs["feed_forward"] == pytest.approx(whole.macs["feed_forward"])
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert (parts.dropped, parts.masked, parts.soft) == (whole.dropped, whole.masked, whole.soft)
+    first = evaluate(model, dataset, batch_size=4, batches=2)
+    assert first.samples == 8
+    expected = evaluate(model, torch.utils.data.Subset(dataset, range(8)), batch_size=8)
+    assert first.occupancy == pytest.approx(expected.occupancy)
+
+
+def test_the_attention_of_a_network_with_the_base_models_weights_has_no_error() -> None:
+    base = make_backbone("digits")
+    same = ApproximateNetwork(base, 1).eval()
+    same.start_from(base)
+    other = make_approx(base, "digits")
+    dataset = _Images("digits", 7)
+    errors = attention_error({"same": same, "other": other}, base, dataset, batch_size=3)
+    assert errors["same"] == pytest.approx({"kl": 0, "mse": 0}, abs=1e-9)
+    kl, mse = [], []
+    for index in range(len(dataset)):
+        image = dataset[index].inputs[None]
+        with torch.no_grad():
+            actual, found = run_dense(base, image).trace, other(image)
+        for layer in range(base.layers):
+            a, b = actual.probabilities(layer), found.probabilities(layer)
+            kl.append(float((a * ((a + 1e-7) / (b + 1e-7)).log()).sum(-1).mean()))
+            mse.append(float((a - b).square().mean()))
+    assert errors["other"] == pytest.approx({"kl": np.mean(kl), "mse": np.mean(mse)}, rel=1e-4)
+    assert errors["other"]["kl"] > 1e-3
+    partly = attention_error({"other": other}, base, dataset, batch_size=3, batches=1)
+    assert partly["other"]["kl"] == pytest.approx(np.mean(kl[: 3 * base.layers]), rel=1e-4)
+
+
+# --- time
+
+
+def test_variants_are_timed_in_turns_after_the_warm_up() -> None:
+    calls: list[str] = []
+    timing = time_interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, "a", rounds=3, warmup=2)
+    assert calls == list("abc") * 5
+    assert {name: len(one.seconds) for name, one in timing.items()} == {"a": 3, "b": 3, "c": 3}
+    assert timing["a"].ratios == [1, 1, 1]
+    for name in "bc":
+        pairs = zip(timing[name].seconds, timing["a"].seconds, strict=True)
+        assert timing[name].ratios == [own / base for own, base in pairs]
+
+
+def test_the_first_rounds_do_not_count() -> None:
+    turns = Counter()
+
+    def work(name: str, steps: int) -> None:
+        turns[name] += 1
+        total = 0
+        for step in range(steps * (100 if turns[name] <= 2 else 1)):
+            total += step
+
+    variants = {"short": lambda: work("short", 2_000), "long": lambda: work("long", 40_000)}
+    timing = time_interleaved(variants, "short", rounds=5)
+    assert turns == {"short": 7, "long": 7}
+    assert 5 < timing["long"].ratio < 80, "twenty times the work"
+    assert max(timing["long"].seconds) < 1, "the warm-up would take seconds"
+
+
+def test_medians_and_quartiles() -> None:
+    timing = Timing(seconds=[4.0, 1.0, 2.0, 9.0, 3.0], ratios=[0.5, 0.1, 0.2, 0.9, 0.3])
+    assert (timing.median, timing.ratio) == (3.0, 0.3)
+    assert timing.quartiles == pytest.approx((0.2, 0.5))
+    assert Timing(seconds=[2.0], ratios=[0.5]).quartiles == (0.5, 0.5)
+
+
+def test_the_dense_method_is_timed_as_the_base_model_itself() -> None:
+    dataset = _Images("digits", 4)
+    calls: Counter[str] = Counter()
+    for method in ("dense", "backtracking"):
+        model = _pruned("digits", method)
+        for name, module in (("base", model.base.model), ("pruned", model)):
+            module.register_forward_hook(lambda *_, key=(method, name): calls.update([key]))
+        timing = time_against_dense(model, dataset, batch_size=4, rounds=3)
+        assert set(timing) == {"dense", "pruned"}
+        assert all(len(one.seconds) == 3 and min(one.seconds) > 0 for one in timing.values())
+    assert calls == {("dense", "base"): 10, ("backtracking", "base"): 5, ("backtracking", "pruned"): 5}
+
+
+# --- gallery
+
+
+def test_gallery_shows_one_image_of_each_class_in_turn() -> None:
+    settings = compose_settings(["name=test", "dataset=digits"])
+    splits = load_splits(settings.dataset)
+    model = _pruned("digits", "backtracking", keep_ratio=0.4)
+    shown = gallery(model, splits, images=13)
+    assert shown.labels.tolist() == [*range(10), 0, 1, 2]
+    test = [splits.test[index] for index in range(len(splits.test))]  # type: ignore[arg-type]
+    seen: Counter[int] = Counter()
+    picked = []
+    for label in shown.labels.tolist():
+        picked.append([item for item in test if int(item.labels) == label][seen[label]])
+        seen[label] += 1
+    inputs = torch.stack([item.inputs for item in picked])
+    assert shown.images.shape == (13, 28, 28, 1)
+    assert shown.images.dtype == np.uint8
+    original = inputs * splits.deviation[0] + splits.mean[0]
+    assert original.min() > -1e-6 and original.max() < 1 + 1e-6
+    assert np.abs(shown.images[..., 0] / 255 - original[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
+    with torch.no_grad():
+        run = model(inputs)
+    tokens, layers = model.base.tokens, model.base.layers
+    assert shown.alive.shape == (13, layers + 1, tokens)
+    assert (shown.alive == run.plan.alive.numpy()).all()
+    assert shown.depth.shape == (13, tokens)
+    assert (shown.depth == shown.alive[:, :-1].sum(1)).all()
+    assert (shown.predictions == run.logits.argmax(-1).numpy()).all()
+    assert (int(shown.prefix), int(shown.layers), shown.grid.tolist()) == (1, layers, [7, 7])
+    assert shown.class_names.tolist() == [str(digit) for digit in range(10)]
+
+
+def test_gallery_of_few_images_and_three_channels() -> None:
+    dataset = _Images("test_vit", 6)
+    dataset.labels = torch.tensor([3, 3, 1, 3, 1, 0])
+    mean, deviation = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    normalised = torch.rand(6, 3, 32, 32)
+    dataset.images = (normalised - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+    splits = SimpleNamespace(test=dataset, mean=mean, deviation=deviation, class_names=tuple("abcde"))
+    shown = gallery(_pruned("test_vit", "random"), splits, images=8)  # type: ignore[arg-type]
+    assert shown.labels.tolist() == [0, 1, 3, 1, 3, 3]
+    expected = normalised[[5, 2, 0, 4, 1, 3]].permute(0, 2, 3, 1).numpy()
+    assert np.abs(shown.images / 255 - expected).max() <= 0.5 / 255 + 1e-6

@@ -1,0 +1,360 @@
+"""What training does: learning rates, which weights move, and that no failure passes for a result."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from wandb.proto.wandb_internal_pb2 import Record
+
+from sttabt.approx import ApproximateNetwork
+from sttabt.backbones.vit import ViT, build_vit
+from sttabt.cli.composition import compose_settings
+from sttabt.data import load_splits
+from sttabt.data.base import AugmentedImages, Batch, Splits
+from sttabt.errors import UserError
+from sttabt.job import Job
+from sttabt.lit.checkpoint import AtomicCheckpointIO
+from sttabt.lit.fit import CHECKPOINT, fit
+from sttabt.lit.modules import Approximation, BaseClassifier, Pruning
+from sttabt.lit.stage import TrainingStage, warmup_cosine
+from sttabt.methods.concrete import Concrete
+from sttabt.pruned import PrunedModel
+from sttabt.settings import Settings
+from sttabt.stages import run_stages
+
+ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+RATE = "training.learning_rate=0.01"
+
+
+def _settings(*overrides: str) -> Settings:
+    common = ["name=test", "dataset=digits", "hardware.batch_size=16", "logger=none", "sparsity.training.epochs=1"]
+    return compose_settings([*common, "sparsity.training.warmup_epochs=0", f"sparsity.{RATE}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """32 images to train on, augmented, and 16 to validate."""
+    whole = load_splits(_settings().dataset)
+    train: Any = whole.train
+    few = AugmentedImages(train.images, train.indices[:32], train.transform, seed=0)
+    return replace(whole, train=few, validation=Subset(whole.validation, range(16)))
+
+
+def _base() -> ViT:
+    torch.manual_seed(1)
+    base = build_vit("test_vit", ARCHITECTURE, classes=10, channels=1, image_size=28)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return base
+
+
+def _stage(stage: str, settings: Settings) -> TrainingStage:
+    base = _base()
+    if stage == "base":
+        return BaseClassifier(base, settings.model.training)
+    network = ApproximateNetwork(base, settings.approx.factor)
+    network.start_from(base)
+    if stage == "approx":
+        return Approximation(network, base, settings.approx)
+    return Pruning(PrunedModel(base, Concrete(settings.sparsity, 2, 1), network), base, settings.sparsity)
+
+
+def _batch() -> Batch:
+    torch.manual_seed(2)
+    return Batch(torch.randn(6, 1, 28, 28), torch.arange(6))
+
+
+def _values(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _moved(module: torch.nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+# --- learning rates and weight decay
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "final", "expected"),
+    [
+        (0, 4, 0.0, 0.25),
+        (3, 4, 0.0, 1.0),
+        (4, 4, 0.0, 1.0),
+        (7, 4, 0.0, 0.5),
+        (7, 4, 0.1, 0.55),
+        (6, 4, 0.0, 0.75),  # (1 + cos 60 degrees) / 2
+        (10, 4, 0.1, 0.1),
+        (12, 4, 0.1, 0.1),
+        (0, 0, 0.0, 1.0),
+        (5, 0, 0.2, 0.6),
+        (9, 10, 0.0, 1.0),
+    ],
+)
+def test_warmup_and_cosine_of_ten_steps(step: int, warmup: int, final: float, expected: float) -> None:
+    assert warmup_cosine(step, 10, warmup, final) == pytest.approx(expected)
+
+
+def test_optimiser_groups(splits: Splits, tmp_path: Path) -> None:
+    overrides = ("sparsity.training.weight_decay=0.3", "sparsity.training.final_learning_rate=0.001")
+    settings = _settings(*overrides, "sparsity.p_logit_rate=10", "sparsity.training.epochs=2")
+    module = _stage("prune", settings)
+    fit(module, splits, settings, tmp_path, [])
+    groups = module.trainer.optimizers[0].param_groups
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    decayed, plain, logits = ([names[id(parameter)] for parameter in group["params"]] for group in groups)
+    assert logits == ["trained.method.p_logit"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.0]
+    assert [group["initial_lr"] for group in groups] == pytest.approx([0.01, 0.01, 0.1])
+    assert [group["lr"] for group in groups] == pytest.approx([0.001, 0.001, 0.01]), "the cosine ends at the final rate"
+    assert not [name for name in decayed if "bias" in name or "norm" in name]
+    assert all("bias" in name or "norm" in name for name in plain)
+    grouped = [*decayed, *plain, *logits]
+    assert len(set(grouped)) == len(grouped)
+    frozen = {"trained.base.model.cls_token", "trained.base.model.pos_embed"}
+    assert set(grouped) == {name for name in names.values() if name.startswith("trained.")} - frozen, (
+        "everything but the teacher and the embeddings"
+    )
+
+
+# --- what moves
+
+
+def _gradients(hard_from: float) -> tuple[dict[str, Tensor], Pruning]:
+    """Gradients by name where there is any that is not zero."""
+    settings = _settings(f"sparsity.hard_from={hard_from}")
+    module = _stage("prune", settings).train()
+    assert isinstance(module, Pruning)
+    terms = module.terms(_batch())
+    torch.stack(list(terms.values())).sum().backward()
+    named = module.named_parameters()
+    gradients = {name: one.grad for name, one in named if one.grad is not None and one.grad.abs().max() > 0}
+    return gradients, module
+
+
+def test_soft_masks_send_gradients_to_logits_base_and_approximate_network() -> None:
+    gradients, module = _gradients(hard_from=1)
+    assert (gradients["trained.method.p_logit"] != 0).all()
+    assert "trained.base.model.blocks.0.attn.qkv.weight" in gradients
+    assert "trained.base.model.head.weight" in gradients
+    assert "trained.approx.backbone.model.patch_embed.proj.weight" in gradients
+    assert "trained.approx.backbone.model.blocks.1.attn.qkv.weight" in gradients
+    assert not [name for name in gradients if name.startswith("teacher")]
+    assert set(module.terms(_batch())) == {"task", "p_logit", "keep", "distillation"}
+
+
+def test_hard_masks_send_gradients_to_the_base_model_alone() -> None:
+    gradients, module = _gradients(hard_from=0)
+    assert all(name.startswith("trained.base.") for name in gradients)
+    assert "trained.base.model.blocks.0.attn.qkv.weight" in gradients
+    assert set(module.terms(_batch())) == {"task", "distillation"}
+
+
+def _terms(*overrides: str) -> dict[str, float]:
+    terms = _stage("prune", _settings("sparsity.p_logit=1", *overrides)).terms(_batch())
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def test_terms_are_weighted_as_the_settings_say() -> None:
+    single = _terms("sparsity.lambda_mask=100", "sparsity.distillation=0.5")
+    double = _terms("sparsity.lambda_mask=200", "sparsity.distillation=2")
+    assert single["distillation"] > 0, "masks change the prediction"
+    assert double == pytest.approx(single | {"keep": 2 * single["keep"], "distillation": 4 * single["distillation"]})
+    assert "distillation" not in _terms("sparsity.distillation=0")
+
+
+def test_distilling_leaves_the_base_model_as_it_is(splits: Splits, tmp_path: Path) -> None:
+    settings = _settings("approx.training.epochs=1", f"approx.{RATE}")
+    base = _base()
+    network = ApproximateNetwork(base, 4)
+    before, start = _values(base), _values(network)
+    module = Approximation(network, base, settings.approx)
+    module.train()
+    assert not any(each.training for each in module.base.modules())
+    assert not any(parameter.requires_grad for parameter in module.base.parameters())
+    fit(module, splits, settings, tmp_path, [])
+    assert not _moved(module.base.module, before)
+    assert not _moved(base, before)
+    assert all(parameter.requires_grad for parameter in base.parameters()), "a later stage trains it"
+    assert {"transfer_hidden.0.weight", "transfer_embedding.weight"} <= _moved(network, start)
+    assert "backbone.model.blocks.1.attn.qkv.weight" in _moved(network, start)
+
+
+@pytest.mark.parametrize("hard_from", [1, 0])
+def test_pruning_moves_everything_but_the_teacher(hard_from: int, splits: Splits, tmp_path: Path) -> None:
+    settings = _settings(f"sparsity.hard_from={hard_from}")
+    module = _stage("prune", settings)
+    assert isinstance(module, Pruning)
+    teacher, trained = _values(module.teacher), _values(module.trained)
+    fit(module, splits, settings, tmp_path, [])
+    assert not _moved(module.teacher, teacher)
+    assert not module.teacher.module.training
+    moved = _moved(module.trained, trained)
+    assert "base.model.blocks.0.attn.qkv.weight" in moved
+    assert ("method.p_logit" in moved) == (hard_from == 1)
+    assert any(name.startswith("approx.") for name in moved) == (hard_from == 1)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    ("steps", "where"),
+    [(2, r"epoch 0, step 1 \(task=nan\)"), (1, r"the last step \(model\.\S+ is not finite\)")],
+)
+def test_a_training_that_diverges_ends_the_stage(steps: int, where: str, splits: Splits, tmp_path: Path) -> None:
+    rates = ("model.training.learning_rate=3e37", "model.training.weight_decay=10", "model.training.warmup_epochs=0")
+    settings = _settings(*rates, f"fast_dev_run={steps}")
+    module = _stage("base", settings)
+    with torch.no_grad():
+        module.trained.model.head.weight.fill_(5)  # 5 * 3e37 * 10 is no number of 32 bits
+    expected = rf"training diverged in stage base, {where}: lower its training\.learning_rate=3e\+37 or set training"
+    with pytest.raises(UserError, match=expected):
+        fit(module, splits, settings, tmp_path, [])
+
+
+class _StopsInEpoch(Pruning):
+    """Ends as a full disk or a lost machine would end it."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 2:
+            raise OSError("the machine is gone")
+
+
+def test_an_interrupted_pruning_ends_as_if_it_had_not_been(
+    splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = _settings("sparsity.training.epochs=4", "sparsity.hard_from=0.75", "sparsity.training.warmup_epochs=1")
+    whole = _stage("prune", settings)
+    fit(whole, splits, settings, tmp_path / "whole", [])
+    interrupted = _stage("prune", settings)
+    interrupted.__class__ = _StopsInEpoch
+    with pytest.raises(OSError, match="the machine is gone"):
+        fit(interrupted, splits, settings, tmp_path / "halved", [])
+    torch.manual_seed(99)  # another process would have another state
+    again = _stage("prune", settings)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        fit(again, splits, settings, tmp_path / "halved", [])
+    assert "goes on from" in caplog.messages[0]
+    assert [message.split()[1] for message in caplog.messages[1:]] == ["3/4", "4/4"]
+    assert not _moved(again.trained, _values(whole.trained))
+
+
+def test_resume_never_begins_again(splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = _settings("model.training.epochs=2", "model.training.warmup_epochs=0")
+    first, second, third = (_stage("base", settings) for _ in range(3))
+    fit(first, splits, settings, tmp_path, [])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        fit(second, splits, settings, tmp_path, [])
+    assert ["goes on" in message for message in caplog.messages] == [True], "there is nothing left to train"
+    caplog.clear()
+    settings.resume = "never"
+    with caplog.at_level(logging.INFO):
+        fit(third, splits, settings, tmp_path, [])
+    assert [message.split()[1] for message in caplog.messages] == ["1/2", "2/2"]
+    assert not _moved(second.trained, _values(first.trained))
+    assert not _moved(third.trained, _values(first.trained))
+
+
+def test_a_checkpoint_truncated_anywhere_is_named(splits: Splits, tmp_path: Path) -> None:
+    settings = _settings("model.training.epochs=1", "model.training.warmup_epochs=0")
+    fit(_stage("base", settings), splits, settings, tmp_path, [])
+    checkpoint = tmp_path / CHECKPOINT
+    whole = checkpoint.read_bytes()
+    for size in (0, 1, 5, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        checkpoint.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged, .* or begin the stage again with resume=never"):
+            fit(_stage("base", settings), splits, settings, tmp_path, [])
+
+
+@contextmanager
+def _full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    writer, path = AtomicCheckpointIO(), tmp_path / CHECKPOINT
+    writer.save_checkpoint({"epoch": 1, "weights": torch.ones(50_000)}, path)
+    old = path.read_bytes()
+    with _full_disk(100_000), pytest.raises((OSError, RuntimeError)):
+        writer.save_checkpoint({"epoch": 2, "weights": torch.zeros(50_000)}, path)
+    assert path.read_bytes() == old
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+    writer.save_checkpoint({"epoch": 3, "weights": torch.zeros(50_000)}, path)
+    assert torch.load(path, weights_only=True)["epoch"] == 3
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT], "no half of a file stays"
+
+
+# --- W&B
+
+
+def _records(folder: Path) -> list[Record]:
+    """What a run wrote: LevelDB's log format, blocks of 32 KiB with records in pieces, after 7 bytes of header."""
+    (file,) = folder.glob("*.wandb")
+    data, position, block, header = file.read_bytes(), 7, 2**15, 7
+    records, whole = [], b""
+    while position + header <= len(data):
+        if block - position % block < header:  # too little is left of this block for another piece
+            position += block - position % block
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        whole += data[position + header : position + header + length]
+        position += header + length
+        if kind in (1, 4):  # a whole record, or its last piece
+            records.append(Record.FromString(whole))
+            whole = b""
+    return records
+
+
+def _finished_records(folder: Path) -> list[Record]:
+    """All records; the service writes the last of them after the run was told to finish."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        records = _records(folder)
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"the run in {folder} does not finish")
+
+
+def test_two_jobs_of_a_process_are_two_offline_wandb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job(command="test", sweep="the_sweep", multirun=True, commit="")
+    runs = []
+    for p_logit in (0, 1):
+        overrides = ["experiment=debug", "logger=wandb_offline", f"sparsity.p_logit={p_logit}"]
+        run_stages(compose_settings([*overrides, "evaluation.timing_rounds=0"], output=tmp_path / str(p_logit)), job)
+        (folder,) = (tmp_path / str(p_logit) / "wandb").glob("offline-run-*")
+        records = _finished_records(folder)
+        (run,) = [record.run for record in records if record.HasField("run")]
+        assert folder.name.endswith(run.run_id)
+        assert (run.run_group, run.job_type, run.project) == ("the_sweep", "concrete", "sttabt")
+        assert set(run.tags) == {"debug", "test_vit", "digits"}
+        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+        logged = {item.key or item.nested_key[0] for record in records for item in record.history.item}
+        final = {item.key or item.nested_key[0] for record in records for item in record.summary.update}
+        assert {"score", "macs_dense", "config_hash"} <= final
+        assert "prune/validation_accuracy" in logged
+        assert ("base/validation_accuracy" in logged) == (p_logit == 0), "the second job trains no base model"
+        runs.append(run.run_id)
+    assert len(set(runs)) == 2

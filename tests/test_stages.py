@@ -1,0 +1,450 @@
+"""Stages hand over files: made once, found by what made them, gone on with after any interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sttabt
+from sttabt.cli.composition import compose_settings, config_folder
+from sttabt.errors import UserError
+from sttabt.evaluation import find_device
+from sttabt.job import Job
+from sttabt.report.rows import Row
+from sttabt.run import main
+from sttabt.settings import Settings
+from sttabt.stages import Stages, run_stages
+
+EXPERIMENTS = {path.stem: path for path in sorted((config_folder() / "experiment").rglob("*.yaml"))}
+JOB = Job(command="python -m sttabt.run experiment=test", sweep="sweep", multirun=True, commit="0123")
+# One layer, four patches, a few dozen steps a second.
+SMALL = [
+    "model=test_vit",
+    "model.width=32",
+    "model.heads=1",
+    "model.depth=1",
+    "model.patch_size=14",
+    "dataset=digits",
+    "dataset.augment=false",
+    "hardware=cpu",
+    "hardware.batch_size=32",
+    "logger=none",
+    "evaluation.batch_size=32",
+    "evaluation.timing_batch=2",
+    "evaluation.timing_rounds=1",
+    "evaluation.gallery=2",
+]
+TWO_STEPS = [*SMALL, "fast_dev_run=2"]
+ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 1, "mlp_ratio": 2}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has its own folder, and gets back the log handlers that Hydra replaces."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _settings(*overrides: str) -> Settings:
+    return compose_settings(["name=test", *TWO_STEPS, *overrides], output="output")
+
+
+def _run(*overrides: str) -> Row:
+    settings = _settings(*overrides)
+    run_stages(settings, JOB)
+    return Row.read(Path(settings.paths.output) / "row.json")
+
+
+def _made(stage: str) -> dict[str, int]:
+    """When each finished artifact of a stage was made, by its folder's name."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("artifacts", stage).glob("*/artifact.json")}
+
+
+def _weights(stage: str, artifacts: str = "artifacts") -> dict[str, torch.Tensor]:
+    (path,) = Path(artifacts, stage).glob("*/model.safetensors")
+    return load_file(path)
+
+
+def _equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- every experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_job_of_every_experiment_runs(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sttabt", f"experiment={experiment}", *TWO_STEPS])
+    main()
+    jobs = sorted(path.parent for path in Path("runs").rglob(".hydra"))
+    rows = [Row.read(job / "row.json") for job in jobs]
+    assert rows
+    for row in rows:
+        assert row.experiment == experiment
+        assert f"experiment={experiment}" in row.command
+        assert row.samples == 64, "two batches of 32"
+    assert len(list(Path("runs").glob("*/report/index.html"))) == 1
+    grids = OmegaConf.select(OmegaConf.load(EXPERIMENTS[experiment]), "hydra.sweeper.grids")
+    if grids and all("sparsity" in grid for grid in grids):
+        configs = {str(name) for grid in grids for name in np.atleast_1d(OmegaConf.to_container(grid)["sparsity"])}
+        assert {row.method for row in rows} == {
+            compose_settings(["name=a", f"sparsity={name}"]).sparsity.method for name in configs
+        }
+        assert len(_made("evaluate")) == len(rows) > len(configs)
+        assert len(_made("base")) == 1, "trained once for all"
+
+
+# --- what is made once
+
+
+def test_jobs_share_what_their_settings_share() -> None:
+    _run("sparsity.p_logit=0")
+    base, approx = _made("base"), _made("approx")
+    assert (len(base), len(approx), len(_made("prune"))) == (1, 1, 1)
+    _run("sparsity.p_logit=1")
+    assert (_made("base"), _made("approx")) == (base, approx), "nothing is trained again"
+    assert len(_made("prune")) == 2
+    assert _run("sparsity=backtracking", "approx.factor=8").factor == 8
+    assert _made("base") == base
+    assert len(_made("approx")) == 2
+    assert approx.items() <= _made("approx").items()
+    assert _run("sparsity=random").factor is None
+    assert (len(_made("base")), len(_made("approx")), len(_made("prune"))) == (1, 2, 2)
+
+
+def test_the_same_job_again_makes_nothing_and_gives_the_same_row(caplog: pytest.LogCaptureFixture) -> None:
+    first = _run()
+    made = [_made(stage) for stage in ("base", "approx", "prune", "evaluate")]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        again = _run("paths.output=elsewhere")
+    assert again == first
+    assert [_made(stage) for stage in ("base", "approx", "prune", "evaluate")] == made
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate")
+    ]
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["row.json", "tokens.npz"]
+    assert not list(Path("artifacts").rglob("*.ckpt")), "a finished stage needs no checkpoint"
+
+
+def test_training_does_not_depend_on_what_was_made_before() -> None:
+    _run()
+    together = _weights("prune")
+    base = _weights("base")
+    assert any(not torch.equal(together[f"base.{name}"], value) for name, value in base.items()), "it trains the base"
+    (folder,) = Path("artifacts", "prune").glob("*/")
+    for path in folder.iterdir():
+        path.unlink()
+    _run()
+    assert _equal(_weights("prune"), together), "the same from an approximate network that was there"
+
+
+BASE_ONLY = ("stages=[base]",)
+BASE_AND_APPROX = ("stages=[base,approx]",)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "model.training.epochs=2",
+        "model.training.learning_rate=0.002",
+        "hardware.batch_size=16",
+        "dataset.augment=true",
+        "fast_dev_run=1",
+    ],
+)
+def test_a_setting_that_matters_makes_a_new_base_model(override: str) -> None:
+    run_stages(_settings(*BASE_ONLY), JOB)
+    kept = [each for each in TWO_STEPS if each.partition("=")[0] != override.partition("=")[0]]
+    run_stages(compose_settings(["name=test", *kept, *BASE_ONLY, override]), JOB)
+    assert len(_made("base")) == 2
+
+
+def test_a_setting_that_does_not_matter_makes_nothing_new() -> None:
+    run_stages(_settings(*BASE_AND_APPROX), JOB)
+    base, approx = _made("base"), _made("approx")
+    assert len(base) == len(approx) == 1
+    other = ("paths.output=elsewhere", "logger.kind=csv", "resume=never", "hardware.workers=1", "sparsity.p_logit=2")
+    run_stages(_settings(*BASE_AND_APPROX, *other), JOB)
+    kept = [each for each in TWO_STEPS if not each.startswith("evaluation.")]
+    evaluation = ("evaluation.batch_size=8", "evaluation.timing_rounds=3", "evaluation.gallery=0")
+    run_stages(compose_settings(["name=other", *kept, *BASE_AND_APPROX, *evaluation]), JOB)
+    assert (_made("base"), _made("approx")) == (base, approx)
+    run_stages(_settings(*BASE_AND_APPROX, "approx.training.epochs=7"), JOB)
+    assert _made("base") == base
+    assert len(_made("approx")) == 2
+
+
+def test_a_row_names_the_experiment_that_asked_for_it() -> None:
+    assert _run("sparsity=dense").experiment == "test"
+    kept = ["sparsity=dense", "name=mine", *TWO_STEPS]
+    run_stages(compose_settings(kept, output="mine"), JOB)
+    assert Row.read("mine/row.json").experiment == "mine"
+    assert len(_made("base")) == 1
+
+
+# --- what is left out
+
+
+@pytest.mark.parametrize("method", ["dense", "backtracking", "concrete"])
+def test_a_stage_that_is_left_out_and_not_there_is_named(method: str) -> None:
+    with pytest.raises(UserError, match=r"no finished 'base' artifact for these settings in .*/artifacts"):
+        _run(f"sparsity={method}", "stages=[evaluate]")
+    run_stages(_settings("stages=[base]"), JOB)
+    if method == "dense":
+        assert _run(f"sparsity={method}", "stages=[evaluate]").method == "dense"
+        return
+    with pytest.raises(UserError, match="no finished 'approx' artifact for these settings"):
+        _run(f"sparsity={method}", "stages=[evaluate]")
+    with pytest.raises(UserError, match=r"differs in seed \(0 there, 1 here\)"):
+        _run(f"sparsity={method}", "stages=[evaluate]", "seed=1")
+
+
+def test_skip_approx_needs_an_approximate_network() -> None:
+    with pytest.raises(UserError, match="no finished 'approx' artifact"):
+        _run("sparsity=backtracking", "skip_approx=true")
+    assert not _made("approx")
+    run_stages(_settings("stages=[base,approx]"), JOB)
+    assert _run("sparsity=backtracking", "skip_approx=true").method == "backtracking"
+    with pytest.raises(UserError, match=r"approx\.factor \(4 there, 8 here\)"):
+        _run("sparsity=backtracking", "skip_approx=true", "approx.factor=8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_an_accelerator_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"hardware\.accelerator=gpu is not on this machine: set hardware=cpu"):
+        find_device("gpu")
+
+
+# --- other processes, and their end
+
+TRAINING = ("fast_dev_run=0", "model.training.epochs=60", "approx.training.epochs=40", "dataset.validation_share=0.5")
+
+
+class Process:
+    """A training command in a process of its own, on a few random images; it writes what it says to a file."""
+
+    def __init__(self, images: Path, *overrides: str) -> None:
+        kept = [each for each in SMALL if not each.startswith("dataset")]
+        data = ["dataset=image_folder", f"dataset.path={images}", "dataset.image_size=28", "dataset.classes=2"]
+        data += ["dataset.augment=false"]
+        self.overrides = ["experiment=debug", *kept, *data, *TRAINING, *overrides]
+        variables = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        self.file = Path("process.log")
+        with self.file.open("w") as output:
+            command = [sys.executable, "-m", "sttabt.run", *self.overrides]
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
+
+    @property
+    def output(self) -> str:
+        return self.file.read_text(encoding="utf-8")
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait until something is so while the process runs."""
+        end = time.monotonic() + 60
+        while not reached():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < end, self.output
+            time.sleep(0.005)
+
+    def settings(self, *overrides: str) -> Settings:
+        """The same settings for this process."""
+        return compose_settings([*self.overrides, *overrides], output="output")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Ten images of noise in each of two classes, to train on, and two to test."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 10), ("val", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(generator.integers(0, 256, (28, 28, 3), np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def _checkpoints(stage: str) -> list[Path]:
+    return list(Path("artifacts", stage).glob("*/last.ckpt"))
+
+
+def test_a_killed_stage_ends_as_if_it_had_not_been(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    process = Process(images, "stages=[base]")
+    settings = process.settings()
+    process.until(lambda: bool(_checkpoints("base")))
+    # It dies while this process waits for what it makes.
+    waiting = "waiting for another job"
+
+    def kill() -> None:
+        process.until(lambda: any(message.startswith(waiting) for message in caplog.messages))
+        process.process.kill()
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        run_stages(settings, JOB)
+        killed.result()
+    assert process.process.wait() == -signal.SIGKILL
+    assert [message.split(",")[0] for message in caplog.messages[:1]] == [waiting]
+    assert re.match(r"stage base goes on from \S+/last\.ckpt", caplog.messages[1])
+    epochs = [int(message.split()[1].partition("/")[0]) for message in caplog.messages if message.startswith("epoch")]
+    assert epochs == list(range(epochs[0], 61, 6))
+    run_stages(process.settings("paths.artifacts=whole"), JOB)
+    assert _equal(_weights("base"), _weights("base", "whole"))
+
+
+def test_two_processes_train_a_stage_once_and_sigterm_ends_one_that_can_go_on(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = Process(images, "stages=[base,approx]")
+    process.until(lambda: bool(_checkpoints("base")))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run_stages(process.settings("stages=[base]"), JOB)
+    assert [message.split(":")[0].split(",")[0] for message in caplog.messages] == [
+        "waiting for another job",
+        "stage base is done already",
+    ]
+    base = _made("base")
+    process.until(lambda: bool(_checkpoints("approx")))
+    process.process.terminate()
+    assert process.process.wait(timeout=60) == 143, process.output
+    assert "stage approx was told to end; the same command goes on with it" in process.output
+    assert "Traceback" not in process.output
+    assert not _made("approx")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run_stages(process.settings(), JOB)
+    assert [re.sub(r"(:| /).*", "", message) for message in caplog.messages[:2]] == [
+        "stage base is done already",
+        "stage approx goes on from",
+    ]
+    assert _made("base") == base
+    run_stages(process.settings("paths.artifacts=whole"), JOB)
+    for stage in ("base", "approx"):
+        assert _equal(_weights(stage), _weights(stage, "whole"))
+
+
+def test_a_truncated_checkpoint_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stages(_settings("stages=[base]"), JOB)
+    (folder,) = Path("artifacts/base").glob("*/")
+    whole = folder / "whole"
+    torch.save({"weight": torch.rand(1000)}, whole)
+    (folder / "artifact.json").unlink()
+    (folder / "last.ckpt").write_bytes(whole.read_bytes()[:-1])
+    artifacts = f"paths.artifacts={Path('artifacts').absolute()}"
+    arguments = ["sttabt", "experiment=debug", *TWO_STEPS, "stages=[base]", artifacts]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\S+/last\.ckpt is damaged, .*: delete it, or begin the stage again with resume=never", line)
+    monkeypatch.setattr(sys, "argv", [*arguments, "resume=never"])
+    main()
+    assert len(_made("base")) == 1
+
+
+# --- weights that are given
+
+
+def _given(path: Path, depth: int = 1, seed: int = 1) -> torch.nn.Module:
+    """A timm model and its weights in a file, in the form that the file's name says."""
+    torch.manual_seed(seed)
+    model = timm.create_model(
+        "test_vit", num_classes=10, in_chans=1, img_size=28, **(ARCHITECTURE | {"depth": depth})
+    ).eval()
+    state = model.state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state, "epoch": 3} if "nested" in path.name else state, path)
+    return model
+
+
+@pytest.mark.parametrize("name", ["plain.pth", "nested.pt", "weights.safetensors"])
+def test_a_checkpoint_of_timm_is_the_base_model(name: str, tmp_path: Path) -> None:
+    model = _given(tmp_path / name)
+    stages = Stages(_settings(f"model.checkpoint={name}"), JOB)
+    stages.loggers = None  # type: ignore[assignment]  # nothing is trained, nothing is logged
+    base, artifact = stages.base()
+    images = torch.randn(3, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(base(images), model(images))
+    assert "training" not in asdict(stages.settings.model) or artifact.notes["seconds"] < 5
+    # Other weights under the same name are other weights.
+    model = _given(tmp_path / name, seed=2)
+    base, other = stages.base()
+    with torch.no_grad():
+        assert torch.equal(base(images), model(images))
+    assert other.key != artifact.key
+
+
+def test_a_given_base_model_is_pruned_and_evaluated(tmp_path: Path) -> None:
+    _given(tmp_path / "plain.pth")
+    row = _run("model.checkpoint=plain.pth", "sparsity=backtracking")
+    assert row.method == "backtracking"
+    assert list(_made("base")) and list(_made("approx"))
+
+
+@pytest.mark.parametrize("name", ["plain.pth", "weights.safetensors"])
+def test_a_checkpoint_that_does_not_fit_is_named(name: str, tmp_path: Path) -> None:
+    settings = [f"model.checkpoint={name}", "sparsity=dense"]
+    _given(tmp_path / name, depth=2)
+    expected = rf"model\.checkpoint=\S+{name} belongs to another architecture.*: blocks\.1\..* is unexpected"
+    with pytest.raises(UserError, match=expected):
+        _run(*settings)
+    _given(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(UserError, match=rf"model\.checkpoint=\S+{name} cannot be read, it may be truncated") as one:
+            _run(*settings)
+        assert "\n" not in str(one.value)
+    assert not _made("base")
+
+
+def test_a_checkpoint_without_names_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.rand(3), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match=r"model\.checkpoint=\S+tensor.pth holds a Tensor: give a file of tensors"):
+        _run("model.checkpoint=tensor.pth", "sparsity=dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "built"), [("depth", 3, 1), ("width", 128, 64), ("heads", 4, 2), ("patch_size", 7, 16)]
+)
+def test_a_size_that_the_built_model_does_not_have_is_named(name: str, value: int, built: int) -> None:
+    # A named timm model that takes no size from the settings: test_vit as timm has it, of one layer.
+    stated = {"depth": 1, "width": 64, "heads": 2, "patch_size": 16} | {name: value}
+    settings = _settings()
+    settings.dataset.image_size = 112
+    settings.model.arguments = {"depth": 1}
+    for key, size in stated.items():
+        setattr(settings.model, key, size)
+    with pytest.raises(UserError, match=rf"model\.{name}={value}, but test_vit .*{built}.*set model\.{name}={built}"):
+        Stages(settings, JOB).base()
