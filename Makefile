@@ -2,10 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint setup clean
+.PHONY: run bench test lint setup clean
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
+
+bench: setup  ## what dropping tokens saves on this machine: some minutes on two CPU cores
+	$(BIN)/python -m sttabt.bench $(ARGS)
 
 test: setup  ## everything that must hold; two processes, one thread each
 	$(BIN)/python -m pytest -n 2

@@ -32,7 +32,7 @@ def make_row(
         commit=job.commit,
         version=sttabt.__version__,
         seed=settings.seed,
-        device=_device(next(model.base.parameters()).device),
+        device=device_name(next(model.base.parameters()).device),
         threads=torch.get_num_threads(),
         dataset=settings.dataset.name,
         split="test",
@@ -87,7 +87,7 @@ def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:
     return {f"{kind}{names[who]}": value for who, errors in notes["errors"].items() for kind, value in errors.items()}
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _processor() or platform.processor() or platform.machine()

@@ -7,7 +7,6 @@ used again, by this run or by any job of a sweep; jobs that want the same one at
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch import nn
 from sttabt.approx import ApproximateNetwork
 from sttabt.artifacts import Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
-from sttabt.backbones.vit import build_vit
+from sttabt.building import build_base
 from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
@@ -190,21 +189,7 @@ class Stages:
     def _build(self) -> Backbone:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        base = build_vit(
-            model.timm, dict(model.arguments), data.classes, data.channels, data.image_size, model.pretrained
-        )
-        built = {
-            "width": base.architecture.width,
-            "depth": base.layers,
-            "heads": base.heads,
-            "patch_size": math.isqrt(base.architecture.patch_inputs // data.channels),
-        }
-        for name, value in built.items():
-            if value != getattr(model, name):
-                raise UserError(
-                    f"model.{name}={getattr(model, name)}, but {model.timm} has {value}: set model.{name}={value}"
-                )
-        return base
+        return build_base(model, data.classes, data.channels, data.image_size, model.pretrained)
 
     def _new_approx(self, base: Backbone, interpolated: bool) -> ApproximateNetwork:
         L.seed_everything(self.settings.seed, verbose=False)

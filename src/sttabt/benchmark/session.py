@@ -1,0 +1,127 @@
+"""The whole benchmark: image size by image size, batch by batch; rows are on disk as soon as they are measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttabt.approx import ApproximateNetwork
+from sttabt.backbones.base import Backbone
+from sttabt.benchmark.measure import measure
+from sttabt.benchmark.plans import reachable_mean
+from sttabt.benchmark.table import SpeedRow, compare_with_tome, format_table
+from sttabt.benchmark.training import make_steps
+from sttabt.benchmark.variants import TOME, WHOLE, compiled_dense, make_variants
+from sttabt.building import build_base
+from sttabt.errors import UserError
+from sttabt.evaluation import find_device
+from sttabt.job import source_commit
+from sttabt.report.files import write_atomically
+from sttabt.report.speed import draw_speed
+from sttabt.result import device_name
+from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
+
+CHANNELS, CLASSES = 3, 1000
+CPU_BATCHES = (1, 8, 32)
+CUDA_BATCHES = tuple(2**power for power in range(10))
+PRECISIONS = {"32-true": torch.float32, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+ROWS_FILE, TABLE_FILE = "bench.jsonl", "table.md"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """table: markdown; files: what was written; wrong: variants whose logits are not the masked engine's."""
+
+    table: str
+    files: list[Path]
+    wrong: list[str]
+
+
+def run_benchmark(settings: SpeedSettings) -> Result:
+    """Measure everything that `settings.bench` asks for and write it to its folder.
+
+    Raises UserError for a model, a device or a keep that is not there.
+    """
+    bench, hardware = settings.bench, settings.hardware
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    device = find_device(hardware.accelerator)
+    bases = {size: _build(settings.model, size, bench) for size in bench.image_sizes}
+    folder = Path(bench.out).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    common = {
+        "machine": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": source_commit(),
+        "model": settings.model.name,
+        "weights": "random",
+        "precision": hardware.precision,
+    }
+    log.info("random weights: speed needs no trained ones; results go to %s", folder)
+    rows: list[SpeedRow] = []
+    wrong: list[str] = []
+    for size, base in bases.items():
+        networks = [_network(base, factor).to(device) for factor in bench.factors]
+        for found, failed in _measure_size(base.to(device), networks, size, settings, common):
+            rows += found
+            wrong += failed
+            # After every batch, so that a run that is stopped has measured something.
+            write_atomically(folder / ROWS_FILE, "".join(f"{row.to_json()}\n" for row in rows).encode())
+            table = format_table(rows, compared=WHOLE)
+            write_atomically(folder / TABLE_FILE, table.encode())
+    return Result(table, [folder / ROWS_FILE, folder / TABLE_FILE, draw_speed(rows, folder)], wrong)
+
+
+def _measure_size(
+    base: Backbone, networks: Sequence[ApproximateNetwork], size: int, settings: SpeedSettings, common: dict[str, Any]
+) -> Any:
+    bench, device = settings.bench, next(base.parameters()).device
+    precision = PRECISIONS[settings.hardware.precision]
+    common = common | {"image_size": size}
+    batches = bench.batches or (CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES)
+    for place, batch in enumerate(batches, start=1):
+        log.info("%d pixels, batch %d (%d of %d)", size, batch, place, len(batches))
+        inputs = _images(batch, size, device)
+        with torch.inference_mode():
+            variants = make_variants(base, networks, inputs, bench)
+            if device.type == "cuda":
+                variants.insert(1, compiled_dense(base, inputs))
+            rows, wrong = measure(variants, base, inputs, bench.rounds, precision, common)
+        yield compare_with_tome(rows, WHOLE, TOME), wrong
+    if bench.train:
+        log.info("%d pixels, a step of training, batch %d", size, bench.train_batch)
+        inputs = _images(bench.train_batch, size, device)
+        yield measure(make_steps(base, networks[0], inputs), base, inputs, bench.rounds, precision, common)
+
+
+def _build(model: ModelSettings, size: int, bench: BenchSettings) -> Backbone:
+    torch.manual_seed(0)
+    base = build_base(model, CLASSES, CHANNELS, size, pretrained=False).eval()
+    low, high = base.outputs / base.tokens, reachable_mean(base.tokens, base.layers, base.outputs)
+    for keep in bench.keeps:
+        if not low <= keep <= high:
+            raise UserError(
+                f"bench.keeps: {keep:g} is out of reach: the mean over the boundaries of {model.name} at {size} pixels"
+                f" is {low:.3f} to {high:.3f}"
+            )
+    return base
+
+
+def _network(base: Backbone, factor: int) -> ApproximateNetwork:
+    torch.manual_seed(0)
+    network = ApproximateNetwork(base, factor)
+    network.start_from(base)
+    return network.eval()
+
+
+def _images(batch: int, size: int, device: torch.device) -> Tensor:
+    return torch.randn(batch, CHANNELS, size, size, generator=torch.Generator().manual_seed(batch)).to(device)

@@ -1,0 +1,278 @@
+"""The speed benchmark: its plans, its check against the masked engine, its rows and its command line. No times."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sttabt
+from conftest import make_approx, make_backbone, make_images
+from sttabt.approx import ApproximateNetwork
+from sttabt.bench import main, read_settings
+from sttabt.benchmark.measure import difference, measure
+from sttabt.benchmark.plans import reachable_mean, realistic_plan, solve_increasing
+from sttabt.benchmark.table import SpeedRow, compare_with_tome, format_table
+from sttabt.benchmark.training import make_steps, pruning_step_macs
+from sttabt.benchmark.variants import (
+    DROPPED,
+    GATED,
+    MASKED,
+    PLANNER,
+    TOME,
+    WHOLE,
+    Variant,
+    dense_macs,
+    make_model,
+    make_variants,
+)
+from sttabt.core.plan import TokenPlan
+from sttabt.engine.dropped import run_dropped
+from sttabt.pruned import PrunedRun
+from sttabt.settings import BenchSettings
+
+SMALL = ["model=test_vit", "bench.image_sizes=[28]", "bench.train_batch=2", "bench.rounds=1"]
+SETTINGS = BenchSettings(image_sizes=[28], keeps=[0.3, 0.4, 0.6], factors=[4, 2], merged=[4, 20, 60])
+COMMON = {
+    "machine": "some processor",
+    "threads": 1,
+    "torch": torch.__version__,
+    "commit": "0123",
+    "model": "digits",
+    "weights": "random",
+    "precision": "32-true",
+    "image_size": 28,
+}
+MISTAKES = {
+    "model=tst_vit": "model=tst_vit is unknown: did you mean 'test_vit'?",
+    "bench.batchs=[1]": "bench.batchs is not a setting of the benchmark: did you mean 'bench.batches'?",
+    "+bench.keep=0.5": "bench.keep is not a setting of the benchmark: did you mean 'bench.keeps'?",
+    "keeps=[1]": "keeps is not a setting of the benchmark: did you mean 'bench.keeps'?",
+    "bench.batches=1,2": "bench.batches=1,2 names several values: write bench.batches=[...]",
+    "bench.rounds=x": "bench.rounds=x: Value 'x' of type 'str' could not be converted to Integer",
+    "bench.keeps=[0.5,1.5]": "bench.keeps: 1.5 is out of range: it must be above 0 and at most 1",
+    "bench.keeps=[0.4,0.5,0.4]": "bench.keeps=[0.4, 0.5, 0.4] names a value twice: give each once",
+    "bench.keeps=[]": "bench.keeps=[] leaves nothing to measure",
+    "bench.keeps=[0.99] model=test_vit bench.image_sizes=[28]": "bench.keeps: 0.99 is out of reach",
+    "bench.spread=inf": "bench.spread=inf is not a finite number",
+    "bench.image_sizes=[30] model=test_vit": "bench.image_sizes: 30 is no multiple of model.patch_size=7: take 28",
+    "bench.factors=[5]": "bench.factors: 5 does not divide the head width 64: take of 1, 2, 4",
+    "model.width=64 bench.factors=[1]": "model.width=64, but deit_small_patch16_224.fb_in1k has 384",
+    "hardware.precision=64-true": "hardware.precision=64-true is unknown: did you mean '32-true'?",
+    "hardware.accelerator=tpu": "hardware.accelerator=tpu is unknown",
+    "--foo": "cannot read '--foo': give key=value pairs",
+    "model": "cannot read 'model': write key=value",
+}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def variants() -> list[Variant]:
+    base = make_backbone("digits")
+    networks = [make_approx(base, "digits"), ApproximateNetwork(base, 2).eval()]
+    with torch.inference_mode():
+        return make_variants(base, networks, make_images("digits"), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def rows(variants: list[Variant]) -> list[SpeedRow]:
+    base, images = make_backbone("digits"), make_images("digits")
+    with torch.inference_mode():
+        rows, wrong = measure(variants, base, images, 1, torch.float32, COMMON)
+    assert wrong == []
+    return compare_with_tome(rows, WHOLE, TOME)
+
+
+@pytest.mark.parametrize("mean", [0.14, 0.25, 0.41, 0.6, 0.76])
+@pytest.mark.parametrize(("batch", "spread"), [(1, 0.25), (8, 0.0), (8, 0.25), (8, 1.0)])
+def test_a_realistic_plan_has_the_mean_asked_for(mean: float, batch: int, spread: float) -> None:
+    plan = realistic_plan(batch, 197, 12, mean, spread, seed=0)
+    plan.check(outputs=1)
+    assert plan.is_hard and plan.alive.shape == (batch, 13, 197)
+    assert float(plan.occupancy().mean()) == pytest.approx(mean, rel=0.005)
+    counts = plan.alive.sum(-1)
+    assert (counts[:, -1] == 1).all()
+    assert (counts[:, 1:] <= counts[:, :-1]).all() and (counts[:, 0] > counts[:, -2]).any()
+    same = (counts == counts[0]).all()
+    assert same if spread == 0 or batch == 1 else not same
+
+
+def test_a_realistic_plan_repeats_and_picks_random_tokens() -> None:
+    first, again, other = (realistic_plan(4, 50, 6, 0.4, 0.25, seed, outputs=2).alive for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first[:, :, :2].all() and not first[:, -1, 2:].any()
+    assert not torch.equal(first[0, 3], first[1, 3])
+    same = realistic_plan(4, 50, 6, 0.4, 0.0, 0).alive[:, 3]
+    assert len({tuple(tokens.tolist()) for tokens in same}) == 4, "tokens differ where counts do not"
+
+
+def test_a_mean_out_of_reach_is_refused() -> None:
+    highest = reachable_mean(197, 12, 1)
+    assert float(realistic_plan(2, 197, 12, highest, 0.25, 0).occupancy().mean()) == pytest.approx(highest, abs=1e-3)
+    for mean in (highest + 0.001, 0.004):
+        with pytest.raises(ValueError, match="mean occupancy"):
+            realistic_plan(2, 197, 12, mean, 0.0, 0)
+
+
+def test_bisection_gives_the_better_side_of_a_jump() -> None:
+    assert solve_increasing(lambda x: x**3, 8.0, 0.0, 5.0, 1e-6) == pytest.approx(2.0, abs=1e-5)
+    assert solve_increasing(lambda x: float(x >= 1), 0.9, 0.0, 3.0, 1e-6) >= 1
+    assert solve_increasing(lambda x: float(x >= 1), 0.1, 0.0, 3.0, 1e-6) < 1
+
+
+def test_rows_count_what_the_model_counts(variants: list[Variant], rows: list[SpeedRow]) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+    dense = sum(make_model("dense", base).dense_macs().values())
+    found = {row.variant: row for row in rows}
+    assert found["dense"].macs == dense == dense_macs(base)
+    for variant in variants:
+        row = found[variant.name]
+        assert row.macs_ratio == pytest.approx(row.macs / dense)
+        with torch.inference_mode():
+            result = variant.run()
+        if variant.group == DROPPED:
+            macs = make_model("dense", base).macs(result.plan, result.real)
+        elif variant.group in (WHOLE, TOME):
+            macs = variant.run.func.macs(result.plan, result.real)  # type: ignore[attr-defined]
+        else:
+            continue
+        assert row.macs == pytest.approx(sum(macs.values()))
+        assert row.occupancy == pytest.approx(float(result.plan.occupancy().mean()))
+    model, trace = make_model("concrete", base, make_approx(base, "digits")), found["trace, factor 4"]
+    run = model(images)
+    assert trace.macs == pytest.approx(model.macs(run.plan, run.real)["approximate_network"])
+    assert found["trace and concrete, factor 4"].macs > trace.macs
+
+
+def test_own_plans_are_calibrated(rows: list[SpeedRow]) -> None:
+    for row in rows:
+        if row.group == WHOLE:
+            assert row.occupancy == pytest.approx(float(row.variant.rpartition(" ")[2]), abs=0.03), row.variant
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6])
+def test_the_check_passes_right_logits_and_catches_wrong_ones(keep: float) -> None:
+    base, images = make_backbone("digits"), make_images("digits", 12)
+    real = base.real(images)
+    plan, other = (realistic_plan(12, base.tokens, base.layers, keep, 0.25, seed) for seed in (0, 1))
+    mixed = TokenPlan(torch.cat([plan.alive[:-1], other.alive[-1:]]))
+
+    def run(executed: TokenPlan) -> PrunedRun:
+        return PrunedRun(run_dropped(base, images, executed), plan, real)
+
+    with torch.inference_mode():
+        assert difference(run(plan), base, images) == ""
+        assert "differ from the masked engine's by" in difference(run(other), base, images)
+        assert difference(run(mixed), base, images), "the last sample alone is wrong"
+
+
+def test_a_wrong_variant_gets_no_row(variants: list[Variant]) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+
+    def wrong() -> PrunedRun:
+        run = variants[2].run()
+        return replace(run, logits=run.logits * 1.001)
+
+    chosen = [variants[0], replace(variants[2], name="wrong", run=wrong), variants[3]]
+    with torch.inference_mode():
+        rows, failed = measure(chosen, base, images, 1, torch.float32, COMMON)
+    assert failed == ["wrong"]
+    assert [row.variant for row in rows] == ["dense", variants[3].name]
+
+
+def test_autocast_runs_every_variant(variants: list[Variant]) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+    with torch.inference_mode():
+        rows, wrong = measure(variants, base, images, 1, torch.bfloat16, COMMON)
+    assert wrong == [] and len(rows) == len(variants)
+
+
+def test_a_pruning_step_costs_its_passes(tmp_path: Path) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+    network = make_approx(base, "digits")
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    rows, _ = measure(make_steps(base, network, images), base, images, 1, torch.float32, COMMON)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items()), "steps have own weights"
+    dense, pruning = rows
+    assert dense.macs == 3 * dense_macs(base)
+    assert pruning.macs == pruning_step_macs(base, network)
+    model = make_model("concrete", base, network)
+    every = TokenPlan(torch.ones(1, base.layers + 1, base.tokens, dtype=torch.bool), (base.tokens,) * base.layers)
+    parts = model.macs(every, base.real(images[:1]))
+    planned = parts["approximate_network"] + parts["planning"]
+    assert pruning.macs == pytest.approx(4 * dense_macs(base) + 3 * planned)
+
+
+def test_tome_is_compared_at_equal_cost() -> None:
+    row = SpeedRow(
+        **COMMON, batch=1, group=TOME, variant="a", occupancy=None, macs=1.0, macs_ratio=0.4, rounds=1, ms=1.0,
+        ms_least=1.0, ratio=0.5, ratio_low=0.5, ratio_high=0.5, memory=None,
+    )  # fmt: skip
+    rows = [row, replace(row, variant="b", macs_ratio=0.8, ratio=0.9)]
+    rows += [replace(row, group=WHOLE, variant=f"{share}", macs_ratio=share, ratio=0.35) for share in (0.3, 0.6, 0.9)]
+    compared = compare_with_tome(rows, WHOLE, TOME)
+    assert [row.tome_ratio for row in compared] == [None, None, None, pytest.approx(0.5), None]
+    assert format_table(compared, WHOLE).count("outside ToMe's range") == 2
+
+
+def test_the_table_has_every_variant(variants: list[Variant], rows: list[SpeedRow]) -> None:
+    names = [variant.name for variant in variants]
+    assert [row.variant for row in rows] == names and len(set(names)) == len(names)
+    groups = [variant.group for variant in variants]
+    assert {group: groups.count(group) for group in (MASKED, DROPPED, PLANNER, WHOLE, TOME)} == {
+        MASKED: 1, DROPPED: 6, PLANNER: 3 * 2, WHOLE: 6, TOME: 3
+    }  # fmt: skip
+    table = format_table(rows, WHOLE)
+    assert all(f"| {name} " in table for name in names)
+    assert "random" in table
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith(MISTAKES[arguments])
+    assert not Path("runs").exists()
+
+
+def test_settings_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        settings = read_settings(["model=test_vit", "model.checkpoint=x", "bench.batches=[2]"])
+    assert settings.bench.batches == [2]
+    assert [record.getMessage() for record in caplog.records] == ["model.checkpoint=x has no effect on the benchmark"]
+
+
+def test_the_command_writes_rows_table_and_figure(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sttabt.bench", *SMALL, "bench.batches=[1,3]", "bench.out=out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(sttabt.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()]
+    per_batch = {batch: [line for line in lines if line["batch"] == batch] for batch in (1, 3, 2)}
+    assert {batch: len(found) for batch, found in per_batch.items()} == {1: 20, 3: 23, 2: 2}
+    assert all(line["rounds"] == 1 and line["weights"] == "random" and line["machine"] for line in lines)
+    assert all(line["quotient"] == pytest.approx(line["ratio"] / line["macs_ratio"]) for line in lines)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in done.stdout and all(f"| {line['variant']} " in table for line in lines)
+    assert (tmp_path / "out" / "speed.png").stat().st_size > 1000
+
+
+def test_a_wrong_variant_fails_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sttabt.benchmark.variants.run_dropped", lambda base, inputs, plan: base(inputs))
+    assert main([*SMALL, "bench.batches=[1]", "bench.train=false", "bench.out=out"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("wrong logits, so not timed: dropped, uniform, keep 0.25; ")
+    groups = {json.loads(line)["group"] for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()}
+    assert DROPPED not in groups and set(GATED) - {DROPPED} <= groups
