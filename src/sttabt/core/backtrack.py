@@ -42,7 +42,7 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
     for layer in reversed(range(layers)):
         weight = (propagation * impact + (1 - propagation)) * alive / alive.sum(-1, keepdim=True)
         places, weight = weighty_rows(weight)
-        importance = _received(trace, layer, places, weight)
+        importance = (weight[:, None, None] @ trace.probabilities(layer, places))[:, :, 0].mean(1)
         count = _count(keeps[layer], importance, real)
         alive = largest(importance, count, among=real) | alive
         impact = importance * alive
@@ -52,14 +52,6 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
         scored.append(places.shape[-1])
     plan = TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
     return Backtracking(plan, torch.stack(impacts[::-1], 1))
-
-
-def _received(trace: AttentionTrace, layer: int, places: Tensor, weight: Tensor) -> Tensor:
-    """The attention (B, N) that tokens receive from the rows at `places` (B, n) by `weight`, mean over heads."""
-    scores = trace.rows(layer, places) @ trace.keys[layer].transpose(-1, -2)
-    if not trace.real.all():
-        scores = scores.masked_fill(~trace.real[:, None, None, :], -torch.inf)
-    return (weight[:, None, None] @ scores.softmax(-1))[:, :, 0].mean(1)
 
 
 def _by_layer(keep: Keep, layers: int) -> list[float | int | None]:

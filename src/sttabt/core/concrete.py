@@ -46,7 +46,8 @@ def concrete_plan(
         if negligible is not None:
             places, weight = weighty_rows(weight, negligible)
             queries = trace.rows(layer, places)
-        importance = weighted_standing(queries.to(p_logit.dtype), keys, weight, real)
+        padding = real if trace.is_padded else None
+        importance = weighted_standing(queries.to(p_logit.dtype), keys, weight, padding)
         importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
         importance = (FLOOR + (1 - FLOOR) * importance) * real
@@ -71,22 +72,28 @@ def concrete_loss(
     )
 
 
-def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor) -> Tensor:
+def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
     """Where each key stands in the rows of the queries, (B, N): sum of `weight` (B, n) times the standing in a row.
 
     The standing, in (0, 1), is the standardised score (over real keys) through the normal CDF, mean over heads.
-    queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool. A row's mean is q . mean(k) and its variance
-    q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in one product.
+    queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool, None where there is no padding. A row's mean is
+    q . mean(k) and its variance q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in
+    one product.
     """
-    count = real.sum(-1)[:, None, None, None]
-    here = real[:, None, :, None]
-    centred = (keys - (keys * here).sum(-2, keepdim=True) / count) * here
-    covariance = centred.transpose(-1, -2) @ centred / count
+    if real is None:
+        centred = keys - keys.mean(-2, keepdim=True)
+        covariance = centred.transpose(-1, -2) @ (centred / keys.shape[-2])
+    else:
+        here = real[:, None, :, None].to(keys.dtype)
+        count = here.sum(-2, keepdim=True)
+        centred = (keys - (keys * here).sum(-2, keepdim=True) / count) * here
+        covariance = centred.transpose(-1, -2) @ (centred / count)
     variance = ((queries @ covariance) * queries).sum(-1, keepdim=True)
     scale = (2 * variance.clamp_min(SMALLEST_VARIANCE)).rsqrt()  # 2: the normal CDF is (1 + erf(x / sqrt 2)) / 2
     standard = (queries * scale) @ centred.transpose(-1, -2)
     errors = standard.erf() if standard.requires_grad else standard.erf_()
-    return 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1)) * real
+    standing = 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1))
+    return standing if real is None else standing * real
 
 
 def _logit(probability: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,28 +14,42 @@ from torch import Tensor
 class AttentionTrace:
     """Queries and keys of every layer, from which attention maps are computed where somebody reads them.
 
-    queries: L tensors (B, H, N, d), scaled by 1/sqrt(d); keys: L tensors (B, H, N, d);
-    real: (B, N) bool, False on padding.
+    queries, keys: L tensors (B, H, N, d); real: (B, N) bool, False on padding; scale: what a product of the two is
+    multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already.
     """
 
     queries: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
     real: Tensor
+    scale: float = 1.0
 
     @property
     def layers(self) -> int:
         return len(self.queries)
 
+    @cached_property
+    def is_padded(self) -> bool:
+        """Whether any token is padding."""
+        return not bool(self.real.all())
+
     def rows(self, layer: int, places: Tensor) -> Tensor:
         """The queries (B, H, n, d) at `places` (B, n)."""
-        queries = self.queries[layer]
-        return queries.gather(2, places[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[-1]))
+        queries = self.queries[layer].transpose(1, 2)
+        batch, tokens, heads, _ = queries.shape
+        starts = torch.arange(batch, device=places.device)[:, None] * tokens
+        # Whole rows of a flat table: a gather along the heads is an order of magnitude slower.
+        picked = queries.flatten(0, 1).flatten(1).index_select(0, (places + starts).flatten())
+        return picked.unflatten(0, places.shape).unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    def scores(self, layer: int) -> Tensor:
-        """Attention scores before the softmax, (B, H, N, N); -inf on keys that are padding."""
-        scores = self.queries[layer] @ self.keys[layer].transpose(-1, -2)
-        return scores.masked_fill(~self.real[:, None, None, :], -math.inf)
+    def scores(self, layer: int, places: Tensor | None = None) -> Tensor:
+        """Attention scores before the softmax, (B, H, N, N); -inf on keys that are padding.
 
-    def probabilities(self, layer: int) -> Tensor:
+        places: (B, n), compute only these rows.
+        """
+        queries = self.queries[layer] if places is None else self.rows(layer, places)
+        scores = (queries * self.scale) @ self.keys[layer].transpose(-1, -2)
+        return scores.masked_fill(~self.real[:, None, None, :], -math.inf) if self.is_padded else scores
+
+    def probabilities(self, layer: int, places: Tensor | None = None) -> Tensor:
         """Attention probabilities, (B, H, N, N); rows are queries and sum to 1 over the real keys."""
-        return torch.softmax(self.scores(layer), dim=-1)
+        return torch.softmax(self.scores(layer, places), dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +30,10 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
     for layer in range(backbone.layers):
         hidden.append(x)
         query, key, value = backbone.qkv(layer, x)
-        queries.append(_scaled(query, backbone.heads))
+        queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
         x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
-    trace = AttentionTrace(tuple(queries), tuple(keys), real)
+    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone))
     return DenseRun(backbone.head(x[:, : backbone.outputs]), tuple(hidden), trace)
 
 
@@ -50,9 +49,9 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
         else:
             query, key, value = backbone.qkv(layer, x)
             x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
-        queries.append(_scaled(query, backbone.heads))
+        queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
-    return AttentionTrace(tuple(queries), tuple(keys), real)
+    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone))
 
 
 def padding_bias(real: Tensor) -> Tensor | None:
@@ -60,6 +59,5 @@ def padding_bias(real: Tensor) -> Tensor | None:
     return None if bool(real.all()) else real[:, None, None, :]
 
 
-def _scaled(query: Tensor, heads: int) -> Tensor:
-    split = split_heads(query, heads)
-    return split / math.sqrt(split.shape[-1])
+def _scale(backbone: Backbone) -> float:
+    return (backbone.architecture.width // backbone.heads) ** -0.5
