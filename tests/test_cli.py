@@ -58,6 +58,8 @@ MISTAKES = {
     "experiment=debug model.patch_size=5": "model.patch_size=5 does not divide dataset.image_size=28",
     "experiment=debug model.arguments.depth=3": "model.arguments.depth=3 contradicts model.depth=2",
     "experiment=debug +model.arguments.img_size=8": "model.arguments.img_size=8: set dataset.image_size instead",
+    "experiment=debug hardware.devices=2": "hardware.devices=2 is out of range: it must be 1",
+    "experiment=debug stages=[base,report]": "add evaluate, or leave report out",
     "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",
     "experiment=debug sparsity.training.learning_rate=-1": "sparsity.training.learning_rate=-1.0 is out of range",
     "experiment=debug approx.training.clip=-1": "approx.training.clip=-1.0 is out of range",

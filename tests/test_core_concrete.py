@@ -214,3 +214,14 @@ def test_loss_is_zero_where_it_aims():
     loss = concrete_loss(logits(0.0, 0.0, 0.0), masks, real, 0.0, 1.0, 1.0)
     assert loss.p_logit.item() == 0
     assert loss.keep.item() == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_negligible_rows_hardly_move_a_hard_mask(seed: int) -> None:
+    """Skipping rows of weight <= delta moves an importance by at most N * delta before it is normalised."""
+    trace = random_trace(seed, [40, 40, 31], layers=6, dtype=torch.float32, scale=2.0)
+    p_logit = torch.linspace(-1.0, 0.5, 6)
+    full, skipped = (concrete_plan(trace, p_logit, negligible=delta) for delta in (None, 1e-5))
+    assert sum(skipped.scored) < sum(full.scored), "some rows were skipped"
+    assert (full.alive - skipped.alive).abs().max() < 40 * 1e-5 / 0.1 * 10
+    assert (full.harden().alive == skipped.harden().alive).float().mean() >= 0.999

@@ -89,3 +89,15 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'digits'"):
         load_splits(DatasetSettings(**{**DIGITS, "source": "digit"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"validation_share": 0.001}, "dataset.validation_share=0.001 does not split 1437 images of 10 classes"),
+        ({"channels": 3}, r"dataset.channels=3, .* set dataset.channels=1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_are_named(changed: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_splits(DatasetSettings(**{**DIGITS, **changed}))

@@ -220,7 +220,7 @@ def test_a_training_that_diverges_ends_the_stage(steps: int, where: str, splits:
     module = _stage("base", settings)
     with torch.no_grad():
         module.trained.model.head.weight.fill_(5)  # 5 * 3e37 * 10 is no number of 32 bits
-    expected = rf"training diverged in stage base, {where}: lower its training\.learning_rate=3e\+37 or set training"
+    expected = rf"training diverged in stage base, {where}: lower model.training\.learning_rate=3e\+37 or set model"
     with pytest.raises(UserError, match=expected):
         fit(module, splits, settings, tmp_path, [])
 

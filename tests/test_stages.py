@@ -448,3 +448,8 @@ def test_a_size_that_the_built_model_does_not_have_is_named(name: str, value: in
         setattr(settings.model, key, size)
     with pytest.raises(UserError, match=rf"model\.{name}={value}, but test_vit .*{built}.*set model\.{name}={built}"):
         Stages(settings, JOB).base()
+
+
+def test_a_dynamic_count_is_no_keep_ratio() -> None:
+    assert _run("sparsity=backtracking", "sparsity.dynamic=true").keep_ratio is None
+    assert _run("sparsity=backtracking", "sparsity.keep_ratio=0.5").keep_ratio == 0.5

@@ -42,7 +42,7 @@ def make_row(
         attention=getattr(sparsity, "attention", None),
         factor=None if model.approx is None else model.approx.factor,
         p_logit=getattr(sparsity, "p_logit", None),
-        keep_ratio=getattr(sparsity, "keep_ratio", None),
+        keep_ratio=None if getattr(sparsity, "dynamic", False) else getattr(sparsity, "keep_ratio", None),
         merged=getattr(sparsity, "merged", None),
         propagation=getattr(sparsity, "propagation", None),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),

@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
 from sttabt.artifacts import Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
@@ -36,7 +37,7 @@ from sttabt.pruned import PrunedModel
 from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.result import make_row
+from sttabt.result import device_name, make_row
 from sttabt.settings import Settings
 from sttabt.weights import load_weights
 
@@ -98,7 +99,8 @@ class Stages:
                 self._fit(BaseClassifier(base, model.training), folder)
             return base, {}
 
-        described = {"model": asdict(model), "dataset": asdict(settings.dataset), **self._training_context()}
+        described: dict[str, Any] = {"model": asdict(model), "dataset": asdict(settings.dataset)}
+        described |= self._training_context()
         if model.checkpoint or model.pretrained:
             described["model"].pop("training")
         if model.checkpoint:
@@ -165,7 +167,8 @@ class Stages:
             "sparsity": asdict(settings.sparsity),
             "evaluation": asdict(settings.evaluation),
             "experiment": settings.name,
-            "hardware": {"accelerator": settings.hardware.accelerator, "threads": torch.get_num_threads()},
+            "hardware": {"device": device_name(self.device), "threads": torch.get_num_threads()},
+            "commit": self.job.commit,  # other code may score differently
             "seed": settings.seed,
             "fast_dev_run": settings.fast_dev_run,
         }
@@ -189,7 +192,14 @@ class Stages:
     def _build(self) -> Backbone:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        return build_base(model, data.classes, data.channels, data.image_size, model.pretrained)
+        base = build_base(model, data.classes, data.channels, data.image_size, model.pretrained)
+        expected = base.model.pretrained_cfg["mean"], base.model.pretrained_cfg["std"]
+        if model.pretrained and expected != (self.splits.mean, self.splits.deviation):
+            raise UserError(
+                f"model.timm={model.timm} was trained on images normalised by mean and deviation {expected}, but"
+                f" dataset.source={data.source} gives {self.splits.mean, self.splits.deviation}: choose other weights"
+            )
+        return base
 
     def _new_approx(self, base: Backbone, interpolated: bool) -> ApproximateNetwork:
         L.seed_everything(self.settings.seed, verbose=False)
@@ -206,6 +216,7 @@ class Stages:
         hardware = self.settings.hardware
         return {
             "seed": self.settings.seed,
+            "version": __version__,
             "batch": hardware.batch_size * hardware.accumulate * hardware.devices,
             "precision": hardware.precision,
             "fast_dev_run": self.settings.fast_dev_run,
@@ -225,7 +236,8 @@ class Stages:
         """The folder of a finished artifact, made now if it is not there and its stage is asked for."""
         left_out = stage not in self.settings.stages or (stage == "approx" and self.settings.skip_approx)
         if left_out and self.store.find(stage, described) is None:
-            raise UserError(self.store.missing_message(stage, described))
+            remedy = "skip_approx=false" if stage in self.settings.stages else f"{stage} in stages"
+            raise UserError(f"{self.store.missing_message(stage, described)}: make it with {remedy}")
         with self.store.claim(stage, described) as claim:
             if not claim.finished:
                 started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Thin adapters over timm and Hugging Face modules; the only importers of the two."""
+"""Thin adapters over library models: each cuts one kind of encoder into the steps between which tokens can go."""

@@ -62,7 +62,7 @@ RANGES: dict[str, Rule] = {
     "sparsity.distillation": at_least(0),
     "sparsity.hard_from": SHARE,
     "sparsity.p_logit_rate": at_least(0),
-    "hardware.devices": at_least(1),
+    "hardware.devices": ("1, as training on several devices is not supported yet", lambda value: value == 1),
     "hardware.batch_size": at_least(1),
     "hardware.accumulate": at_least(1),
     "hardware.workers": at_least(0),
@@ -94,6 +94,8 @@ def check(settings: Settings) -> None:
         raise UserError(f"stages=[] leaves nothing to do: name some of {', '.join(STAGES)}")
     for stage in settings.stages:
         _choose("stages", stage, STAGES)
+    if "report" in settings.stages and "evaluate" not in settings.stages:
+        raise UserError(f"stages={settings.stages} reports on nothing: add evaluate, or leave report out")
     for node, training in _trainings(settings):
         if 0 < training.epochs <= training.warmup_epochs:
             raise UserError(

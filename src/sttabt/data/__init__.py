@@ -25,4 +25,10 @@ def load_splits(settings: DatasetSettings) -> Splits:
             f"dataset.classes={settings.classes} but the data has {len(splits.class_names)} classes:"
             f" set dataset.classes={len(splits.class_names)}"
         )
+    found = tuple(splits.validation[0].inputs.shape)
+    if found != (settings.channels, settings.image_size, settings.image_size):
+        raise UserError(
+            f"dataset.channels={settings.channels}, dataset.image_size={settings.image_size}: the images of"
+            f" {settings.name} have shape {found}, set dataset.channels={found[0]}"
+        )
     return splits

@@ -13,6 +13,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sttabt.errors import UserError
+
 
 class Batch(NamedTuple):
     """inputs: what the backbone reads, for images (B, C, height, width); labels: (B,) int."""
@@ -109,6 +111,15 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Da
 
 
 def split_indices(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the larger and of the smaller part, stratified by label; `share` in (0, 1) is the smaller's."""
-    larger, smaller = train_test_split(range(len(labels)), test_size=share, random_state=seed, stratify=labels)
+    """Indices of the larger and of the smaller part, stratified by label; `share` in (0, 1) is the smaller's.
+
+    Raises UserError when that leaves a class without an image in either part.
+    """
+    try:
+        larger, smaller = train_test_split(range(len(labels)), test_size=share, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise UserError(
+            f"dataset.validation_share={share} does not split {len(labels)} images of {len(set(labels))} classes:"
+            f" {error}"
+        ) from error
     return sorted(larger), sorted(smaller)

@@ -25,6 +25,8 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     sample at a time, or once on rows padded to the longest where that is faster.
     Raises ValueError for a soft plan or one that is not nested.
     """
+    if not plan.is_hard:
+        raise ValueError("only a hard plan can drop tokens: call harden() first")
     plan.check(backbone.outputs)
     layout = _layout(plan)
     x = backbone.embed_tokens(inputs, layout.sample, layout.token)

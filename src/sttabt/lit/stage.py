@@ -14,6 +14,8 @@ from sttabt.data.base import Batch
 from sttabt.errors import UserError
 from sttabt.settings import TrainingSettings
 
+SETTINGS = {"base": "model", "approx": "approx", "prune": "sparsity"}  # where a stage's training is set
+
 
 class TrainingStage(L.LightningModule):
     """Subclasses give `terms` (named losses of a batch) and `predict` (logits of a batch's inputs).
@@ -86,7 +88,8 @@ class TrainingStage(L.LightningModule):
     def _diverged(self, where: str) -> UserError:
         return UserError(
             f"training diverged in stage {self.stage}, {where}:"
-            f" lower its training.learning_rate={self.training_settings.learning_rate:g} or set training.clip"
+            f" lower {SETTINGS[self.stage]}.training.learning_rate={self.training_settings.learning_rate:g}"
+            f" or set {SETTINGS[self.stage]}.training.clip"
         )
 
 
