@@ -20,7 +20,7 @@ class Matching:
     source: Tensor
     target: Tensor
 
-    def take(self, rows: Tensor) -> Tensor:
+    def _take(self, rows: Tensor) -> Tensor:
         """The rows (B, n, D) that stay, (B, s, D), without what merges into them."""
         return rows.gather(1, self.stay[..., None].expand(-1, -1, rows.shape[-1]))
 
@@ -28,7 +28,7 @@ class Matching:
         """The rows that stay, each with the sum of those that merge into it: (B, s, D)."""
         width = rows.shape[-1]
         merging = rows.gather(1, self.source[..., None].expand(-1, -1, width))
-        return self.take(rows).scatter_add(1, self.target[..., None].expand(-1, -1, width), merging)
+        return self._take(rows).scatter_add(1, self.target[..., None].expand(-1, -1, width), merging)
 
 
 def match_tokens(features: Tensor, merged: int, outputs: int = 1) -> Matching:

@@ -21,11 +21,10 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
     adds when it renormalises, where dropping tokens has none.
     """
     x = backbone.embed(inputs)
-    alive = plan.alive.to(x.dtype)
     for layer in range(backbone.layers):
-        read, write = alive[:, layer, :, None], alive[:, layer + 1, :, None]
+        read, write = (mask.to(x.dtype)[..., None] for mask in (plan.reads(layer), plan.writes(layer)))
         query, key, value = backbone.qkv(layer, x)
-        log_weight = alive[:, layer].add(epsilon).log()
+        log_weight = read[..., 0].add(epsilon).log()
         attended = attend_weighted(query * write, key * read, value * read, backbone.heads, log_weight)
         x = backbone.finish(layer, x, attended, gate=write)
     return backbone.head(x[:, : backbone.outputs])

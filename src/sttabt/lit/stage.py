@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,7 @@ from sttabt.settings import TrainingSettings
 SETTINGS = {"base": "model", "approx": "approx", "prune": "sparsity"}  # where a stage's training is set
 
 
-class TrainingStage(L.LightningModule):
+class TrainingStage(L.LightningModule, ABC):
     """Subclasses give `terms` (named losses of a batch) and `predict` (logits of a batch's inputs).
 
     stage: the prefix of its metrics; trained: the module whose parameters the optimiser gets.
@@ -32,13 +33,13 @@ class TrainingStage(L.LightningModule):
         self.training_settings = training
         self.accuracy = MulticlassAccuracy(classes, average="micro")
 
+    @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; their sum is minimised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, inputs: Any) -> Tensor:
         """Logits (B, classes) for validation."""
-        raise NotImplementedError
 
     def own_rates(self) -> list[dict[str, Any]]:
         """Optimiser groups beside the usual two, as torch takes them; their parameters are left out of those."""

@@ -1,4 +1,4 @@
-"""What a pruning method is: a card, and either a plan made beforehand or a rule that decides while the model runs."""
+"""What a pruning method is: a card, and a plan made beforehand, a rule that decides on the way, or merging."""
 
 from __future__ import annotations
 
