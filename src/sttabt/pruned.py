@@ -105,7 +105,7 @@ class PrunedModel(nn.Module):
             weighing = sum(2 * query * read for query, read in zip(every[1:], reads[1:], strict=True))
             parts["planning"] += architecture.heads * weighing
             return parts | encoder_macs(architecture, reads, writes, tokens - outputs, every, every)
-        parts |= encoder_macs(architecture, reads, writes, reads[0] - outputs)
+        parts |= encoder_macs(architecture, reads, writes, reads[0])  # every row picks a patch
         assert isinstance(self.method, PlannedMethod), "a method is planned or online"
         if self.method.attention is not None:
             traced = self.base if self.method.attention == "actual" or self.approx is None else self.approx.backbone

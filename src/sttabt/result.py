@@ -24,6 +24,7 @@ def make_row(
     evaluation, sparsity = settings.evaluation, settings.sparsity
     scores = evaluate(model, splits.test, evaluation.batch_size, settings.fast_dev_run)
     dense = model.method.card.title == "dense"
+    by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
     return Row(
         experiment=settings.name,
         sweep=job.sweep,
@@ -42,7 +43,7 @@ def make_row(
         attention=getattr(sparsity, "attention", None),
         factor=None if model.approx is None else model.approx.factor,
         p_logit=getattr(sparsity, "p_logit", None),
-        keep_ratio=None if getattr(sparsity, "dynamic", False) else getattr(sparsity, "keep_ratio", None),
+        keep_ratio=None if by_itself else getattr(sparsity, "keep_ratio", None),
         merged=getattr(sparsity, "merged", None),
         propagation=getattr(sparsity, "propagation", None),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),

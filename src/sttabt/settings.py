@@ -112,6 +112,7 @@ class BacktrackingSettings(SparsitySettings):
     attention: str = "approximate"  # approximate | actual (a dense run of the base model: an upper bound)
     keep_ratio: float = 0.5  # share of real tokens found by every layer, in (0, 1]
     dynamic: bool = False  # choose the count from the importances instead of keep_ratio
+    counts: list[int] = field(default_factory=list)  # tokens that each layer reads, of every image alike; [] = as above
     propagation: float = 0.1  # p: how much a row's own impact weighs against a plain mean
 
 

@@ -25,6 +25,7 @@ class Backbone(nn.Module, ABC):
     tokens: int  # tokens of one sample without padding, class token included
     outputs: int
     grid: tuple[int, int]  # rows and columns of patches
+    may_pad: bool = False  # whether samples of a batch may differ in length
 
     @property
     def layers(self) -> int:

@@ -58,14 +58,15 @@ class ViT(Backbone):
         shape = (1, rows, columns, width) if model.dynamic_img_size else (1, rows * columns, width)
         # Position embedding of an empty image: the prefix tokens as they are, and every patch's position.
         x = model._pos_embed(inputs.new_zeros(shape))[0, token]
-        is_patch = token >= self.outputs
         height, length = model.patch_embed.patch_size
         patches = (
             inputs.unflatten(2, (rows, height)).unflatten(4, (columns, length)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         )
-        picked = patches[sample[is_patch], token[is_patch] - self.outputs].flatten(1)
+        # The few prefix tokens pick a patch too, whose embedding is not added: no shape depends on who is kept.
+        picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1)
         projection = model.patch_embed.proj
-        x[is_patch] += F.linear(picked, projection.weight.flatten(1), projection.bias)
+        patch = F.linear(picked, projection.weight.flatten(1), projection.bias)
+        x = torch.where((token >= self.outputs)[:, None], x + patch, x)
         return model.norm_pre(x)
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def check(settings: Settings) -> None:
                 f" {node}.training.epochs={training.epochs}: warm up for less, or train for longer"
             )
     _check_model(settings)
+    _check_counts(settings)
     _check_files(settings)
 
 
@@ -118,6 +120,8 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("skip_approx", approximate, f"{method} uses no approximate network here"),
         ("model.training", trained, "the base model's weights are given, so the base stage trains nothing"),
         ("sparsity.keep_ratio", not getattr(sparsity, "dynamic", False), "sparsity.dynamic=true chooses the count"),
+        ("sparsity.keep_ratio", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
+        ("sparsity.dynamic", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
         ("dataset.path", settings.dataset.source != "digits", "digits come with scikit-learn"),
         ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
         ("logger.project", settings.logger.kind.startswith("wandb"), f"logger.kind={settings.logger.kind} has none"),
@@ -155,6 +159,16 @@ def _check_model(settings: Settings) -> None:
         )
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
+
+
+def _check_counts(settings: Settings) -> None:
+    counts, depth = getattr(settings.sparsity, "counts", []), settings.model.depth
+    if not counts:
+        return
+    if len(counts) != depth:
+        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
+    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
+        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def _check_files(settings: Settings) -> None:

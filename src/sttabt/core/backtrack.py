@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sttabt.core.fixed import check_counts, extend
 from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep, weighty_rows
 from sttabt.core.trace import AttentionTrace
 
@@ -52,6 +53,28 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
         scored.append(places.shape[-1])
     plan = TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
     return Backtracking(plan, torch.stack(impacts[::-1], 1))
+
+
+@torch.no_grad()
+def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
+    """As `backtrack`, with the same number of tokens for every sample: their order (B, counts[0]) of core.fixed.
+
+    The tokens of the layer above take part in a layer's count, where `backtrack` adds those that the count missed.
+    Raises ValueError for counts that do not fit, and for samples of unequal length.
+    """
+    if trace.is_padded:
+        raise ValueError("samples of unequal length cannot keep the same number of tokens")
+    queries = trace.queries[0]
+    check_counts(counts, trace.layers, trace.real.shape[1], outputs)
+    order = torch.arange(outputs, device=queries.device).expand(len(queries), -1)
+    impact = queries.new_full(order.shape, 1 / outputs)
+    for layer in reversed(range(trace.layers)):
+        weight = (propagation * impact + (1 - propagation)) / order.shape[1]
+        importance = (weight[:, None, None] @ trace.probabilities(layer, order))[:, :, 0].mean(1)
+        order = extend(order, importance, counts[layer])
+        impact = importance.gather(1, order)
+        impact = impact / impact.sum(-1, keepdim=True)
+    return order
 
 
 def _by_layer(keep: Keep, layers: int) -> list[float | int | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,22 +14,24 @@ class AttentionTrace:
     """Queries and keys of every layer, from which attention maps are computed where somebody reads them.
 
     queries, keys: L tensors (B, H, N, d); real: (B, N) bool, False on padding; scale: what a product of the two is
-    multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already.
+    multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already. may_pad: False where it is known that
+    no token is padding, which saves looking.
     """
 
     queries: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
     real: Tensor
     scale: float = 1.0
+    may_pad: bool = True
 
     @property
     def layers(self) -> int:
         return len(self.queries)
 
-    @cached_property
+    @property
     def is_padded(self) -> bool:
         """Whether any token is padding."""
-        return not bool(self.real.all())
+        return self.may_pad and not bool(self.real.all())
 
     def rows(self, layer: int, places: Tensor) -> Tensor:
         """The queries (B, H, n, d) at `places` (B, n)."""

@@ -24,7 +24,7 @@ class DenseRun:
 def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
     """The whole encoder; keeps every layer's input, queries and keys."""
     real = backbone.real(inputs)
-    bias = padding_bias(real)
+    bias = padding_bias(real) if backbone.may_pad else None
     x = backbone.embed(inputs)
     hidden, queries, keys = [], [], []
     for layer in range(backbone.layers):
@@ -33,14 +33,14 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
         x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
-    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone))
+    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
     return DenseRun(backbone.head(x[:, : backbone.outputs]), tuple(hidden), trace)
 
 
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     """What every layer attends to, and nothing more: the last layer stops at its queries and keys."""
     real = backbone.real(inputs)
-    bias = padding_bias(real)
+    bias = padding_bias(real) if backbone.may_pad else None
     x = backbone.embed(inputs)
     queries, keys = [], []
     for layer in range(backbone.layers):
@@ -51,7 +51,7 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
             x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
         queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
-    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone))
+    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
 
 
 def padding_bias(real: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -35,6 +36,16 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     return _run_packed(backbone, x, layout.counts)
 
 
+def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
+    """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.fixed.
+
+    No shape and no branch depends on a tensor: torch.compile takes it whole.
+    """
+    sample = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+    x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
+    return _run_sliced(backbone, x.unflatten(0, order.shape), counts)
+
+
 @dataclass(frozen=True)
 class _Layout:
     """counts[b][l]: tokens of sample b alive at boundary l; sample, token: (T,) who stands in each row at first."""
@@ -56,7 +67,7 @@ def _layout(plan: TokenPlan) -> _Layout:
     return _Layout(counts.tolist(), sample, order[sample, place])
 
 
-def _run_sliced(backbone: Backbone, x: Tensor, counts: list[int]) -> Tensor:
+def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
     for layer in range(backbone.layers):
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)

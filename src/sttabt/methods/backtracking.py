@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sttabt.core.backtrack import backtrack
+from sttabt.core.backtrack import backtrack, backtrack_fixed
+from sttabt.core.fixed import fixed_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.methods.base import Card, PlannedMethod
@@ -21,8 +22,19 @@ class Backtracking(PlannedMethod):
 
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         assert trace is not None, "back-tracking needs an attention trace"
+        if self.settings.counts:
+            return fixed_plan(self.order(trace), self.counts, real.shape[1])
         keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
         return backtrack(trace, keep, self.settings.propagation, self.outputs).plan
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens at every boundary (L+1), the same for all samples; the setting `counts` and the output tokens."""
+        return [*self.settings.counts, self.outputs]
+
+    def order(self, trace: AttentionTrace) -> Tensor:
+        """Tokens (B, counts[0]) by how long they live, see core.fixed."""
+        return backtrack_fixed(trace, self.counts, self.settings.propagation, self.outputs)
 
     def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
         return sum(rows * tokens * (width + heads) for rows in scored)

@@ -1,0 +1,43 @@
+"""The same number of tokens for every sample: shapes that are known before any tensor is.
+
+That is what torch.compile, CUDA graphs and runtimes on a device want. B batch, L layers, N tokens; counts: L+1 numbers
+of tokens, boundary by boundary, falling to the output tokens; order: tokens (B, counts[0]) by how long they live, so
+that the first counts[l] of a row are the set of boundary l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sttabt.core.plan import TokenPlan
+
+
+def extend(order: Tensor, importance: Tensor, count: int) -> Tensor:
+    """`order` (B, n), and behind it the most important of the other tokens until there are `count`: (B, count)."""
+    rest = importance.scatter(1, order, -torch.inf)
+    return torch.cat([order, rest.topk(count - order.shape[1]).indices], dim=1)
+
+
+def fixed_plan(order: Tensor, counts: Sequence[int], tokens: int) -> TokenPlan:
+    """The plan that an order stands for."""
+    place = torch.full((len(order), tokens), counts[0], device=order.device)
+    place.scatter_(1, order, torch.arange(counts[0], device=order.device).expand_as(order))
+    return TokenPlan(place[:, None] < torch.tensor(counts, device=order.device)[:, None], tuple(counts[1:]))
+
+
+def mean_counts(plan: TokenPlan, outputs: int) -> list[int]:
+    """Counts with the mean of a hard plan's, rounded to whole tokens."""
+    mean = plan.alive[:, :-1].sum(-1).double().mean(0).round().long().tolist()
+    return [*mean, outputs]
+
+
+def check_counts(counts: Sequence[int], layers: int, tokens: int, outputs: int) -> None:
+    """Raise ValueError unless `counts` are L+1 numbers that fall from at most N to the output tokens."""
+    if len(counts) != layers + 1:
+        raise ValueError(f"counts has {len(counts)} entries, but {layers} layers have {layers + 1} boundaries")
+    if counts[-1] != outputs or counts[0] > tokens or any(above > below for below, above in pairwise(counts)):
+        raise ValueError(f"counts={list(counts)} must fall from at most {tokens} to the {outputs} output tokens")

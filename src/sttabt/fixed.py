@@ -1,0 +1,35 @@
+"""A pruned model of static shapes: one graph for torch.compile and for CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sttabt.engine.dropped import run_fixed
+from sttabt.errors import UserError
+from sttabt.methods.backtracking import Backtracking
+from sttabt.pruned import PrunedModel
+
+
+class FixedModel(nn.Module):
+    """From inputs to logits (B, classes), planning included; every image keeps the same number of tokens a layer.
+
+    The logits are those of `pruned`, whose method says how many tokens (`sparsity.counts`). No shape and no branch
+    depends on a tensor: `torch.compile(FixedModel(pruned), fullgraph=True)`.
+    Raises UserError for a method whose counts follow the image.
+    """
+
+    def __init__(self, pruned: PrunedModel) -> None:
+        super().__init__()
+        if not isinstance(pruned.method, Backtracking) or not pruned.method.settings.counts:
+            raise UserError(
+                f"{pruned.method.card.title} keeps as many tokens as an image needs: static shapes need"
+                " sparsity=backtracking sparsity.counts=[tokens of the first layer, ..., of the last]"
+            )
+        self.pruned, self.method = pruned, pruned.method
+
+    def forward(self, inputs: Any) -> Tensor:
+        trace = self.pruned.trace(inputs)
+        assert trace is not None, "back-tracking reads a trace"
+        return run_fixed(self.pruned.base, inputs, self.method.order(trace), self.method.counts)

@@ -1,0 +1,100 @@
+"""Fixed counts: the order against a slow search, and one graph for torch.compile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_approx, make_backbone, make_images
+from reference import random_trace, trace_probabilities
+from sttabt.core.backtrack import backtrack, backtrack_fixed
+from sttabt.core.fixed import fixed_plan, mean_counts
+from sttabt.errors import UserError
+from sttabt.fixed import FixedModel
+from sttabt.methods.backtracking import Backtracking
+from sttabt.pruned import PrunedModel
+from sttabt.settings import BacktrackingSettings
+
+
+def slow_order(probabilities: list[np.ndarray], counts: list[int], propagation: float) -> list[list[int]]:
+    """Token by token, sample by sample: the most important token that is not there yet, until the count is reached."""
+    orders = []
+    for sample in range(len(probabilities[0])):
+        order, impact = list(range(counts[-1])), dict.fromkeys(range(counts[-1]), 1 / counts[-1])
+        for layer in reversed(range(len(probabilities))):
+            rows = probabilities[layer][sample].mean(0)
+            drawn = sum((propagation * impact[q] + 1 - propagation) * rows[q] for q in list(order)) / len(order)
+            while len(order) < counts[layer]:
+                order.append(max((k for k in range(len(drawn)) if k not in order), key=lambda k: drawn[k]))
+            impact = {token: drawn[token] / sum(drawn[k] for k in order) for token in order}
+        orders.append(order)
+    return orders
+
+
+@pytest.mark.parametrize("counts", [[9, 6, 4, 1], [5, 5, 2, 2], [1, 1, 1, 1]])
+@pytest.mark.parametrize("propagation", [0.1, 1.0])
+def test_order_is_the_slow_one(counts: list[int], propagation: float) -> None:
+    trace = random_trace(3, [9, 9], layers=3, heads=2)
+    found = backtrack_fixed(trace, counts, propagation, outputs=counts[-1])
+    assert found.tolist() == slow_order(trace_probabilities(trace), counts, propagation)
+
+
+def test_counts_of_a_plan_that_needs_no_union_give_that_plan() -> None:
+    trace = random_trace(5, [12], layers=1, heads=2)
+    plan = backtrack(trace, keep=[6]).plan
+    if plan.alive[0, 0].sum() == 6:
+        assert torch.equal(fixed_plan(backtrack_fixed(trace, [6, 1]), [6, 1], 12).alive, plan.alive)
+    else:
+        assert plan.alive[0, 0].sum() == 7  # the class token came on top
+
+
+def test_mean_counts_of_a_plan_with_these_counts() -> None:
+    order = torch.stack([torch.randperm(8) for _ in range(3)])
+    plan = fixed_plan(order[:, :6], [6, 3, 1], 8)
+    assert plan.alive.sum(-1).tolist() == [[6, 3, 1]] * 3
+    assert mean_counts(plan, outputs=1) == [6, 3, 1]
+
+
+@pytest.mark.parametrize("counts", [[9, 6, 1], [9, 6, 7, 1], [10, 6, 4, 1], [9, 6, 4, 2]])
+def test_counts_that_do_not_fit_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="counts"):
+        backtrack_fixed(random_trace(0, [9], layers=3, heads=1), counts)
+
+
+def test_samples_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="unequal length"):
+        backtrack_fixed(random_trace(0, [9, 7], layers=1, heads=1), [4, 1])
+
+
+def fixed_model(backbone_name: str, attention: str = "approximate") -> PrunedModel:
+    base = make_backbone(backbone_name)
+    counts = np.linspace(base.tokens, base.outputs, base.layers + 1).astype(int)[:-1].tolist()
+    method = Backtracking(
+        BacktrackingSettings(method="backtracking", counts=counts, attention=attention), base.layers, base.outputs
+    )
+    return PrunedModel(base, method, make_approx(base, backbone_name)).eval()
+
+
+@pytest.mark.parametrize("attention", ["approximate", "actual"])
+@torch.inference_mode()
+def test_fixed_model_is_the_pruned_model(backbone_name: str, attention: str) -> None:
+    pruned, images = fixed_model(backbone_name, attention), make_images(backbone_name)
+    expected = pruned(images, masked=True)
+    assert expected.plan.alive.sum(-1).tolist() == [pruned.method.counts] * len(images)
+    torch.testing.assert_close(FixedModel(pruned)(images), expected.logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_torch_compile_takes_the_whole_model_without_graph_breaks(backbone_name: str) -> None:
+    """fullgraph raises at the first break; eager as backend needs no compiler on this machine."""
+    model, images = FixedModel(fixed_model(backbone_name)), make_images(backbone_name)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_method_whose_counts_follow_the_image_is_refused() -> None:
+    base = make_backbone("digits")
+    method = Backtracking(BacktrackingSettings(method="backtracking"), base.layers, base.outputs)
+    with pytest.raises(UserError, match=r"sparsity\.counts"):
+        FixedModel(PrunedModel(base, method, make_approx(base, "digits")))
