@@ -11,12 +11,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-STAGES = ("base", "approx", "prune", "evaluate", "report")
+STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
+METRICS = {"classification": ("accuracy", "matthews", "f1"), "regression": ("pearson", "spearman")}  # by dataset.task
 
 # What a setting of text may be, by its full key.
 CHOICES: dict[str, tuple[str, ...]] = {
     "approx.attention_loss": ("kldiv", "tinybert"),
-    "approx.start": ("interpolated", "random"),
+    "approx.start": ("interpolated", "random", "general"),
+    "dataset.task": tuple(METRICS),
     "sparsity.attention": ("approximate", "actual"),
     "hardware.accelerator": ("cpu", "gpu", "cuda"),
     "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
@@ -46,8 +48,9 @@ class ModelSettings:
     depth: int = MISSING
     heads: int = MISSING
     patch_size: int = MISSING  # side in pixels
-    pretrained: bool = False  # timm's weights from the hub or its cache; the base stage then trains nothing
-    checkpoint: str = ""  # a local weights file instead; the base stage then trains nothing
+    pretrained: bool = False  # timm's weights from the hub or its cache
+    checkpoint: str = ""  # a local weights file instead
+    fine_tune: bool = False  # the base stage trains on from such given weights; without it they are used as they are
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -59,7 +62,9 @@ class DatasetSettings:
     path: str = ""  # where the files are, for sources that read files
     image_size: int = MISSING  # side in pixels after resizing
     channels: int = 3
-    classes: int = MISSING
+    task: str = "classification"  # classification | regression
+    metric: str = "accuracy"  # accuracy | matthews | f1 | pearson | spearman: what is reported, what choices go by
+    classes: int = MISSING  # 1 for regression
     validation_share: float = 0.1  # of the training images, stratified, split by the seed below
     split_seed: int = 0
     augment: bool = True
@@ -71,12 +76,14 @@ class ApproxSettings:
 
     factor: int = 4  # how many times narrower than the base model
     attention_loss: str = "kldiv"  # kldiv | tinybert
-    start: str = "interpolated"  # interpolated | random
+    start: str = "interpolated"  # interpolated | random | general: from the one distilled on `corpus`
     attention_weight: float = 1.0
     hidden_weight: float = 0.01
     embedding_weight: float = 1.0
     prediction_weight: float = 200.0  # 0 switches the term off
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    corpus: str = ""  # unlabelled data for start=general: distil from the given weights before they are fine-tuned
+    corpus_training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass
@@ -133,7 +140,7 @@ class HardwareSettings:
     accelerator: str = "cpu"  # Lightning's names: cpu, gpu
     devices: int = 1  # more are refused for now
     precision: str = "32-true"  # of training, in Lightning's names: 32-true, bf16-mixed; evaluation is in float32
-    batch_size: int = 64  # images a step and a device
+    batch_size: int = 64  # samples a step and a device
     accumulate: int = 1  # steps a weight update
     workers: int = 0  # processes that load data
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
@@ -142,9 +149,9 @@ class HardwareSettings:
 @dataclass
 class EvaluationSettings:
     batch_size: int = 64
-    timing_batch: int = 32  # images in the timed forward
+    timing_batch: int = 32  # samples in the timed forward
     timing_rounds: int = 15  # interleaved rounds; 0 = no timing
-    gallery: int = 8  # test images whose tokens are kept for drawing
+    gallery: int = 8  # test images or texts whose tokens are kept for drawing
 
 
 @dataclass

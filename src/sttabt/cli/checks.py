@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, STAGES, Settings, TrainingSettings
+from sttabt.settings import CHOICES, METRICS, STAGES, Settings, TrainingSettings
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
@@ -37,6 +37,7 @@ TRAINING: dict[str, Rule] = {
     "clip": at_least(0),
     "label_smoothing": SHARE_BELOW_ONE,
 }
+TRAININGS = ("model.training", "approx.training", "approx.corpus_training", "sparsity.training")
 RANGES: dict[str, Rule] = {
     "model.width": at_least(1),
     "model.depth": at_least(1),
@@ -44,7 +45,7 @@ RANGES: dict[str, Rule] = {
     "model.patch_size": at_least(1),
     "dataset.image_size": at_least(1),
     "dataset.channels": at_least(1),
-    "dataset.classes": at_least(2),
+    "dataset.classes": at_least(1),
     "dataset.validation_share": INNER_SHARE,
     "dataset.split_seed": at_least(0),
     "approx.factor": at_least(1),
@@ -73,7 +74,7 @@ RANGES: dict[str, Rule] = {
     "evaluation.gallery": at_least(0),
     "seed": at_least(0),
     "fast_dev_run": at_least(0),
-    **{f"{node}.training.{name}": rule for node in ("model", "approx", "sparsity") for name, rule in TRAINING.items()},
+    **{f"{node}.{name}": rule for node in TRAININGS for name, rule in TRAINING.items()},
 }
 
 
@@ -99,10 +100,12 @@ def check(settings: Settings) -> None:
     for node, training in _trainings(settings):
         if 0 < training.epochs <= training.warmup_epochs:
             raise UserError(
-                f"{node}.training.warmup_epochs={training.warmup_epochs} leaves nothing of"
-                f" {node}.training.epochs={training.epochs}: warm up for less, or train for longer"
+                f"{node}.warmup_epochs={training.warmup_epochs} leaves nothing of"
+                f" {node}.epochs={training.epochs}: warm up for less, or train for longer"
             )
+    _check_task(settings)
     _check_model(settings)
+    _check_weights(settings)
     _check_files(settings)
 
 
@@ -111,11 +114,17 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
     sparsity, training = settings.sparsity, settings.model.training
     method = sparsity.method
     approximate = method == "concrete" or getattr(sparsity, "attention", None) == "approximate"
-    trained = not (settings.model.pretrained or settings.model.checkpoint)
+    trained = settings.model.fine_tune or not (settings.model.pretrained or settings.model.checkpoint)
+    classes = settings.dataset.task == "classification"
+    general = approximate and settings.approx.start == "general"
     # (a key or a node, whether it has an effect, why not)
     uses = (
         ("approx", approximate, f"{method} uses no approximate network here"),
         ("skip_approx", approximate, f"{method} uses no approximate network here"),
+        ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
+        ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
+        ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
+        ("approx.corpus_training", general, f"approx.start={settings.approx.start} reads no corpus"),
         ("model.training", trained, "the base model's weights are given, so the base stage trains nothing"),
         ("sparsity.keep_ratio", not getattr(sparsity, "dynamic", False), "sparsity.dynamic=true chooses the count"),
         ("dataset.path", settings.dataset.source != "digits", "digits come with scikit-learn"),
@@ -153,8 +162,49 @@ def _check_model(settings: Settings) -> None:
             f"approx.factor={factor} does not divide the head width {head_width}"
             f" (model.width={model.width}, model.heads={model.heads}): choose one of: {valid}"
         )
+
+
+def _check_task(settings: Settings) -> None:
+    dataset = settings.dataset
+    metrics = METRICS[dataset.task]
+    if dataset.metric not in metrics:
+        raise UserError(
+            f"dataset.metric={dataset.metric} is none of dataset.task={dataset.task}:"
+            f" choose one of: {', '.join(metrics)}"
+        )
+    if (dataset.task == "regression") != (dataset.classes == 1):
+        raise UserError(
+            f"dataset.classes={dataset.classes} does not fit dataset.task={dataset.task}:"
+            " set 1 for regression, 2 or more for classification"
+        )
+    if dataset.metric == "f1" and dataset.classes != 2:
+        raise UserError(
+            f"dataset.metric=f1 needs dataset.classes=2, not {dataset.classes}: choose accuracy or matthews"
+        )
+
+
+def _check_weights(settings: Settings) -> None:
+    model, approx = settings.model, settings.approx
+    given = model.pretrained or bool(model.checkpoint)
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
+    if model.fine_tune and not given:
+        raise UserError("model.fine_tune=true has no weights to start from: set model.pretrained or model.checkpoint")
+    if approx.start != "general":
+        if settings.stages == ["general"]:
+            raise UserError(
+                f"stages=[general] leaves nothing to do with approx.start={approx.start}: set it to general"
+            )
+        return
+    if not approx.corpus:
+        raise UserError(
+            "approx.start=general needs unlabelled data: give approx.corpus, or set approx.start=interpolated"
+        )
+    if not given:
+        raise UserError(
+            "approx.start=general distils from weights that are there before the task: set model.pretrained or"
+            " model.checkpoint"
+        )
 
 
 def _check_files(settings: Settings) -> None:
@@ -174,10 +224,11 @@ def _check_files(settings: Settings) -> None:
 
 
 def _trainings(settings: Settings) -> Iterator[tuple[str, TrainingSettings]]:
-    for node in ("model", "approx", "sparsity"):
-        training = getattr(getattr(settings, node), "training", None)
+    for key in TRAININGS:
+        node, _, name = key.partition(".")
+        training = getattr(getattr(settings, node), name, None)
         if training is not None:
-            yield node, training
+            yield key, training
 
 
 def _choose(key: str, value: str, choices: Iterable[str]) -> None:

@@ -36,12 +36,28 @@ def attention_squared_error(base: Sequence[Tensor], approx: Sequence[Tensor], re
 
 
 def prediction_error(approx_logits: Tensor, base_logits: Tensor) -> Tensor:
-    """Mean squared error of the predicted probabilities, a scalar; logits (B, classes)."""
+    """Mean squared error of the predicted probabilities, a scalar; logits (B, classes).
+
+    A single column is a score, whose probability would always be 1: the squared error is that of the score itself.
+    """
+    if is_score(base_logits):
+        return F.mse_loss(approx_logits, base_logits)
     return F.mse_loss(approx_logits.softmax(-1), base_logits.softmax(-1))
 
 
 def prediction_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Divergence of the student's prediction from the teacher's, a scalar summed over classes, mean over the batch."""
+    """Divergence of the student's prediction from the teacher's, a scalar summed over classes, mean over the batch.
+
+    For a score (one column) the squared error: the divergence of two normal distributions of equal variance, on the
+    scale on which the squared error is the loss of the task.
+    """
+    if is_score(teacher_logits):
+        return F.mse_loss(student_logits, teacher_logits)
     return F.kl_div(
         student_logits.log_softmax(-1), teacher_logits.log_softmax(-1), log_target=True, reduction="batchmean"
     )
+
+
+def is_score(logits: Tensor) -> bool:
+    """Whether (B, classes) holds scores rather than the logits of classes, of which there are two or more."""
+    return logits.shape[-1] == 1

@@ -1,13 +1,13 @@
-"""The three training stages: base classifier, approximate attention network, pruning with concrete masks."""
+"""The training stages: base model, approximate network (general, or of a task), pruning with concrete masks."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
@@ -20,19 +20,20 @@ from sttabt.lit.stage import TrainingStage
 from sttabt.methods.concrete import Concrete
 from sttabt.pruned import PrunedModel
 from sttabt.settings import ApproxSettings, ConcreteSettings, TrainingSettings
+from sttabt.task import Task
 
 
-class BaseClassifier(TrainingStage):
-    """Trains the dense base model."""
+class BaseTraining(TrainingStage):
+    """Trains the dense base model, from its start or from given weights."""
 
     stage = "base"
 
-    def __init__(self, base: Backbone, training: TrainingSettings) -> None:
-        super().__init__(base, training, base.architecture.classes)
+    def __init__(self, base: Backbone, training: TrainingSettings, task: Task) -> None:
+        super().__init__(base, training, task)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.trained(batch.inputs)
-        return {"task": F.cross_entropy(logits, batch.labels, label_smoothing=self.training_settings.label_smoothing)}
+        return {"task": self.task.loss(logits, batch.labels, self.training_settings.label_smoothing)}
 
     def predict(self, inputs: Any) -> Tensor:
         return self.trained(inputs)
@@ -43,8 +44,8 @@ class Approximation(TrainingStage):
 
     stage = "approx"
 
-    def __init__(self, network: ApproximateNetwork, base: Backbone, settings: ApproxSettings) -> None:
-        super().__init__(network, settings.training, base.architecture.classes)
+    def __init__(self, network: ApproximateNetwork, base: Backbone, settings: ApproxSettings, task: Task) -> None:
+        super().__init__(network, settings.training, task)
         self.base, self.settings = Frozen(base), settings
         self.weights = ApproximationWeights(
             settings.attention_weight, settings.hidden_weight, settings.embedding_weight, settings.prediction_weight
@@ -65,13 +66,32 @@ class Approximation(TrainingStage):
         return self.trained.backbone(inputs)
 
 
+class GeneralApproximation(Approximation):
+    """Distils from a pretrained encoder on unlabelled data: without the prediction, which that has not learned yet."""
+
+    stage = "general"
+
+    def __init__(self, network: ApproximateNetwork, encoder: Backbone, settings: ApproxSettings, task: Task) -> None:
+        unpredicted = replace(settings, prediction_weight=0.0, training=settings.corpus_training)
+        super().__init__(network, encoder, unpredicted, task)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not network.is_head(name))
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: term for name, term in super().terms(batch).items() if name != "prediction"}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """There are no labels: what is watched is the distance of the attention."""
+        self.log(f"{self.stage}/validation_attention", self.terms(batch)["attention"], batch_size=len(batch.labels))
+
+
 class Pruning(TrainingStage):
     """Trains concrete masks, base weights and approximate network end to end (METHOD section 3)."""
 
     stage = "prune"
 
-    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings) -> None:
-        super().__init__(pruned, settings.training, pruned.base.architecture.classes)
+    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings, task: Task) -> None:
+        super().__init__(pruned, settings.training, task)
         self.teacher, self.settings = Frozen(teacher), settings
         for parameter in pruned.base.embeddings():
             parameter.requires_grad_(False)
@@ -86,7 +106,7 @@ class Pruning(TrainingStage):
         else:
             logits, held = self._soft(batch)
         smoothing = self.settings.training.label_smoothing
-        terms = {"task": F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)} | held
+        terms = {"task": self.task.loss(logits, batch.labels, smoothing)} | held
         if self.settings.distillation > 0:
             with torch.no_grad():
                 teacher = self.teacher.module(batch.inputs)
