@@ -15,6 +15,7 @@ from PIL import Image
 
 from sttabt.report.gallery import Gallery
 from sttabt.report.points import Point
+from sttabt.report.rows import METRICS
 from sttabt.report.table import approx_table, heading, notes, table_columns
 from sttabt.report.tokens import STRENGTH, faded_colour
 
@@ -32,6 +33,7 @@ def write_page(
         template.render(
             title=title,
             heading=heading(rows),
+            metric=METRICS[rows[0].metric],
             facts=_facts(points),
             columns=columns,
             points=points,
