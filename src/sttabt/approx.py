@@ -45,6 +45,15 @@ class ApproximateNetwork(nn.Module):
                 if not name.startswith("classifier"):
                     state[name].copy_(resize_flat(wide, state[name].shape))
 
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the head, which depends on the classes."""
+        return name.startswith(tuple(f"backbone.model.{prefix}" for prefix in self.backbone.head_prefixes))
+
+    def start_from_general(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a network that was distilled from a pretrained encoder; the head keeps its own start."""
+        own = {name: value for name, value in self.state_dict().items() if self.is_head(name)}
+        self.load_state_dict({**state, **own}, strict=True)
+
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
         """Load an official checkpoint's `approx_bert` entry; its unused pruning parameters are left out."""
         unused = ("concrete_prop_p_logit", "ltp_prune_token_module", ".p_logit")

@@ -82,11 +82,16 @@ class PrunedModel(nn.Module):
             mean["attention"] += padding_macs(counts, self.base.architecture.width) / len(samples)
         return mean
 
-    def dense_macs(self) -> dict[str, float]:
-        """Multiply-adds of a sample in the base model's own dense forward."""
-        architecture, tokens = self.base.architecture, self.base.tokens
-        every = [tokens] * architecture.layers
-        return dict.fromkeys(PARTS, 0.0) | encoder_macs(architecture, every, every, tokens - self.base.outputs)
+    def dense_macs(self, real: Tensor | None = None) -> dict[str, float]:
+        """Multiply-adds of a sample in the base model's own dense forward, mean over a batch without its padding."""
+        architecture, outputs = self.base.architecture, self.base.outputs
+        lengths = [self.base.tokens] if real is None else real.sum(-1).tolist()
+        samples = [
+            encoder_macs(architecture, [tokens] * architecture.layers, [tokens] * architecture.layers, tokens - outputs)
+            for tokens in lengths
+        ]
+        mean = {part: sum(sample[part] for sample in samples) / len(samples) for part in samples[0]}
+        return dict.fromkeys(PARTS, 0.0) | mean
 
     def _sample_macs(self, counts: list[int], tokens: int, scored: tuple[int, ...]) -> dict[str, float]:
         parts = dict.fromkeys(PARTS, 0.0)

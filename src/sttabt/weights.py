@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,20 @@ from torch import Tensor, nn
 
 from sttabt.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def load_weights(module: nn.Module, path: Path, setting: str) -> None:
+
+def load_weights(module: nn.Module, path: Path, setting: str, new_head: tuple[str, ...] = ()) -> None:
     """Load `path` (.safetensors, or a torch file of tensors) into `module`, every name and shape matching.
 
+    new_head: prefixes of names that the module keeps as they are where the file has nothing of their shape.
     Raises UserError naming `setting` when the file is missing, broken, or belongs to another architecture.
     """
     state, expected = read_weights(path, setting), module.state_dict()
+    for name, value in expected.items():
+        if new_head and name.startswith(new_head) and (name not in state or state[name].shape != value.shape):
+            log.info("%s=%s has no %s of shape %s: it starts anew", setting, path, name, tuple(value.shape))
+            state[name] = value
     wrong = mismatches(state, expected)
     if wrong:
         raise UserError(

@@ -21,6 +21,8 @@ class Backbone(nn.Module, ABC):
     """
 
     model: Any  # the library's own module; weight files use its names
+    head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
+    head_is_new: bool = False  # the weights are pretrained, but they came without a head for these classes
     architecture: Architecture
     tokens: int  # tokens of one sample without padding, class token included
     outputs: int

@@ -26,6 +26,8 @@ class ViT(Backbone):
     Raises UserError for a variant whose computation this adapter would not reproduce.
     """
 
+    head_prefixes = ("head.", "head_dist.")
+
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         _refuse_unsupported(model)
@@ -176,7 +178,9 @@ def build_vit(
         )
     except TypeError as error:
         raise UserError(f"model.arguments={arguments} do not fit model.timm={name}: {error}") from error
-    return ViT(model)
+    base = ViT(model)
+    base.head_is_new = pretrained and model.pretrained_cfg["num_classes"] != classes
+    return base
 
 
 _RENAMED = (  # ours, the official implementation's (Hugging Face transformers 4)

@@ -7,7 +7,7 @@ import pkgutil
 
 from sttabt.data.base import Splits
 from sttabt.errors import UserError, nearest
-from sttabt.settings import DatasetSettings
+from sttabt.settings import DatasetSettings, ModelSettings
 
 
 def source_names() -> list[str]:
@@ -32,3 +32,14 @@ def load_splits(settings: DatasetSettings) -> Splits:
             f" {settings.name} have shape {found}, set dataset.channels={found[0]}"
         )
     return splits
+
+
+def load_corpus(corpus: str, dataset: DatasetSettings, model: ModelSettings) -> Splits:
+    """Unlabelled data at `corpus` as the model of this data set reads them; train and validation alone are used."""
+    source = importlib.import_module(f"{__name__}.{dataset.source}")
+    if not hasattr(source, "load_corpus"):
+        raise UserError(
+            f"approx.corpus={corpus}: dataset.source={dataset.source} reads no unlabelled data, set"
+            " approx.start=interpolated"
+        )
+    return source.load_corpus(corpus, dataset, model)
