@@ -200,7 +200,7 @@ def test_gallery_shows_one_image_of_each_class_in_turn() -> None:
     settings = compose_settings(["name=test", "dataset=digits"])
     splits = load_splits(settings.dataset)
     model = _pruned("digits", "backtracking", keep_ratio=0.4)
-    shown = gallery(model, splits, images=13)
+    shown = gallery(model, splits, Task("accuracy", 10), samples=13)
     assert shown.labels.tolist() == [*range(10), 0, 1, 2]
     test = [splits.test[index] for index in range(len(splits.test))]  # type: ignore[arg-type]
     seen: Counter[int] = Counter()
@@ -233,7 +233,7 @@ def test_gallery_of_few_images_and_three_channels() -> None:
     normalised = torch.rand(6, 3, 32, 32)
     dataset.images = (normalised - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
     splits = SimpleNamespace(test=dataset, mean=mean, deviation=deviation, class_names=tuple("abcde"))
-    shown = gallery(_pruned("test_vit", "random"), splits, images=8)  # type: ignore[arg-type]
+    shown = gallery(_pruned("test_vit", "random"), splits, TASK, samples=8)  # type: ignore[arg-type]
     assert shown.labels.tolist() == [0, 1, 3, 1, 3, 3]
     expected = normalised[[5, 2, 0, 4, 1, 3]].permute(0, 2, 3, 1).numpy()
     assert np.abs(shown.images / 255 - expected).max() <= 0.5 / 255 + 1e-6

@@ -19,7 +19,7 @@ import pytest
 from sttabt.errors import UserError
 from sttabt.report.__main__ import main
 from sttabt.report.build import make_report
-from sttabt.report.gallery import Gallery, choose, read_galleries
+from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.points import to_points
 from sttabt.report.rows import Row, read_rows
 from sttabt.report.table import format_table, table_columns, to_frame
@@ -97,7 +97,7 @@ def make_gallery(share: float, channels: int = 3) -> Gallery:
         alive[0, boundary, 1 : 1 + int(patches * share * (1 - boundary / LAYERS))] = True
         alive[1, boundary, 1 : 1 + int(patches * share)] = True
     ramp = np.linspace(0, 200, 16 * 16 * channels).astype(np.uint8).reshape(16, 16, channels)
-    return Gallery(
+    return ImageGallery(
         images=np.stack([ramp, ramp[::-1]]),
         depth=alive[:, :-1].sum(axis=1),
         alive=alive,
@@ -334,7 +334,9 @@ def test_gallery_survives_the_disk_and_a_broken_one_is_skipped(tmp_path, caplog)
     write_rows(tmp_path, [make_row(share=0.3), make_row(share=0.7)], galleries=True)
     (_, read), _ = read_galleries(read_rows([tmp_path]))
     written = make_gallery(make_row(share=0.3).occupancy, channels=1)
-    assert all(np.array_equal(getattr(read, name), getattr(written, name)) for name in Gallery.__dataclass_fields__)
+    assert all(
+        np.array_equal(getattr(read, name), getattr(written, name)) for name in ImageGallery.__dataclass_fields__
+    )
     path = tmp_path / "job-0" / "tokens.npz"
     for content in (path.read_bytes()[:-200], path.read_bytes()[:300], b"", b"text"):
         path.write_bytes(content)

@@ -13,13 +13,13 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities import move_data_to_device
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
 from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
@@ -30,7 +30,7 @@ from sttabt.methods.base import MergingMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
-from sttabt.report.gallery import Gallery
+from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.task import Task, score_of
 from sttabt.timing import Timing, time_interleaved
 
@@ -58,7 +58,7 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0) -> Scores:
-    """Every item of `dataset` once, in its order; `batches` > 0 stops after so many."""
+    """Every item of `dataset` once, in the loader's order; `batches` > 0 stops after so many."""
     device = next(model.base.parameters()).device
     ways = _ways(model)
     metrics = {(way, name): task.new_metric(name).to(device) for way in ways for name in task.metrics}
@@ -66,7 +66,8 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
     kept: list[Tensor] = []
     real: list[Tensor] = []
     samples = 0
-    for batch in _progress(evaluation_loader(dataset, batch_size), batches, f"evaluate {model.method.card.title}"):
+    loader = evaluation_loader(dataset, batch_size)
+    for batch in _progress(loader, batches, f"evaluate {model.method.card.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
         run = model(batch.inputs)
@@ -86,6 +87,7 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
             real.append(run.real.sum(-1).cpu())
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
+    back = torch.tensor(list(loader.sampler)[:samples]).argsort()  # texts come by length: to the data set's own order
     mean = {name: (value / samples).tolist() for name, value in total.items()}
     scores = {key: score_of(metric) for key, metric in metrics.items()}
     return Scores(
@@ -96,7 +98,7 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
         others={name: scores["dropped", name] for name in task.metrics if name != task.metric},
         loss=mean["loss"],
         occupancy=mean["occupancy"],
-        occupancy_padded=padded_occupancy(torch.cat(kept), torch.cat(real)) if kept else None,
+        occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
         macs=dict(zip(PARTS, mean["macs"], strict=True)),
         macs_dense=dict(zip(PARTS, mean["macs_dense"], strict=True)),
     )
@@ -116,7 +118,8 @@ def padded_occupancy(kept: Tensor, real: Tensor, group: int = 1024) -> float:
 class DenseComparison:
     """A pruned model's time, its ratios to `baseline`: the faster of the base model's own forwards, `dense` by name.
 
-    batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens alone.
+    batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens
+    alone, and in the last layer only what the head reads.
     """
 
     pruned: Timing
@@ -137,7 +140,7 @@ def time_against_dense(model: PrunedModel, dataset: Dataset, batch_size: int, ro
     variants: dict[str, Callable[[], object]] = {"batch": lambda: model.base(inputs)}
     real = model.base.real(inputs)
     if not bool(real.all()):
-        every = TokenPlan(real[:, None].expand(-1, model.base.layers + 1, -1))
+        every = keep_all(real, model.base.layers, model.base.outputs)
         variants["unpadded"] = lambda: run_dropped(model.base, inputs, every)
     timing = time_interleaved(variants | {"pruned": lambda: pruned(inputs)}, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
@@ -170,23 +173,37 @@ def attention_error(
 
 
 @torch.inference_mode()
-def gallery(model: PrunedModel, splits: Splits, images: int) -> Gallery:
-    """The first test images, one of each class in turn, with the tokens that each layer reads."""
-    picked = _one_of_each_class(splits.test, images)
-    batch = next(iter(evaluation_loader(torch.utils.data.Subset(splits.test, picked), images)))
-    run = model(batch.inputs.to(next(model.base.parameters()).device))
+def gallery(
+    model: PrunedModel, splits: Splits, task: Task, samples: int, words: Callable[[Tensor], list[str]] | None = None
+) -> Gallery:
+    """The first test samples, one of each class in turn, with the tokens that each layer reads.
+
+    words: the tokens of a row of vocabulary places as text, for texts. Of scores the first samples are taken.
+    """
+    picked = _one_of_each_class(splits.test, samples) if splits.class_names else _first(splits.test, samples)
+    batch = next(iter(evaluation_loader(Subset(splits.test, picked), samples)))
+    run = model(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
+    common = {
+        "alive": run.plan.alive.cpu().numpy(),
+        "layers": np.array(model.base.layers),
+        "labels": batch.labels.numpy(),
+        "predictions": task.read(run.logits).cpu().numpy(),
+        "class_names": np.array(splits.class_names, dtype=str),
+    }
+    if isinstance(batch.inputs, Text):
+        if words is None:
+            raise ValueError("a gallery of texts needs their words")
+        lines = [words(ids[real]) for ids, real in zip(batch.inputs.ids, batch.inputs.real, strict=True)]
+        longest = batch.inputs.ids.shape[1]
+        return TextGallery(words=np.array([[*line, *[""] * (longest - len(line))] for line in lines]), **common)
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
     pixels = ((batch.inputs * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Gallery(
+    return ImageGallery(
         images=pixels.permute(0, 2, 3, 1).numpy(),
         depth=run.plan.depth().cpu().numpy(),
-        alive=run.plan.alive.cpu().numpy(),
         prefix=np.array(model.base.outputs),
-        layers=np.array(model.base.layers),
         grid=np.array(model.base.grid),
-        labels=batch.labels.numpy(),
-        predictions=run.logits.argmax(-1).cpu().numpy(),
-        class_names=np.array(splits.class_names),
+        **common,
     )
 
 
@@ -200,13 +217,17 @@ def find_device(accelerator: str) -> torch.device:
         ) from error
 
 
-def _one_of_each_class(dataset: Dataset, images: int) -> list[int]:
+def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
     by_class: dict[int, list[int]] = {}
-    for index in range(min(len(dataset), 50 * images)):  # type: ignore[arg-type]
+    for index in range(min(len(dataset), 50 * samples)):  # type: ignore[arg-type]
         by_class.setdefault(int(dataset[index].labels), []).append(index)
     turns = max(map(len, by_class.values()))
     order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
-    return order[:images]
+    return order[:samples]
+
+
+def _first(dataset: Dataset, samples: int) -> list[int]:
+    return list(range(min(samples, len(dataset))))  # type: ignore[arg-type]
 
 
 def _ways(model: PrunedModel) -> dict[str, Callable[[Any], Tensor]]:

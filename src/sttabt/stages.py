@@ -218,7 +218,7 @@ class Stages:
             model.to(self.device)
             row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
             if settings.evaluation.gallery:
-                gallery(model, self.splits, settings.evaluation.gallery).write(folder / GALLERY_FILE)
+                gallery(model, self.splits, self.task, settings.evaluation.gallery).write(folder / GALLERY_FILE)
             row.write(folder / ROW_FILE)
             return {}, {}
 
