@@ -19,10 +19,8 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.distill import attention_divergence
 from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
-from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod
-from sttabt.methods.concrete import Concrete
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
 from sttabt.report.gallery import Gallery
@@ -66,9 +64,8 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
         }
         if not isinstance(model.method, MergingMethod):
             found["masked"] = _right(model(batch.inputs, masked=True).logits, batch.labels)
-        soft = _soft_logits(model, batch.inputs)
-        if soft is not None:
-            found["soft"] = _right(soft, batch.labels)
+        if isinstance(model.method, TrainedMethod):
+            found["soft"] = _right(model.soft(batch.inputs).logits, batch.labels)
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
     mean = {name: (value / samples).tolist() for name, value in total.items()}
@@ -148,14 +145,6 @@ def _one_of_each_class(dataset: Dataset, images: int) -> list[int]:
     turns = max(map(len, by_class.values()))
     order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
     return order[:images]
-
-
-def _soft_logits(model: PrunedModel, inputs: Any) -> Tensor | None:
-    if not isinstance(model.method, Concrete):
-        return None
-    trace = model.trace(inputs)
-    assert trace is not None, "concrete masks read a trace"
-    return run_masked(model.base, inputs, model.method.soft_plan(trace))
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
