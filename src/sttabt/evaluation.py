@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,8 @@ from sttabt.core.text import Text
 from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
-from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod
-from sttabt.methods.concrete import Concrete
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
@@ -235,15 +232,9 @@ def _ways(model: PrunedModel) -> dict[str, Callable[[Any], Tensor]]:
     ways: dict[str, Callable[[Any], Tensor]] = {"dropped": lambda inputs: model(inputs).logits}
     if not isinstance(model.method, MergingMethod):
         ways["masked"] = lambda inputs: model(inputs, masked=True).logits
-    if isinstance(model.method, Concrete):
-        ways["soft"] = partial(_soft_logits, model, model.method)
+    if isinstance(model.method, TrainedMethod):
+        ways["soft"] = lambda inputs: model.soft(inputs).logits
     return ways
-
-
-def _soft_logits(model: PrunedModel, method: Concrete, inputs: Any) -> Tensor:
-    trace = model.trace(inputs)
-    assert trace is not None, "concrete masks read a trace"
-    return run_masked(model.base, inputs, method.soft_plan(trace))
 
 
 def _values(macs: dict[str, float]) -> Tensor:

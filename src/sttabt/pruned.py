@@ -19,7 +19,7 @@ from sttabt.engine.masked import run_masked
 from sttabt.engine.merging import run_merged
 from sttabt.engine.online import run_online_dropped, run_online_masked
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod
+from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod, SoftRun, TrainedMethod
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,14 @@ class PrunedModel(nn.Module):
         logits = (run_masked if masked else run_dropped)(self.base, inputs, plan)
         return PrunedRun(logits, plan, real)
 
+    def soft(self, inputs: Any) -> SoftRun:
+        """The run that a trained method learns on, with its gradients."""
+        assert isinstance(self.method, TrainedMethod), f"{self.method.card.title} has nothing to train"
+        return self.method.soft(self.base, inputs, self.trace(inputs))
+
+    @torch.no_grad()
     def plan(self, inputs: Any) -> TokenPlan:
-        """The hard plan of a method that decides beforehand."""
+        """The hard plan of a method that decides beforehand; what trains on it learns under the plan as it stands."""
         assert isinstance(self.method, PlannedMethod), f"{self.method.card.title} decides while the model runs"
         return self.method.plan(inputs, self.base.real(inputs), self.trace(inputs))
 

@@ -123,16 +123,23 @@ class BacktrackingSettings(SparsitySettings):
 
 
 @dataclass
-class ConcreteSettings(SparsitySettings):
+class TrainedSettings(SparsitySettings):
+    """What the settings of every method have that trains with the base weights."""
+
+    distillation: float = 0.0  # weight of the divergence from the frozen base model's prediction; 0 = off
+    hard_from: float = 1.0  # share of the epochs after which training drops tokens and the choice is frozen; 1 = never
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class ConcreteSettings(TrainedSettings):
     p_logit: float = 0.0  # start of every layer's logit; lower is sparser
     propagation: float = 0.1
     temperature: float = 0.1
     lambda_p: float = 1.0e-3
     lambda_mask: float = 100.0
-    distillation: float = 0.5  # weight of the divergence from the frozen base model's prediction; 0 = off
-    hard_from: float = 1.0  # share of the epochs after which training uses hard masks; 1 = never
+    distillation: float = 0.5
     p_logit_rate: float = 1.0  # learning rate of the p_logits relative to the rest
-    training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The training stages: base model, approximate network (general, or of a task), pruning with concrete masks."""
+"""The training stages: base model, approximate network (general, or of a task), pruning."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.distill import prediction_divergence
 from sttabt.data.base import Batch
 from sttabt.engine.dense import run_dense
-from sttabt.engine.dropped import run_dropped
-from sttabt.engine.masked import run_masked
 from sttabt.lit.stage import TrainingStage
-from sttabt.methods.concrete import Concrete
 from sttabt.pruned import PrunedModel
-from sttabt.settings import ApproxSettings, ConcreteSettings, TrainingSettings
+from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings
 from sttabt.task import Task
 
 
@@ -86,28 +83,30 @@ class GeneralApproximation(Approximation):
 
 
 class Pruning(TrainingStage):
-    """Trains concrete masks, base weights and approximate network end to end (METHOD section 3)."""
+    """Trains a method's own weights, the base weights and the approximate network end to end (METHOD sections 3, 4).
+
+    On the soft run first; from the share `hard_from` of the epochs on on the hard run, where the base model learns to
+    do with the tokens that are left.
+    """
 
     stage = "prune"
 
-    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings, task: Task) -> None:
+    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
         super().__init__(pruned, settings.training, task)
-        self.teacher, self.settings = Frozen(teacher), settings
+        self.settings = settings
+        self.teacher = Frozen(teacher) if settings.distillation > 0 else None
         for parameter in pruned.base.embeddings():
             parameter.requires_grad_(False)
 
-    @property
-    def method(self) -> Concrete:
-        return self.trained.method
-
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
-            logits, held = self._hard(batch)
+            logits, own = self.trained(batch.inputs).logits, {}
         else:
-            logits, held = self._soft(batch)
+            run = self.trained.soft(batch.inputs)
+            logits, own = run.logits, run.terms
         smoothing = self.settings.training.label_smoothing
-        terms = {"task": self.task.loss(logits, batch.labels, smoothing)} | held
-        if self.settings.distillation > 0:
+        terms = {"task": self.task.loss(logits, batch.labels, smoothing)} | own
+        if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher.module(batch.inputs)
             terms["distillation"] = self.settings.distillation * prediction_divergence(logits, teacher)
@@ -117,20 +116,11 @@ class Pruning(TrainingStage):
         return self.trained(inputs).logits
 
     def own_rates(self) -> list[dict[str, Any]]:
-        rate = self.settings.p_logit_rate * self.settings.training.learning_rate
-        return [{"params": [self.method.p_logit], "lr": rate, "weight_decay": 0.0}]
-
-    def _soft(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        trace = self.trained.trace(batch.inputs)
-        plan = self.method.soft_plan(trace)
-        held = self.method.loss(plan, trace.real)
-        return run_masked(self.trained.base, batch.inputs, plan), {"p_logit": held.p_logit, "keep": held.keep}
-
-    def _hard(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hard masks carry no gradient: the plan stays as it is and the weights learn on what is left."""
-        with torch.no_grad():
-            plan = self.trained.plan(batch.inputs)
-        return run_dropped(self.trained.base, batch.inputs, plan), {}
+        rate = self.settings.training.learning_rate
+        return [
+            {"params": [parameter], "lr": relative * rate, "weight_decay": 0.0}
+            for parameter, relative in self.trained.method.rates()
+        ]
 
 
 class Frozen(nn.Module):
