@@ -33,7 +33,8 @@ from sttabt.timing import Timing, time_interleaved
 class Scores:
     """Shares of right predictions on `samples` items: dropped (as deployed), and masked and soft where they exist.
 
-    occupancy: (L+1,) share of real tokens by boundary; macs: multiply-adds of a sample, part by part.
+    occupancy: (L+1,) share of real tokens by boundary; macs: multiply-adds of a sample, part by part; dense_macs: of
+    the base model's own forward on it, without padding.
     """
 
     samples: int
@@ -43,6 +44,7 @@ class Scores:
     loss: float
     occupancy: list[float]
     macs: dict[str, float]
+    dense_macs: dict[str, float]
 
 
 @torch.inference_mode()
@@ -59,10 +61,8 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
             "dropped": _right(run.logits, batch.labels),
             "loss": F.cross_entropy(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
-            **{
-                f"macs.{part}": torch.tensor(value).double() * size
-                for part, value in model.macs(run.plan, run.real).items()
-            },
+            **_totals("macs", model.macs(run.plan, run.real), size),
+            **_totals("dense_macs", model.dense_macs(run.real), size),
         }
         if not isinstance(model.method, MergingMethod):
             found["masked"] = _right(model(batch.inputs, masked=True).logits, batch.labels)
@@ -72,8 +72,12 @@ def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
     mean = {name: (value / samples).tolist() for name, value in total.items()}
-    macs = {name.removeprefix("macs."): value for name, value in mean.items() if name.startswith("macs.")}
-    return Scores(samples, mean["dropped"], mean.get("masked"), mean.get("soft"), mean["loss"], mean["occupancy"], macs)
+    macs, dense_macs = (
+        {name.removeprefix(prefix): value for name, value in mean.items() if name.startswith(prefix)}
+        for prefix in ("macs.", "dense_macs.")
+    )
+    scores = mean["dropped"], mean.get("masked"), mean.get("soft"), mean["loss"], mean["occupancy"]
+    return Scores(samples, *scores, macs, dense_macs)
 
 
 @torch.inference_mode()
@@ -156,6 +160,10 @@ def _soft_logits(model: PrunedModel, inputs: Any) -> Tensor | None:
     trace = model.trace(inputs)
     assert trace is not None, "concrete masks read a trace"
     return run_masked(model.base, inputs, model.method.soft_plan(trace))
+
+
+def _totals(name: str, parts: dict[str, float], size: int) -> dict[str, Tensor]:
+    return {f"{name}.{part}": torch.tensor(value).double() * size for part, value in parts.items()}
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
