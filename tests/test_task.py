@@ -320,7 +320,7 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     assert found.others["accuracy"] == pytest.approx(reference.accuracy_score(dataset.labels, predictions))
     assert found.masked == pytest.approx(found.dropped, abs=1e-6)
     assert found.occupancy == pytest.approx(np.mean(occupancy, 0).tolist(), rel=1e-5)
-    assert sum(found.macs_dense.values()) == pytest.approx(np.mean(dense))
+    assert sum(found.dense_macs.values()) == pytest.approx(np.mean(dense))
     assert found.occupancy_padded == pytest.approx(np.mean([np.mean(own) for own in kept]) / max(dataset.lengths))
     assert found.occupancy_padded < np.mean(occupancy) or method == "dense"
 

@@ -38,7 +38,7 @@ class Scores:
 
     others: further metrics of the dropped predictions, by name; occupancy: (L+1,) share of real tokens by boundary, a
     sample at a time; occupancy_padded: `padded_occupancy` of texts, None for images; macs: multiply-adds of a sample,
-    part by part; macs_dense: those of the base model without padding.
+    part by part; dense_macs: those of the base model without padding.
     """
 
     samples: int
@@ -50,7 +50,7 @@ class Scores:
     occupancy: list[float]
     occupancy_padded: float | None
     macs: dict[str, float]
-    macs_dense: dict[str, float]
+    dense_macs: dict[str, float]
 
 
 @torch.inference_mode()
@@ -76,7 +76,7 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
             "loss": task.loss(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
             "macs": _values(model.macs(run.plan, run.real)) * size,
-            "macs_dense": _values(model.dense_macs(run.real)) * size,
+            "dense_macs": _values(model.dense_macs(run.real)) * size,
         }
         if isinstance(batch.inputs, Text):
             alive = run.real[:, None] if isinstance(model.method, Dense) else run.plan.alive  # it leaves nothing out
@@ -97,7 +97,7 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
         occupancy=mean["occupancy"],
         occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
         macs=dict(zip(PARTS, mean["macs"], strict=True)),
-        macs_dense=dict(zip(PARTS, mean["macs_dense"], strict=True)),
+        dense_macs=dict(zip(PARTS, mean["dense_macs"], strict=True)),
     )
 
 

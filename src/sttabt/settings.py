@@ -43,14 +43,15 @@ class TrainingSettings:
 @dataclass
 class ModelSettings:
     name: str = MISSING  # the name in result rows
-    timm: str = MISSING  # a timm VisionTransformer, e.g. deit_small_patch16_224
+    timm: str = ""  # a timm VisionTransformer, e.g. deit_small_patch16_224; this or the next
+    huggingface: str = ""  # a BERT: id on the Hugging Face hub, or a local folder
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
-    patch_size: int = MISSING  # side in pixels
-    pretrained: bool = False  # timm's weights from the hub or its cache
+    patch_size: int = 0  # side in pixels; 0 for text
+    pretrained: bool = False  # the weights that timm or huggingface names, from the hub, its cache or the folder
     checkpoint: str = ""  # a local weights file instead
-    fine_tune: bool = False  # the base stage trains on from such given weights; without it they are used as they are
+    fine_tune: bool = False  # the base stage trains given weights on; otherwise it uses them as they are
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 

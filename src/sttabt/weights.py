@@ -36,6 +36,16 @@ def load_weights(module: nn.Module, path: Path, setting: str, new_head: tuple[st
     module.load_state_dict(state, strict=True)
 
 
+def load_views(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> None:
+    """Copy `state` into a module's tensors, given as views by name; raises UserError naming what does not fit."""
+    wrong = mismatches(state, views)
+    if wrong:
+        raise UserError(f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+    with torch.no_grad():
+        for name, target in views.items():
+            target.copy_(state[name])
+
+
 def mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state` from being loaded as `expected`, one phrase a tensor; empty when all names and shapes fit."""
     wrong = [f"{name} is missing" for name in expected if name not in state]

@@ -24,15 +24,23 @@ def attention_divergence(base: Sequence[Tensor], approx: Sequence[Tensor], real:
     return torch.stack(terms).mean()
 
 
-def attention_squared_error(base: Sequence[Tensor], approx: Sequence[Tensor], real: Tensor) -> Tensor:
+def attention_squared_error(
+    base: Sequence[Tensor], approx: Sequence[Tensor], real: Tensor, rows: Tensor | None = None
+) -> Tensor:
     """Squared error of attention maps (TinyBERT), a scalar: sum over heads, rows and columns over (real tokens)^2.
 
-    base, approx: L tensors (B, H, N, N) of probabilities; real: (B, N) bool. Mean over batch and layers. As in the
-    official implementation rows of padding count too, so that this loss, unlike the divergence, depends on padding.
+    base, approx: L tensors (B, H, N, N) of probabilities; real: (B, N) bool. Mean over batch and layers.
+    rows: (B, N) bool, the query rows that count, None for the real ones; the official implementation counts all.
     """
-    tokens = real.sum(-1)
-    terms = [(b - a).square().sum((1, 2, 3)).div(tokens.square()).mean() for a, b in zip(base, approx, strict=True)]
-    return torch.stack(terms).mean()
+    tokens, rows = real.sum(-1), real if rows is None else rows
+    errors = [((b - a).square().sum((1, 3)) * rows).sum(-1) for a, b in zip(base, approx, strict=True)]
+    return torch.stack([error.div(tokens.square()).mean() for error in errors]).mean()
+
+
+def state_error(approx: Tensor, base: Tensor, rows: Tensor) -> Tensor:
+    """Mean squared error of states (B, N, D) over the `rows` (B, N) bool of a sample, then over samples; a scalar."""
+    weight = rows.to(approx.dtype) / rows.sum(-1, keepdim=True)
+    return ((approx - base).square().mean(-1) * weight).sum(-1).mean()
 
 
 def prediction_error(approx_logits: Tensor, base_logits: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class PlannedMethod(Method):
     def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
         """Multiply-adds of planning one sample, apart from the trace.
 
-        scored: the plan's; width, heads: of the traced network.
+        scored: the plan's; tokens: of the longest sample; width, heads: of the traced network.
         """
         return 0.0
 
