@@ -85,7 +85,7 @@ class Stages:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
         self.device = find_device(settings.hardware.accelerator)
-        self.splits = load_splits(settings.dataset)
+        self.splits = load_splits(settings.dataset, settings.model)
 
     def base(self) -> tuple[Backbone, Artifact]:
         """The dense base model, trained here or loaded from pretrained weights."""
