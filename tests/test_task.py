@@ -50,6 +50,7 @@ SMALL = [
     *("dataset=digits", "dataset.augment=false", "hardware=cpu", "hardware.batch_size=32", "logger=none"),
     *("evaluation.timing_rounds=0", "evaluation.gallery=0", "fast_dev_run=2"),
 ]
+SCORE: dict[str, Any] = {"dataset__task": "regression", "dataset__classes": 1, "dataset__metric": "pearson"}
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 1, "mlp_ratio": 2}
 
 
@@ -123,8 +124,7 @@ def test_the_prediction_of_a_score_is_distilled_by_its_squared_error() -> None:
         (["dataset.metric=f1"], r"dataset\.metric=f1 needs dataset\.classes=2, not 10"),
         (["dataset.task=regresion"], "did you mean 'regression'"),
         (["model.fine_tune=true"], "has no weights to start from"),
-        (["approx.start=general"], r"give approx\.corpus"),
-        (["approx.start=general", "approx.corpus=a.txt"], "weights that are there before the task"),
+        (["approx.start=general"], r"set approx\.start=interpolated for images"),
         (["stages=[general]"], r"leaves nothing to do with approx\.start=interpolated"),
     ],
 )
@@ -183,8 +183,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("method", ["dense", "concrete"])
 def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    score = ["dataset.task=regression", "dataset.classes=1", "dataset.metric=spearman"]
-    settings = compose_settings([*SMALL, *score, f"sparsity={method}"], "output")
+    settings = _images([*SMALL, f"sparsity={method}"], "output", **SCORE | {"dataset__metric": "spearman"})
     plain = compose_settings(SMALL)
     monkeypatch.setattr(sttabt.stages, "load_splits", lambda *_: _score_splits(plain))
     run_stages(settings, JOB)
@@ -400,6 +399,15 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
 # --- given weights
 
 
+def _images(overrides: Sequence[str], output: str, **changes: Any) -> Settings:
+    """Settings of images that stand in for text: `changes` by node and name are not checked, as "dataset.task"."""
+    settings = compose_settings(list(overrides), output)
+    for key, value in changes.items():
+        node, _, name = key.partition("__")
+        setattr(getattr(settings, node), name, value)
+    return settings
+
+
 def _given(path: Path, classes: int = 10, seed: int = 1) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     model = timm.create_model("test_vit", num_classes=classes, in_chans=1, img_size=28, **ARCHITECTURE)
@@ -488,16 +496,16 @@ def _corpus(*_: Any) -> Splits:
     return replace(splits, train=unlabelled(splits.train), validation=unlabelled(splits.validation))
 
 
-def _general(*overrides: str) -> list[str]:
-    given = ["model.checkpoint=a.pth", "approx.start=general", "approx.corpus=somewhere", "sparsity=backtracking"]
-    return [*SMALL, *given, *overrides]
+def _general(*overrides: str, **changes: Any) -> Settings:
+    given = ["model.checkpoint=a.pth", "approx.corpus=somewhere", "sparsity=backtracking"]
+    return _images([*SMALL, *given, *overrides], "output", approx__start="general", **changes)
 
 
 def test_tasks_share_a_general_approximation(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sttabt.stages, "load_corpus", _corpus)
+    monkeypatch.setattr("sttabt.data.corpus.load_corpus", _corpus)
     _given(tmp_path / "a.pth")
-    run_stages(compose_settings(_general(), "output"), JOB)
+    run_stages(_general(), JOB)
     row = Row.read("output/row.json")
     assert row.approx is not None and "kl_general" in row.approx
     assert set(row.seconds) == {"base", "general", "approx"}
@@ -506,35 +514,27 @@ def test_tasks_share_a_general_approximation(tmp_path: Path, monkeypatch: Any) -
     tensors = load_file(Path("artifacts/general", made[0], "model.safetensors"))
     assert not [name for name in tensors if ".head" in name], "it belongs to no task"
     # Another task on the same encoder: other classes, fine-tuned, other weights of the prediction.
-    score = ["dataset.task=regression", "dataset.classes=1", "dataset.metric=pearson", "model.fine_tune=true"]
     plain = compose_settings(SMALL)
     monkeypatch.setattr(sttabt.stages, "load_splits", lambda *_: _score_splits(plain))
-    run_stages(compose_settings(_general(*score, "approx.prediction_weight=1", "model.training.epochs=2"), "o"), JOB)
+    run_stages(_general("model.fine_tune=true", "approx.prediction_weight=1", **SCORE), JOB)
     assert _made("general") == made
     assert len(_made("approx")) == 2
     for other in ("approx.factor=2", "approx.corpus_training.epochs=2", "approx.corpus=elsewhere", "seed=1"):
         before = _made("general")
-        run_stages(compose_settings(_general(*score, other, "stages=[general]"), "o"), JOB)
+        settings = _general(other, **SCORE)
+        settings.stages = ["general"]
+        run_stages(settings, JOB)
         assert len(_made("general")) == len(before) + 1, other
 
 
 def test_the_task_starts_from_the_general_approximation(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sttabt.stages, "load_corpus", _corpus)
+    monkeypatch.setattr("sttabt.data.corpus.load_corpus", _corpus)
     _given(tmp_path / "a.pth")
-    run_stages(compose_settings(_general("stages=[base,general]"), "output"), JOB)
+    run_stages(_general("stages=[base,general]"), JOB)
     with pytest.raises(UserError, match=r"no finished 'general' artifact.*make it with general in stages"):
-        run_stages(compose_settings(_general("stages=[base,approx]", "approx.factor=2"), "output"), JOB)
-    run_stages(compose_settings(_general("approx.training.epochs=0", "stages=[base,general,approx]"), "output"), JOB)
+        run_stages(_general("stages=[base,approx]", "approx.factor=2"), JOB)
+    run_stages(_general("approx.training.epochs=0", "stages=[base,general,approx]"), JOB)
     (general,), (own,) = (Path("artifacts", stage).glob("*/model.safetensors") for stage in ("general", "approx"))
     found, expected = load_file(own), load_file(general)
     assert all(torch.equal(found[name], value) for name, value in expected.items()), "nothing was trained after it"
-
-
-def test_a_source_without_unlabelled_data_says_so(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    _given(tmp_path / "a.pth")
-    with pytest.raises(
-        UserError, match=r"approx\.corpus=\S*somewhere: dataset\.source=digits reads no unlabelled data"
-    ):
-        run_stages(compose_settings(_general(), "output"), JOB)

@@ -6,6 +6,7 @@ import math
 
 from sttabt.backbones.base import Backbone
 from sttabt.errors import UserError
+from sttabt.hub import find_pretrained
 from sttabt.settings import ModelSettings
 
 
@@ -18,7 +19,10 @@ def build_base(model: ModelSettings, classes: int, channels: int, image_size: in
     if model.huggingface:
         from sttabt.backbones.bert_files import build_bert  # transformers takes seconds to import
 
-        name, base = model.huggingface, build_bert(model.huggingface, classes, pretrained, arguments)
+        name, base = (
+            model.huggingface,
+            build_bert(str(find_pretrained(model.huggingface)), classes, pretrained, arguments),
+        )
     else:
         from sttabt.backbones.vit import build_vit
 

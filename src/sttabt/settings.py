@@ -12,13 +12,19 @@ from typing import Any
 from omegaconf import MISSING
 
 STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
-METRICS = {"classification": ("accuracy", "matthews", "f1"), "regression": ("pearson", "spearman")}  # by dataset.task
+
+# The modules of sttabt.data that give splits, and what a batch of theirs holds.
+SOURCES = {"digits": "images", "image_folder": "images", "glue": "text", "text_file": "text"}
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+METRICS = {"classification": ("accuracy", "matthews", "f1"), "regression": ("pearson", "spearman")}
 
 # What a setting of text may be, by its full key.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "dataset.source": tuple(SOURCES),
+    "dataset.task": tuple(METRICS),
+    "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
     "approx.attention_loss": ("kldiv", "tinybert"),
     "approx.start": ("interpolated", "random", "general"),
-    "dataset.task": tuple(METRICS),
     "sparsity.attention": ("approximate", "actual"),
     "hardware.accelerator": ("cpu", "gpu", "cuda"),
     "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
@@ -43,8 +49,8 @@ class TrainingSettings:
 @dataclass
 class ModelSettings:
     name: str = MISSING  # the name in result rows
-    timm: str = ""  # a timm VisionTransformer, e.g. deit_small_patch16_224; this or the next
-    huggingface: str = ""  # a BERT: id on the Hugging Face hub, or a local folder
+    timm: str = ""  # for images: a timm VisionTransformer, e.g. deit_small_patch16_224
+    huggingface: str = ""  # for text: a BERT's folder, its hub id, or package:NAME/FOLDER of an installed package
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
@@ -59,16 +65,27 @@ class ModelSettings:
 @dataclass
 class DatasetSettings:
     name: str = MISSING  # the name in result rows
-    source: str = MISSING  # a module of sttabt.data: digits, image_folder
+    source: str = MISSING  # one of SOURCES
     path: str = ""  # where the files are, for sources that read files
-    image_size: int = MISSING  # side in pixels after resizing
-    channels: int = 3
-    task: str = "classification"  # classification | regression
-    metric: str = "accuracy"  # accuracy | matthews | f1 | pearson | spearman: what is reported, what choices go by
+    image_size: int = 0  # side in pixels after resizing; 0 for text
+    channels: int = 3  # of images
     classes: int = MISSING  # 1 for regression
-    validation_share: float = 0.1  # of the training images, stratified, split by the seed below
-    split_seed: int = 0
-    augment: bool = True
+    task: str = "classification"  # classification | regression (text only)
+    metric: str = "accuracy"  # accuracy | matthews | f1 | pearson | spearman: is reported, and choices go by it
+    validation_share: float = 0.1  # of what is not for testing, stratified, split by the seed below
+    split_seed: int = 0  # the test split does not depend on it
+    augment: bool = True  # images only
+    # Text only:
+    columns: list[str] = field(default_factory=list)  # of the text, or of the two texts that are read together
+    label_column: str = ""  # a class 0, 1, ..., a name of class_names, or a score
+    class_names: list[str] = field(default_factory=list)  # in the order of the classes; empty: their numbers
+    max_tokens: int = 0  # with the special ones; longer texts are truncated, counted and reported
+    task_name: str = ""  # source glue: which of GLUE_TASKS
+    # Source text_file only:
+    header: bool = True  # the first line names the columns; without one they are called 0, 1, ...
+    encoding: str = "utf-8"
+    positive_above: float | None = None  # makes two classes of a score; scores exactly there are left out
+    test_share: float = 0.1  # of a single file, stratified
 
 
 @dataclass

@@ -24,10 +24,11 @@ from sttabt.approx import ApproximateNetwork
 from sttabt.artifacts import Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
-from sttabt.data import load_corpus, load_splits
+from sttabt.data import load_splits
 from sttabt.data.base import Splits
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
+from sttabt.hub import find_pretrained
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.loggers import JobLoggers
@@ -95,7 +96,7 @@ class Stages:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
         self.device = find_device(settings.hardware.accelerator)
-        self.splits = load_splits(settings.dataset)
+        self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
 
     def base(self) -> tuple[Backbone, Artifact]:
@@ -127,11 +128,15 @@ class Stages:
         settings = self.settings.approx
 
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+            from sttabt.data.corpus import load_corpus  # transformers takes seconds to import
+
             encoder = self._build(ENCODER_CLASSES)
             self._load_checkpoint(encoder, new_head=True)
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
-            self._fit(module, folder, load_corpus(settings.corpus, self.settings.dataset, self.settings.model))
+            self._fit(
+                module, folder, load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
+            )
             return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
 
         own = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
@@ -218,7 +223,9 @@ class Stages:
             model.to(self.device)
             row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
             if settings.evaluation.gallery:
-                gallery(model, self.splits, self.task, settings.evaluation.gallery).write(folder / GALLERY_FILE)
+                gallery(model, self.splits, self.task, settings.evaluation.gallery, self._words()).write(
+                    folder / GALLERY_FILE
+                )
             row.write(folder / ROW_FILE)
             return {}, {}
 
@@ -234,8 +241,10 @@ class Stages:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
         base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
+        if not (model.timm and model.pretrained):
+            return base
         expected = base.model.pretrained_cfg["mean"], base.model.pretrained_cfg["std"]
-        if model.pretrained and expected != (self.splits.mean, self.splits.deviation):
+        if expected != (self.splits.mean, self.splits.deviation):
             raise UserError(
                 f"model.timm={model.timm} was trained on images normalised by mean and deviation {expected}, but"
                 f" dataset.source={data.source} gives {self.splits.mean, self.splits.deviation}: choose other weights"
@@ -254,11 +263,25 @@ class Stages:
             del model[name]
         if model["checkpoint"]:
             model["checkpoint"] = checksum(Path(model["checkpoint"]))  # the same name may hold other weights
-        return {"model": model, "channels": data.channels, "image_size": data.image_size, "version": __version__}
+        if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
+            weights = ("*.safetensors", "*.bin", "config.json")
+            files = sorted(path for pattern in weights for path in folder.glob(pattern))
+            model["huggingface"] = {path.name: checksum(path) for path in files}
+        sizes = {"channels": data.channels, "image_size": data.image_size, "max_tokens": data.max_tokens}
+        return {"model": model, **sizes, "version": __version__}
 
     def _data(self) -> dict[str, Any]:
         """What decides the batches of training, and the loss."""
         return {name: value for name, value in asdict(self.settings.dataset).items() if name != "metric"}
+
+    def _words(self) -> Callable[[Tensor], list[str]] | None:
+        """What turns a text's vocabulary places into words; None for images."""
+        if not self.settings.model.huggingface:
+            return None
+        from sttabt.data.text import load_tokenizer  # transformers takes seconds to import
+
+        tokenizer = load_tokenizer(self.settings.model, self.settings.dataset.max_tokens)
+        return lambda ids: tokenizer.convert_ids_to_tokens(ids.tolist())
 
     def _keys(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
         return {stage: artifact.key for stage, artifact in artifacts.items()}
