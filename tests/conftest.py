@@ -10,13 +10,17 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from sttabt.approx import ApproximateNetwork
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.base import Backbone
+from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.vit import build_vit
+from sttabt.core.text import Text
 
 torch.set_num_threads(1)
 
-# Every backbone variant that the adapters promise to prune: (timm name, arguments, channels, image size, factor).
+# Every vision backbone variant that the adapter promises to prune: (timm name, arguments, channels, size, factor).
 BACKBONES = {
     "test_vit": ("test_vit", {"patch_size": 8}, 3, 32, 2),
     "digits": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3}, 1, 28, 4),
@@ -51,21 +55,46 @@ BACKBONES = {
     ),
 }
 
+BERT = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+    "num_labels": 5,
+}
+TEXT_FACTOR = 4
+LENGTHS = (9, 2, 13, 6)  # tokens of the texts; the third is the longest
 
-def make_backbone(name: str) -> ViT:
-    """A small backbone with weights far enough from their start that its attention differs from row to row."""
-    timm_name, arguments, channels, size, _ = BACKBONES[name]
+
+def make_bert(**changes: object) -> Bert:
+    """Random weights, as the library starts them."""
     torch.manual_seed(7)
-    base = build_vit(timm_name, arguments, classes=5, channels=channels, image_size=size)
+    return Bert(new_model(BertConfig(**{**BERT, **changes})))
+
+
+def make_backbone(name: str) -> Backbone:
+    """A small backbone with weights far enough from their start that its attention differs from row to row."""
+    torch.manual_seed(7)
+    if name == "bert":
+        base: Backbone = make_bert()
+    else:
+        timm_name, arguments, channels, size, _ = BACKBONES[name]
+        base = build_vit(timm_name, arguments, classes=5, channels=channels, image_size=size)
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return base.eval()
 
 
-def make_approx(base: ViT, name: str) -> ApproximateNetwork:
+def factor_of(name: str) -> int:
+    return TEXT_FACTOR if name == "bert" else BACKBONES[name][4]
+
+
+def make_approx(base: Backbone, name: str) -> ApproximateNetwork:
     torch.manual_seed(8)
-    network = ApproximateNetwork(base, BACKBONES[name][4])
+    network = ApproximateNetwork(base, factor_of(name))
     network.start_from(base)
     return network.eval()
 
@@ -75,6 +104,51 @@ def make_images(name: str, batch: int = 4) -> torch.Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(params=sorted(BACKBONES))
+def make_inputs(name: str) -> torch.Tensor | Text:
+    """Four images, or four texts of unequal length."""
+    return make_text() if name == "bert" else make_images(name)
+
+
+def make_text(lengths: tuple[int, ...] = LENGTHS) -> Text:
+    """Texts of these lengths, of two parts each; what stands on padding is as arbitrary as the rest."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(1, BERT["vocab_size"], shape, generator=generator)
+    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    types = (torch.arange(shape[1]) >= torch.tensor(lengths)[:, None] // 2).long()
+    return Text(ids, types, real)
+
+
+def pick(inputs: torch.Tensor | Text, samples: slice | torch.Tensor) -> torch.Tensor | Text:
+    """These samples of a batch, padded as they are."""
+    return Text(*(field[samples] for field in inputs)) if isinstance(inputs, Text) else inputs[samples]
+
+
+def one_by_one(inputs: torch.Tensor | Text) -> list[torch.Tensor | Text]:
+    """A batch a sample, without padding."""
+    if not isinstance(inputs, Text):
+        return list(inputs.split(1))
+    return [
+        Text(*(field[index : index + 1, :length] for field in inputs))
+        for index, length in enumerate(inputs.real.sum(-1).tolist())
+    ]
+
+
+def pad_text(text: Text, more: int) -> Text:
+    """`more` places of padding behind the longest text, with arbitrary ids."""
+    batch = len(text.ids)
+    return Text(
+        torch.cat([text.ids, torch.full((batch, more), 7)], 1),
+        torch.cat([text.types, torch.ones(batch, more, dtype=torch.long)], 1),
+        torch.cat([text.real, torch.zeros(batch, more, dtype=torch.bool)], 1),
+    )
+
+
+@pytest.fixture(params=[*sorted(BACKBONES), "bert"])
 def backbone_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def vision_name(request: pytest.FixtureRequest) -> str:
     return request.param

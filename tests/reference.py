@@ -259,11 +259,14 @@ def attention_divergence(base: Sequence[Array], approx: Sequence[Array], real: N
     return sum(layer_means) / len(layer_means)
 
 
-def attention_squared_error(base: Sequence[Array], approx: Sequence[Array], real: NDArray[np.bool_]) -> float:
+def attention_squared_error(
+    base: Sequence[Array], approx: Sequence[Array], real: NDArray[np.bool_], rows: NDArray[np.bool_] | None = None
+) -> float:
     """Section 1, attention loss `tinybert`, without the factor 10 of vision.
 
-    The text sums over all rows, so the query rows of padding tokens count too; the official implementation agrees.
+    rows: the query rows that count, None for the real ones. The official implementation counts all of them.
     """
+    rows = real if rows is None else rows
     batch, heads, tokens, _ = base[0].shape
     values = []
     for a, a_hat in zip(base, approx, strict=True):
@@ -271,11 +274,22 @@ def attention_squared_error(base: Sequence[Array], approx: Sequence[Array], real
             real_tokens = sum(1 for n in range(tokens) if real[b, n])
             total = 0.0
             for h in range(heads):
-                for q in range(tokens):
+                for q in (q for q in range(tokens) if rows[b, q]):
                     for k in range(tokens):
                         total += (a_hat[b, h, q, k] - a[b, h, q, k]) ** 2
             values.append(total / real_tokens**2)
     return sum(values) / len(values)
+
+
+def state_error(approx: Array, base: Array, rows: NDArray[np.bool_]) -> float:
+    """Section 1, hidden and embedding loss of one layer: a mean over the rows of a sample, then over samples."""
+    batch, tokens, width = base.shape
+    means = []
+    for b in range(batch):
+        counted = [n for n in range(tokens) if rows[b, n]]
+        total = sum((approx[b, n, d] - base[b, n, d]) ** 2 for n in counted for d in range(width))
+        means.append(total / (len(counted) * width))
+    return sum(means) / batch
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

@@ -1,11 +1,11 @@
-"""The timm adapter: its steps are timm's forward, its official names go both ways, what it cannot do it refuses."""
+"""Every adapter: its steps are timm's forward, its official names go both ways, what it cannot do it refuses."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from conftest import BACKBONES, make_approx, make_backbone, make_images
+from conftest import BACKBONES, factor_of, make_approx, make_backbone, make_bert, make_inputs
 from sttabt.backbones.vit import build_vit
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
@@ -13,31 +13,36 @@ from sttabt.errors import UserError
 
 @torch.inference_mode()
 def test_steps_are_the_models_own_forward(backbone_name: str) -> None:
-    base, images = make_backbone(backbone_name), make_images(backbone_name)
-    run = run_dense(base, images)
-    torch.testing.assert_close(run.logits, base.model(images), atol=1e-5, rtol=1e-5)
-    trace = trace_attention(base, images)
+    base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
+    run = run_dense(base, inputs)
+    torch.testing.assert_close(run.logits, base(inputs), atol=1e-5, rtol=1e-5)
+    trace, real = trace_attention(base, inputs), base.real(inputs)
     for layer in range(base.layers):
-        torch.testing.assert_close(trace.probabilities(layer), run.trace.probabilities(layer))
-        assert trace.probabilities(layer).sum(-1).sub(1).abs().max() < 1e-5
+        found, expected = (each.probabilities(layer).transpose(1, 2) for each in (trace, run.trace))
+        torch.testing.assert_close(found[real], expected[real], atol=1e-6, rtol=1e-5)
+        assert found[real].sum(-1).sub(1).abs().max() < 1e-5
 
 
 @torch.inference_mode()
 def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
-    base, images = make_backbone(backbone_name), make_images(backbone_name)
-    sample, token = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0, 4, base.tokens - 1, 1, base.outputs])
+    base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
+    last = base.real(inputs).shape[1] - 1
+    sample, token = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0, 4, last, 1, base.outputs])
     torch.testing.assert_close(
-        base.embed_tokens(images, sample, token), base.embed(images)[sample, token], atol=1e-5, rtol=1e-5
+        base.embed_tokens(inputs, sample, token), base.embed(inputs)[sample, token], atol=1e-5, rtol=1e-5
     )
 
 
 def test_official_names_go_both_ways(backbone_name: str) -> None:
-    base, images = make_backbone(backbone_name), make_images(backbone_name)
+    base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     torch.manual_seed(99)
-    name, arguments, channels, size, _ = BACKBONES[backbone_name]
-    other = build_vit(name, arguments, 5, channels, size).eval()
+    if backbone_name == "bert":
+        other = make_bert().eval()
+    else:
+        name, arguments, channels, size, _ = BACKBONES[backbone_name]
+        other = build_vit(name, arguments, 5, channels, size).eval()
     other.load_official_state(base.official_state())
-    assert torch.equal(other(images), base(images))
+    assert torch.equal(other(inputs), base(inputs))
 
 
 def test_weights_of_another_architecture_are_refused() -> None:
@@ -52,7 +57,7 @@ def test_weights_of_another_architecture_are_refused() -> None:
 
 def test_a_narrow_copy_has_the_same_depth_and_heads(backbone_name: str) -> None:
     base = make_backbone(backbone_name)
-    factor = BACKBONES[backbone_name][4]
+    factor = factor_of(backbone_name)
     sizes, narrow = base.architecture, make_approx(base, backbone_name).backbone.architecture
     assert (narrow.layers, narrow.heads, narrow.patch_inputs) == (sizes.layers, sizes.heads, sizes.patch_inputs)
     assert (narrow.width * factor, narrow.feed_forward * factor) == (sizes.width, sizes.feed_forward)

@@ -18,12 +18,15 @@ from omegaconf import OmegaConf
 import sttabt
 from sttabt.cli.checks import RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
-from sttabt.settings import CHOICES, SPARSITY_SCHEMAS, Settings
+from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
 CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
 CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
+CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
+TEXT_MODELS = ("minilm_l6", "bert_base")
+TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +58,9 @@ def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
         (tmp_path / part / "cat").mkdir(parents=True)
     fitting = ["dataset.image_size=224"] if choice.startswith("deit") else []
     fitting += ["model=deit_tiny", f"dataset.path={tmp_path}"] if choice == "image_folder" else []
+    if choice in TEXT_MODELS or choice in TEXT_DATA:
+        fitting += [f"model={choice if choice in TEXT_MODELS else 'bert_base'}", f"model.huggingface={tmp_path}"]
+        fitting += [f"dataset={choice if choice in TEXT_DATA else 'text_file'}", f"dataset.path={tmp_path}"]
     settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
     assert isinstance(settings, Settings)
     if group in ("model", "dataset") and choice != "image_folder":

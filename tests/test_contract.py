@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import make_approx, make_backbone, make_images
+from conftest import make_approx, make_backbone, make_inputs, one_by_one, pad_text, pick
 from sttabt.core.plan import keep_all
+from sttabt.core.text import Text
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
+from sttabt.errors import UserError
 from sttabt.methods import find_method, method_names
 from sttabt.methods.base import MergingMethod, OnlineMethod
 from sttabt.pruned import PrunedModel
@@ -46,6 +48,8 @@ def make_model(backbone_name: str, method: str, variant: dict) -> PrunedModel:
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())]))
 def model(request: pytest.FixtureRequest, backbone_name: str) -> PrunedModel:
+    if backbone_name == "bert" and request.param[0] == "tome":
+        pytest.skip("merging does not run on text: see test_merging_of_text_is_refused")
     return make_model(backbone_name, *request.param)
 
 
@@ -59,80 +63,115 @@ def test_every_method_has_a_schema_and_a_card() -> None:
 def test_masked_equals_dropped(model: PrunedModel, backbone_name: str) -> None:
     if isinstance(model.method, MergingMethod):
         pytest.skip("merging has no masked form: tests/test_merge.py compares it with a slow reference")
-    images = make_images(backbone_name)
-    dropped, masked = model(images), model(images, masked=True)
+    inputs = make_inputs(backbone_name)
+    dropped, masked = model(inputs), model(inputs, masked=True)
     assert torch.equal(dropped.plan.alive, masked.plan.alive)
     torch.testing.assert_close(dropped.logits, masked.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_plans_are_nested_and_keep_the_output_tokens(model: PrunedModel, backbone_name: str) -> None:
-    plan = model(make_images(backbone_name)).plan
+    run = model(make_inputs(backbone_name))
+    plan, tokens = run.plan, run.real.shape[1]
     plan.check(model.base.outputs)
-    assert plan.alive.shape == (4, model.base.layers + 1, model.base.tokens)
+    assert plan.alive.shape == (4, model.base.layers + 1, tokens)
+    assert not (plan.alive & ~run.real[:, None]).any(), "padding is never alive"
     assert (plan.alive[:, -1].sum(-1) == model.base.outputs).all()
 
 
 @torch.inference_mode()
 def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name: str) -> None:
-    images = make_images(backbone_name)
-    together, order = model(images), torch.tensor([2, 0, 3, 1])
-    shuffled = model(images[order])
+    inputs = make_inputs(backbone_name)
+    together, order = model(inputs), torch.tensor([2, 0, 3, 1])
+    shuffled = model(pick(inputs, order))
     assert torch.equal(shuffled.plan.alive, together.plan.alive[order])
     torch.testing.assert_close(shuffled.logits, together.logits[order], atol=1e-5, rtol=1e-5)
-    alone = model(images[1:2])
-    assert torch.equal(alone.plan.alive, together.plan.alive[1:2])
-    torch.testing.assert_close(alone.logits, together.logits[1:2], atol=1e-5, rtol=1e-5)
+    for index, sample in enumerate(one_by_one(inputs)):
+        alone = model(sample)
+        tokens = alone.real.shape[1]
+        assert torch.equal(alone.plan.alive[0], together.plan.alive[index, :, :tokens])
+        torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone_name", ["bert"], indirect=True)
+@torch.inference_mode()
+def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None:
+    inputs = make_inputs(backbone_name)
+    for masked in (False, True):
+        tight, wide = model(inputs, masked), model(pad_text(inputs, 5), masked)
+        assert torch.equal(wide.plan.alive[..., :-5], tight.plan.alive) and not wide.plan.alive[..., -5:].any()
+        torch.testing.assert_close(wide.logits, tight.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_name: str) -> None:
     # Online methods pad a batch of unequal counts, so that they are counted a sample at a time.
-    for image in make_images(backbone_name).split(1 if isinstance(model.method, OnlineMethod) else 4):
-        run = model(image)
+    inputs = make_inputs(backbone_name)
+    for batch in one_by_one(inputs) if isinstance(model.method, OnlineMethod) else [inputs]:
+        run = model(batch)
         with FlopCounterMode(display=False) as counter:
-            model(image)
-        counted = counter.get_total_flops() / 2 / len(image)
+            model(batch)
+        counted = counter.get_total_flops() / 2 / len(run.real)
         assert sum(model.macs(run.plan, run.real).values()) == pytest.approx(counted, rel=1e-3)
 
 
 @torch.inference_mode()
+def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where padding would cost more than calls, attention runs a text at a time, in the trace as in the model."""
+    monkeypatch.setattr("sttabt.engine.packed.MACS_A_CALL", 0)
+    inputs = make_inputs("bert")
+    for attention in ("approximate", "actual"):
+        model = make_model("bert", "backtracking", {"keep_ratio": 0.6, "attention": attention})
+        run = model(inputs)
+        with FlopCounterMode(display=False) as counter:
+            model(inputs)
+        macs = model.macs(run.plan, run.real)
+        assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / 4, rel=1e-6)
+        torch.testing.assert_close(run.logits, model(inputs, masked=True).logits, atol=1e-5, rtol=1e-5)
+        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
+        for part in ("stem", "projections", "attention", "feed_forward", "head", "approximate_network"):
+            assert macs[part] == pytest.approx(sum(each[part] for each in alone) / 4), part
+
+
+@torch.inference_mode()
 def test_keeping_everything_is_the_dense_model(backbone_name: str) -> None:
-    base, images = make_backbone(backbone_name), make_images(backbone_name)
-    everything = keep_all(base.real(images), base.layers, base.outputs)
-    dense = base(images)
+    base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
+    everything = keep_all(base.real(inputs), base.layers, base.outputs)
+    dense = base(inputs)
     for run in (run_dropped, run_masked):
-        torch.testing.assert_close(run(base, images, everything), dense, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(run(base, inputs, everything), dense, atol=1e-5, rtol=1e-5)
+    samples = one_by_one(inputs)
     with FlopCounterMode(display=False) as counter:
-        base(images)
-    model = make_model(backbone_name, "dense", {})
-    assert sum(model.dense_macs().values()) == pytest.approx(counter.get_total_flops() / 2 / len(images), rel=1e-3)
+        for sample in samples:
+            base(sample)
+    macs = make_model(backbone_name, "dense", {}).dense_macs(base.real(inputs))
+    assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / len(samples), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["backtracking", "random"])
 @torch.inference_mode()
 def test_keep_ratio_one_is_the_dense_model(backbone_name: str, method: str) -> None:
-    model, images = make_model(backbone_name, method, {"keep_ratio": 1.0}), make_images(backbone_name)
-    torch.testing.assert_close(model(images).logits, model.base(images), atol=1e-5, rtol=1e-5)
+    model, inputs = make_model(backbone_name, method, {"keep_ratio": 1.0}), make_inputs(backbone_name)
+    torch.testing.assert_close(model(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_more_is_kept_when_more_is_asked_for(backbone_name: str) -> None:
-    images = make_images(backbone_name)
+    inputs = make_inputs(backbone_name)
     for method, setting, values in [
         ("backtracking", "keep_ratio", (0.2, 0.5, 0.9)),
         ("random", "keep_ratio", (0.2, 0.5, 0.9)),
         ("forward_topk", "keep_ratio", (0.2, 0.5, 0.9)),
         ("concrete", "p_logit", (-3.0, -1.0, 1.0)),
     ]:
-        kept = [make_model(backbone_name, method, {setting: value})(images).plan.occupancy().mean() for value in values]
+        kept = [make_model(backbone_name, method, {setting: value})(inputs).plan.occupancy().mean() for value in values]
         assert kept[0] < kept[1] < kept[2], method
 
 
 @torch.inference_mode()
-def test_what_is_dropped_is_not_read(backbone_name: str) -> None:
+def test_what_is_dropped_is_not_read(vision_name: str) -> None:
     """With the plan fixed, the pixels of a patch that no layer reads change nothing: it is not embedded."""
-    model, images = make_model(backbone_name, "random", {"keep_ratio": 0.3}), make_images(backbone_name)
+    model, images = make_model(vision_name, "random", {"keep_ratio": 0.3}), make_inputs(vision_name)
     plan = model.plan(images)
     rows, columns = model.base.grid
     gone = ~plan.alive[:, 0, model.base.outputs :].unflatten(1, (rows, columns))
@@ -140,3 +179,17 @@ def test_what_is_dropped_is_not_read(backbone_name: str) -> None:
     changed = images.masked_fill(pixels[:, None], 1e6)
     assert not torch.equal(changed, images)
     torch.testing.assert_close(run_dropped(model.base, changed, plan), run_dropped(model.base, images, plan))
+
+
+@torch.inference_mode()
+def test_words_that_are_dropped_are_not_read() -> None:
+    model, text = make_model("bert", "random", {"keep_ratio": 0.3}), make_inputs("bert")
+    plan = model.plan(text)
+    nowhere = text.ids.masked_fill(~plan.alive[:, 0], 10**6)  # outside the vocabulary: looking it up would fail
+    changed = Text(nowhere, text.types, text.real)
+    torch.testing.assert_close(run_dropped(model.base, changed, plan), run_dropped(model.base, text, plan))
+
+
+def test_merging_of_text_is_refused() -> None:
+    with pytest.raises(UserError, match="ToMe merges patches of images"):
+        make_model("bert", "tome", {})

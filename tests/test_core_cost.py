@@ -12,12 +12,14 @@ from sttabt.core.cost import Architecture, encoder_macs
 
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
 DEIT_SMALL = Architecture(layers=12, width=384, heads=6, feed_forward=1536, classes=1000, patch_inputs=768)
-BERT_BASE = Architecture(layers=12, width=768, heads=12, feed_forward=3072, classes=2, patch_inputs=0)
+BERT_BASE = Architecture(layers=12, width=768, heads=12, feed_forward=3072, classes=2, patch_inputs=0, pooler=True)
 
 
 def slow_macs(arch: Architecture, reads: list[int], writes: list[int], stem_patches: int) -> dict[str, int]:
     """Method section 6, one multiply-add as 1: add up what every token costs, one token and one pair at a time."""
     macs = {"stem": 0, "projections": 0, "attention": 0, "feed_forward": 0, "head": arch.width * arch.classes}
+    if arch.pooler:
+        macs["head"] += arch.width * arch.width
     for _patch in range(stem_patches):
         macs["stem"] += arch.patch_inputs * arch.width
     for layer in range(arch.layers):
@@ -46,6 +48,7 @@ def encoders(draw) -> tuple[Architecture, list[int], list[int], int]:
         feed_forward=draw(st.integers(1, 9)),
         classes=draw(st.integers(2, 5)),
         patch_inputs=draw(st.integers(0, 12)),
+        pooler=draw(st.booleans()),
     )
     alive = sorted(draw(st.lists(st.integers(1, 9), min_size=layers + 1, max_size=layers + 1)), reverse=True)
     return arch, alive[:-1], alive[1:], draw(st.integers(0, 9))
@@ -70,7 +73,7 @@ def measured_macs(arch: Architecture, reads: list[int], writes: list[int], stem_
             queries = split(linear(x[:write], arch.width))
             attended = ((queries @ keys.transpose(1, 2)) @ values).transpose(0, 1).flatten(1)
             x = linear(linear(linear(attended, arch.width), arch.feed_forward), arch.width)
-        linear(x[:1], arch.classes)
+        linear(linear(x[:1], arch.width) if arch.pooler else x[:1], arch.classes)
     return counter.get_total_flops() / 2
 
 

@@ -16,6 +16,7 @@ from sttabt.core.distill import (
     attention_squared_error,
     prediction_divergence,
     prediction_error,
+    state_error,
 )
 
 EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True)
@@ -49,6 +50,28 @@ def test_attention_losses_are_the_slow_ones(seed, real_tokens, loss):
     assert loss(base, approx, real).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("real_tokens", SIZES, ids=str)
+def test_the_official_squared_error_counts_rows_of_padding(real_tokens):
+    base, approx, real = attention_pair(2, real_tokens, padding=2)
+    rows = torch.ones_like(real)
+    expected = reference.attention_squared_error(arrays(base), arrays(approx), real.numpy(), rows.numpy())
+    assert attention_squared_error(base, approx, real, rows).item() == pytest.approx(expected, rel=1e-9)
+    assert expected > attention_squared_error(base, approx, real).item()
+
+
+@pytest.mark.parametrize("real_tokens", SIZES, ids=str)
+def test_the_error_of_states_is_the_slow_one(real_tokens):
+    generator = torch.Generator().manual_seed(4)
+    shape = (len(real_tokens), max(real_tokens) + 1, 3)
+    approx, base = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    real = torch.arange(shape[1]) < torch.tensor(real_tokens)[:, None]
+    for rows in (real, torch.ones_like(real)):
+        expected = reference.state_error(approx.numpy(), base.numpy(), rows.numpy())
+        assert state_error(approx, base, rows).item() == pytest.approx(expected, rel=1e-9)
+    everything = state_error(approx, base, torch.ones_like(real))
+    torch.testing.assert_close(everything, torch.nn.functional.mse_loss(approx, base))
+
+
 @pytest.mark.parametrize("loss", PREDICTION_LOSSES)
 @pytest.mark.parametrize(("batch", "classes"), [(1, 2), (4, 3), (2, 10)])
 def test_prediction_losses_are_the_slow_ones(batch, classes, loss):
@@ -76,9 +99,10 @@ def test_prediction_losses_are_zero_only_when_equal(loss, seed, batch, classes, 
     assert loss(student, teacher).item() > 1e-9
 
 
+@pytest.mark.parametrize("loss", ATTENTION_LOSSES)
 @EXAMPLES
 @given(seed=st.integers(0, 1000), padding=st.integers(1, 3))
-def test_padding_does_not_change_the_divergence(seed, padding):
+def test_padding_does_not_change_attention_losses(loss, seed, padding):
     base, approx, real = attention_pair(seed, [5, 3])
     tokens = real.shape[1]
 
@@ -92,8 +116,8 @@ def test_padding_does_not_change_the_divergence(seed, padding):
         return padded
 
     wide_real = torch.cat([real, torch.zeros(2, padding, dtype=torch.bool)], dim=1)
-    before = attention_divergence(base, approx, real)
-    after = attention_divergence(pad(base, 0), pad(approx, 50), wide_real)
+    before = loss(base, approx, real)
+    after = loss(pad(base, 0), pad(approx, 50), wide_real)
     torch.testing.assert_close(after, before)
 
 

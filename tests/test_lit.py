@@ -26,15 +26,17 @@ from sttabt.errors import UserError
 from sttabt.job import Job
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.fit import CHECKPOINT, fit
-from sttabt.lit.modules import Approximation, BaseClassifier, Pruning
+from sttabt.lit.modules import Approximation, BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage, warmup_cosine
 from sttabt.methods.concrete import Concrete
 from sttabt.pruned import PrunedModel
 from sttabt.settings import Settings
 from sttabt.stages import run_stages
+from sttabt.task import Task
 
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
 RATE = "training.learning_rate=0.01"
+TASK = Task("accuracy", 10)
 
 
 def _settings(*overrides: str) -> Settings:
@@ -63,12 +65,12 @@ def _base() -> ViT:
 def _stage(stage: str, settings: Settings) -> TrainingStage:
     base = _base()
     if stage == "base":
-        return BaseClassifier(base, settings.model.training)
+        return BaseTraining(base, settings.model.training, TASK)
     network = ApproximateNetwork(base, settings.approx.factor)
     network.start_from(base)
     if stage == "approx":
-        return Approximation(network, base, settings.approx)
-    return Pruning(PrunedModel(base, Concrete(settings.sparsity, 2, 1), network), base, settings.sparsity)
+        return Approximation(network, base, settings.approx, TASK)
+    return Pruning(PrunedModel(base, Concrete(settings.sparsity, 2, 1), network), base, settings.sparsity, TASK)
 
 
 def _batch() -> Batch:
@@ -180,7 +182,7 @@ def test_distilling_leaves_the_base_model_as_it_is(splits: Splits, tmp_path: Pat
     base = _base()
     network = ApproximateNetwork(base, 4)
     before, start = _values(base), _values(network)
-    module = Approximation(network, base, settings.approx)
+    module = Approximation(network, base, settings.approx, TASK)
     module.train()
     assert not any(each.training for each in module.base.modules())
     assert not any(parameter.requires_grad for parameter in module.base.parameters())

@@ -39,8 +39,8 @@ def test_the_most_alike_pairs_merge(n: int, outputs: int, merged: int) -> None:
 
 
 @torch.inference_mode()
-def test_merging_nothing_is_the_dense_model(backbone_name: str) -> None:
-    base, images = make_backbone(backbone_name), make_images(backbone_name)
+def test_merging_nothing_is_the_dense_model(vision_name: str) -> None:
+    base, images = make_backbone(vision_name), make_images(vision_name)
     torch.testing.assert_close(run_merged(base, images, 0).logits, base(images), atol=1e-5, rtol=1e-5)
 
 

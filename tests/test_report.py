@@ -19,7 +19,7 @@ import pytest
 from sttabt.errors import UserError
 from sttabt.report.__main__ import main
 from sttabt.report.build import make_report
-from sttabt.report.gallery import Gallery, choose, read_galleries
+from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.points import to_points
 from sttabt.report.rows import Row, read_rows
 from sttabt.report.table import format_table, table_columns, to_frame
@@ -65,12 +65,15 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "score_soft": 0.96 if method == "concrete" else None,
         "score_masked": None,
         "score_ema": None,
+        "other_scores": {},
         "loss": 0.2,
         "occupancy": sum(boundaries) / len(boundaries),
         "occupancy_by_boundary": boundaries,
+        "occupancy_padded": None,
         "macs": {"stem": 1e6, "projections": 26e6 * share, "attention": 13e6 * share**2},
         "macs_dense": DENSE_MACS,
         "time": None if dense else time | {"ratio_low": share + 0.02, "ratio_high": share + 0.07},
+        "time_baseline": None if dense else "batch",
         "approx": APPROX if planned else None,
         "seconds": {"prune": 12.5, "evaluate": 1.25},
     }
@@ -94,7 +97,7 @@ def make_gallery(share: float, channels: int = 3) -> Gallery:
         alive[0, boundary, 1 : 1 + int(patches * share * (1 - boundary / LAYERS))] = True
         alive[1, boundary, 1 : 1 + int(patches * share)] = True
     ramp = np.linspace(0, 200, 16 * 16 * channels).astype(np.uint8).reshape(16, 16, channels)
-    return Gallery(
+    return ImageGallery(
         images=np.stack([ramp, ramp[::-1]]),
         depth=alive[:, :-1].sum(axis=1),
         alive=alive,
@@ -155,7 +158,12 @@ def test_row_label(method, attention, label):
         ({"macs": {"stem": None}}, "macs"),
         ({"macs_dense": 0.0}, "macs_dense"),
         ({"time": {"ratio": 0.5}}, "time lacks batch_size"),
-        ({"schema": 2}, "schema is 2"),
+        ({"schema": 3}, "schema is 3"),
+        ({"metric": "bleu"}, "metric is 'bleu'"),
+        ({"score": -0.1}, r"score is -0.1, which is not in \[0, 1\]"),
+        ({"metric": "matthews", "score": -1.1}, "score is -1.1"),
+        ({"other_scores": {"f1": -0.1}}, "other_scores.f1 is -0.1"),
+        ({"occupancy_padded": 1.2}, "occupancy_padded is 1.2"),
     ],
 )
 def test_row_refuses_wrong_values(changes, message):
@@ -192,7 +200,7 @@ def test_folder_without_rows_is_refused(tmp_path):
 
 def test_table_numbers():
     lines = format_table(make_sweep()).splitlines()
-    assert lines[0] == "## small on digits: accuracy on test, 360 images"
+    assert lines[0] == "## small on digits: accuracy on test, 360 samples"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:] if line.startswith("|")][:12]
     table = [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
     methods = [line["method"] for line in table]
@@ -269,8 +277,9 @@ def test_frame_has_every_field_of_every_row():
 
 @pytest.mark.parametrize("name", ["dataset", "split", "model", "metric"])
 def test_mixed_rows_are_refused(tmp_path, name):
-    write_rows(tmp_path, [make_row(), make_row(share=0.7, **{name: "another"})])
-    with pytest.raises(UserError, match=rf"differ in {name} \(.*another.*\)") as error:
+    other = "matthews" if name == "metric" else "another"
+    write_rows(tmp_path, [make_row(), make_row(share=0.7, **{name: other})])
+    with pytest.raises(UserError, match=rf"differ in {name} \(.*{other}.*\)") as error:
         make_report([tmp_path], tmp_path / "report")
     assert "\n" not in str(error.value) and not (tmp_path / "report").exists()
 
@@ -325,7 +334,9 @@ def test_gallery_survives_the_disk_and_a_broken_one_is_skipped(tmp_path, caplog)
     write_rows(tmp_path, [make_row(share=0.3), make_row(share=0.7)], galleries=True)
     (_, read), _ = read_galleries(read_rows([tmp_path]))
     written = make_gallery(make_row(share=0.3).occupancy, channels=1)
-    assert all(np.array_equal(getattr(read, name), getattr(written, name)) for name in Gallery.__dataclass_fields__)
+    assert all(
+        np.array_equal(getattr(read, name), getattr(written, name)) for name in ImageGallery.__dataclass_fields__
+    )
     path = tmp_path / "job-0" / "tokens.npz"
     for content in (path.read_bytes()[:-200], path.read_bytes()[:300], b"", b"text"):
         path.write_bytes(content)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.distill import attention_divergence, attention_squared_error, prediction_error
+from sttabt.core.distill import attention_divergence, attention_squared_error, prediction_error, state_error
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import DenseRun, run_dense, trace_attention
 from sttabt.errors import UserError, nearest
 
-ATTENTION_LOSSES = {"kldiv": attention_divergence, "tinybert": attention_squared_error}
+ATTENTION_LOSSES = ("kldiv", "tinybert")
 
 
 class ApproximateNetwork(nn.Module):
@@ -44,6 +44,15 @@ class ApproximateNetwork(nn.Module):
             for name, wide in base.official_state().items():
                 if not name.startswith("classifier"):
                     state[name].copy_(resize_flat(wide, state[name].shape))
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the head, which depends on the classes."""
+        return name.startswith(tuple(f"backbone.model.{prefix}" for prefix in self.backbone.head_prefixes))
+
+    def start_from_general(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a network that was distilled from a pretrained encoder; the head keeps its own start."""
+        own = {name: value for name, value in self.state_dict().items() if self.is_head(name)}
+        self.load_state_dict({**state, **own}, strict=True)
 
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
         """Load an official checkpoint's `approx_bert` entry; its unused pruning parameters are left out."""
@@ -77,7 +86,7 @@ class ApproximationLoss:
 
 @dataclass(frozen=True)
 class ApproximationWeights:
-    """Weights of the four terms (METHOD section 1; vision: 1 or, for tinybert, 10; 1/100; 1; 200)."""
+    """Weights of the four terms (METHOD section 1; vision: 1 or, for tinybert, 10; 1/100; 1; 200; text: all 1)."""
 
     attention: float = 1.0
     hidden: float = 0.01
@@ -86,9 +95,18 @@ class ApproximationWeights:
 
 
 def approximation_loss(
-    network: ApproximateNetwork, inputs: Any, target: DenseRun, attention_loss: str, weights: ApproximationWeights
+    network: ApproximateNetwork,
+    inputs: Any,
+    target: DenseRun,
+    attention_loss: str,
+    weights: ApproximationWeights,
+    rows: Tensor | None = None,
 ) -> ApproximationLoss:
-    """How far the network is from `target`, the frozen base model's run on the same inputs."""
+    """How far the network is from `target`, the frozen base model's run on the same inputs.
+
+    rows: (B, N) bool, the tokens whose states and attention rows are compared, None for the real ones; the official
+    implementation compares padding too, except in the divergence.
+    """
     if attention_loss not in ATTENTION_LOSSES:
         raise UserError(
             f"approx.attention_loss={attention_loss} is unknown: {nearest(attention_loss, ATTENTION_LOSSES)}"
@@ -96,21 +114,23 @@ def approximation_loss(
     run = run_dense(network.backbone, inputs)
     layers = range(network.backbone.layers)
     real = target.trace.real
-    attention = ATTENTION_LOSSES[attention_loss](
-        [target.trace.probabilities(layer) for layer in layers],
-        [run.trace.probabilities(layer) for layer in layers],
-        real,
-    )
+    rows = real if rows is None else rows
+    actual = [target.trace.probabilities(layer) for layer in layers]
+    found = [run.trace.probabilities(layer) for layer in layers]
+    if attention_loss == "kldiv":
+        attention = attention_divergence(actual, found, real)
+    else:
+        attention = attention_squared_error(actual, found, real, rows)
     hidden = torch.stack(
         [
-            F.mse_loss(transfer(narrow), wide)
+            state_error(transfer(narrow), wide, rows)
             for transfer, narrow, wide in zip(network.transfer_hidden, run.hidden, target.hidden, strict=True)
         ]
     ).mean()
     return ApproximationLoss(
         attention=weights.attention * attention,
         hidden=weights.hidden * hidden,
-        embedding=weights.embedding * F.mse_loss(network.transfer_embedding(run.hidden[0]), target.hidden[0]),
+        embedding=weights.embedding * state_error(network.transfer_embedding(run.hidden[0]), target.hidden[0], rows),
         prediction=weights.prediction * prediction_error(run.logits, target.logits),
     )
 

@@ -136,6 +136,8 @@ def _check(key: str, value: Any) -> None:
 
 def _check_sizes(settings: SpeedSettings) -> None:
     model, head_width = settings.model, settings.model.width // settings.model.heads
+    if model.patch_size < 1:
+        raise UserError(f"model.patch_size={model.patch_size}: the benchmark measures images, choose a model of images")
     for size in settings.bench.image_sizes:
         if size % model.patch_size:
             multiple = max(1, round(size / model.patch_size)) * model.patch_size

@@ -1,90 +1,149 @@
-"""What a pruned model is worth on held-out data: accuracy, tokens, multiply-adds, time, and images to look at."""
+"""What a pruned model is worth on held-out data: its metric, tokens, multiply-adds, time, and samples to look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities import move_data_to_device
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
+from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
+from sttabt.core.plan import keep_all
+from sttabt.core.text import Text
 from sttabt.data.base import Batch, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
-from sttabt.engine.masked import run_masked
+from sttabt.engine.dropped import run_dropped
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod
-from sttabt.methods.concrete import Concrete
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
-from sttabt.report.gallery import Gallery
+from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.task import Task, score_of
 from sttabt.timing import Timing, time_interleaved
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of right predictions on `samples` items: dropped (as deployed), and masked and soft where they exist.
+    """The task's metric on `samples` items: dropped (as deployed), and masked and soft where they exist.
 
-    occupancy: (L+1,) share of real tokens by boundary; macs: multiply-adds of a sample, part by part.
+    others: further metrics of the dropped predictions, by name; occupancy: (L+1,) share of real tokens by boundary, a
+    sample at a time; occupancy_padded: `padded_occupancy` of texts, None for images; macs: multiply-adds of a sample,
+    part by part; dense_macs: those of the base model without padding.
     """
 
     samples: int
     dropped: float
     masked: float | None
     soft: float | None
+    others: dict[str, float]
     loss: float
     occupancy: list[float]
+    occupancy_padded: float | None
     macs: dict[str, float]
+    dense_macs: dict[str, float]
 
 
 @torch.inference_mode()
-def evaluate(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int = 0) -> Scores:
-    """Every item of `dataset` once, in its order; `batches` > 0 stops after so many."""
+def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0) -> Scores:
+    """Every item of `dataset` once, in the loader's order; `batches` > 0 stops after so many."""
     device = next(model.base.parameters()).device
+    ways = _ways(model)
+    metrics = {(way, name): task.new_metric(name).to(device) for way in ways for name in task.metrics}
     total: dict[str, Any] = {}
+    kept: list[Tensor] = []
+    real: list[Tensor] = []
     samples = 0
-    for batch in _progress(evaluation_loader(dataset, batch_size), batches, f"evaluate {model.method.card.title}"):
-        batch = Batch(batch.inputs.to(device), batch.labels.to(device))
+    loader = evaluation_loader(dataset, batch_size)
+    for batch in _progress(loader, batches, f"evaluate {model.method.card.title}"):
+        batch = move_data_to_device(batch, device)
         size = len(batch.labels)
         run = model(batch.inputs)
+        for way, logits in ways.items():
+            predictions = task.read(run.logits if way == "dropped" else logits(batch.inputs))
+            for name in task.metrics:
+                metrics[way, name].update(predictions, batch.labels)
         found = {
-            "dropped": _right(run.logits, batch.labels),
-            "loss": F.cross_entropy(run.logits, batch.labels, reduction="sum").double(),
+            "loss": task.loss(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
-            **{
-                f"macs.{part}": torch.tensor(value).double() * size
-                for part, value in model.macs(run.plan, run.real).items()
-            },
+            "macs": _values(model.macs(run.plan, run.real)) * size,
+            "dense_macs": _values(model.dense_macs(run.real)) * size,
         }
-        if not isinstance(model.method, MergingMethod):
-            found["masked"] = _right(model(batch.inputs, masked=True).logits, batch.labels)
-        soft = _soft_logits(model, batch.inputs)
-        if soft is not None:
-            found["soft"] = _right(soft, batch.labels)
+        if isinstance(batch.inputs, Text):
+            alive = run.real[:, None] if isinstance(model.method, Dense) else run.plan.alive  # it leaves nothing out
+            kept.append(alive.sum(-1).cpu())
+            real.append(run.real.sum(-1).cpu())
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
+    back = torch.tensor(list(loader.sampler)[:samples]).argsort()  # texts come by length: to the data set's own order
     mean = {name: (value / samples).tolist() for name, value in total.items()}
-    macs = {name.removeprefix("macs."): value for name, value in mean.items() if name.startswith("macs.")}
-    return Scores(samples, mean["dropped"], mean.get("masked"), mean.get("soft"), mean["loss"], mean["occupancy"], macs)
+    scores = {key: score_of(metric) for key, metric in metrics.items()}
+    return Scores(
+        samples=samples,
+        dropped=scores["dropped", task.metric],
+        masked=scores.get(("masked", task.metric)),
+        soft=scores.get(("soft", task.metric)),
+        others={name: scores["dropped", name] for name in task.metrics if name != task.metric},
+        loss=mean["loss"],
+        occupancy=mean["occupancy"],
+        occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
+        macs=dict(zip(PARTS, mean["macs"], strict=True)),
+        dense_macs=dict(zip(PARTS, mean["dense_macs"], strict=True)),
+    )
+
+
+def padded_occupancy(kept: Tensor, real: Tensor, group: int = 1024) -> float:
+    """The paper's keep ratio of texts: over positions padded to the longest of `group` texts that follow each other.
+
+    kept: (S, L+1) tokens alive at each boundary, real: (S,) tokens of each text. What this project reports is over
+    real tokens; the two meet only where all texts are of one length (METHOD section 7).
+    """
+    shares = [own.double() / own_real.max() for own, own_real in zip(kept.split(group), real.split(group), strict=True)]
+    return float(torch.cat(shares).mean())
+
+
+@dataclass(frozen=True)
+class DenseComparison:
+    """A pruned model's time, its ratios to `baseline`: the faster of the base model's own forwards, `dense` by name.
+
+    batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens
+    alone, and in the last layer only what the head reads.
+    """
+
+    pruned: Timing
+    dense: dict[str, Timing]
+    baseline: str
 
 
 @torch.inference_mode()
-def time_against_dense(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> dict[str, Timing]:
-    """Whole forwards of one batch, planning included, beside the base model's own dense forward.
+def time_against_dense(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> DenseComparison:
+    """Whole forwards of one batch, planning included, beside the base model's own.
 
-    The method `dense` is timed as that forward itself.
+    A pruned model leaves padding out, too; without a baseline that does so, that would pass for pruning. The method
+    `dense` is timed as the base model's forward itself.
     """
-    inputs = next(iter(evaluation_loader(dataset, batch_size))).inputs.to(next(model.base.parameters()).device)
+    batch = next(iter(evaluation_loader(dataset, batch_size)))
+    inputs = move_data_to_device(batch.inputs, next(model.base.parameters()).device)
     pruned = model.base if isinstance(model.method, Dense) else model
-    return time_interleaved({"dense": lambda: model.base(inputs), "pruned": lambda: pruned(inputs)}, "dense", rounds)
+    variants: dict[str, Callable[[], object]] = {"batch": lambda: model.base(inputs)}
+    real = model.base.real(inputs)
+    if not bool(real.all()):
+        every = keep_all(real, model.base.layers, model.base.outputs)
+        variants["unpadded"] = lambda: run_dropped(model.base, inputs, every)
+    timing = time_interleaved(variants | {"pruned": lambda: pruned(inputs)}, "batch", rounds)
+    baseline = min(variants, key=lambda name: timing[name].median)
+    return DenseComparison(
+        timing["pruned"].against(timing[baseline]), {name: timing[name] for name in variants}, baseline
+    )
 
 
 @torch.inference_mode()
@@ -96,14 +155,14 @@ def attention_error(
     total = {name: {"kl": 0.0, "mse": 0.0} for name in networks}
     samples = 0
     for batch in _progress(evaluation_loader(dataset, batch_size), batches, "approximation error"):
-        inputs = batch.inputs.to(device)
+        inputs = move_data_to_device(batch.inputs, device)
         target = run_dense(base, inputs).trace
         layers = range(target.layers)
         actual = [target.probabilities(layer) for layer in layers]
         for name, network in networks.items():
             trace = network(inputs)
             found = [trace.probabilities(layer) for layer in layers]
-            squared = torch.stack([F.mse_loss(a, b) for a, b in zip(found, actual, strict=True)]).mean()
+            squared = torch.stack([_row_error(a, b, target.real) for a, b in zip(found, actual, strict=True)]).mean()
             total[name]["kl"] += float(attention_divergence(actual, found, target.real)) * len(batch.labels)
             total[name]["mse"] += float(squared) * len(batch.labels)
         samples += len(batch.labels)
@@ -111,23 +170,37 @@ def attention_error(
 
 
 @torch.inference_mode()
-def gallery(model: PrunedModel, splits: Splits, images: int) -> Gallery:
-    """The first test images, one of each class in turn, with the tokens that each layer reads."""
-    picked = _one_of_each_class(splits.test, images)
-    batch = next(iter(evaluation_loader(torch.utils.data.Subset(splits.test, picked), images)))
-    run = model(batch.inputs.to(next(model.base.parameters()).device))
+def gallery(
+    model: PrunedModel, splits: Splits, task: Task, samples: int, words: Callable[[Tensor], list[str]] | None = None
+) -> Gallery:
+    """The first test samples, one of each class in turn, with the tokens that each layer reads.
+
+    words: the tokens of a row of vocabulary places as text, for texts. Of scores the first samples are taken.
+    """
+    picked = _one_of_each_class(splits.test, samples) if splits.class_names else _first(splits.test, samples)
+    batch = next(iter(evaluation_loader(Subset(splits.test, picked), samples)))
+    run = model(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
+    common = {
+        "alive": run.plan.alive.cpu().numpy(),
+        "layers": np.array(model.base.layers),
+        "labels": batch.labels.numpy(),
+        "predictions": task.read(run.logits).cpu().numpy(),
+        "class_names": np.array(splits.class_names, dtype=str),
+    }
+    if isinstance(batch.inputs, Text):
+        if words is None:
+            raise ValueError("a gallery of texts needs their words")
+        lines = [words(ids[real]) for ids, real in zip(batch.inputs.ids, batch.inputs.real, strict=True)]
+        longest = batch.inputs.ids.shape[1]
+        return TextGallery(words=np.array([[*line, *[""] * (longest - len(line))] for line in lines]), **common)
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
     pixels = ((batch.inputs * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Gallery(
+    return ImageGallery(
         images=pixels.permute(0, 2, 3, 1).numpy(),
         depth=run.plan.depth().cpu().numpy(),
-        alive=run.plan.alive.cpu().numpy(),
         prefix=np.array(model.base.outputs),
-        layers=np.array(model.base.layers),
         grid=np.array(model.base.grid),
-        labels=batch.labels.numpy(),
-        predictions=run.logits.argmax(-1).cpu().numpy(),
-        class_names=np.array(splits.class_names),
+        **common,
     )
 
 
@@ -141,25 +214,39 @@ def find_device(accelerator: str) -> torch.device:
         ) from error
 
 
-def _one_of_each_class(dataset: Dataset, images: int) -> list[int]:
+def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
     by_class: dict[int, list[int]] = {}
-    for index in range(min(len(dataset), 50 * images)):  # type: ignore[arg-type]
+    for index in range(min(len(dataset), 50 * samples)):  # type: ignore[arg-type]
         by_class.setdefault(int(dataset[index].labels), []).append(index)
     turns = max(map(len, by_class.values()))
     order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
-    return order[:images]
+    return order[:samples]
 
 
-def _soft_logits(model: PrunedModel, inputs: Any) -> Tensor | None:
-    if not isinstance(model.method, Concrete):
-        return None
-    trace = model.trace(inputs)
-    assert trace is not None, "concrete masks read a trace"
-    return run_masked(model.base, inputs, model.method.soft_plan(trace))
+def _first(dataset: Dataset, samples: int) -> list[int]:
+    return list(range(min(samples, len(dataset))))  # type: ignore[arg-type]
 
 
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(-1) == labels).double().sum()
+def _ways(model: PrunedModel) -> dict[str, Callable[[Any], Tensor]]:
+    """How the model can be run, by name: inputs to logits."""
+    ways: dict[str, Callable[[Any], Tensor]] = {"dropped": lambda inputs: model(inputs).logits}
+    if not isinstance(model.method, MergingMethod):
+        ways["masked"] = lambda inputs: model(inputs, masked=True).logits
+    if isinstance(model.method, TrainedMethod):
+        ways["soft"] = lambda inputs: model.soft(inputs).logits
+    return ways
+
+
+def _values(macs: dict[str, float]) -> Tensor:
+    return torch.tensor([macs[part] for part in PARTS], dtype=torch.float64)
+
+
+def _row_error(found: Tensor, actual: Tensor, real: Tensor) -> Tensor:
+    """Squared error of attention maps (B, H, N, N) over real rows and columns, a sample at a time, mean over all."""
+    rows = real.to(found.dtype)
+    tokens = rows.sum(-1)
+    pairs = rows[:, None, :, None] * rows[:, None, None, :]
+    return (((found - actual).square() * pairs).sum((1, 2, 3)) / (found.shape[1] * tokens.square())).mean()
 
 
 def _progress(loader: Iterable[Batch], batches: int, title: str) -> Iterable[Batch]:

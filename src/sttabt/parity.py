@@ -59,12 +59,17 @@ def check_case(case: Path) -> Iterator[Check]:
         yield Check(case.name, "all", skipped="not supported yet: the paper's counting convention")
         return
     meta = json.loads((case / "meta.json").read_text())
-    if meta.get("arch", "lvvit") != "vit":
-        yield Check(case.name, "all", skipped=f"not supported yet: architecture {meta.get('arch', 'lvvit')}")
-        return
-    from sttabt.parity_vit import check_vit
+    arch = meta.get("arch", "lvvit")
+    if arch == "vit":
+        from sttabt.parity_vit import check_vit
 
-    yield from check_vit(case, meta)
+        yield from check_vit(case, meta)
+    elif arch == "bert":
+        from sttabt.parity_bert import check_bert
+
+        yield from check_bert(case, meta)
+    else:
+        yield Check(case.name, "all", skipped=f"not supported yet: architecture {arch}")
 
 
 def main(arguments: list[str] | None = None) -> int:

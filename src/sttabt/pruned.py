@@ -14,12 +14,13 @@ from sttabt.core.cost import PARTS, encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import trace_attention
-from sttabt.engine.dropped import padding_macs, run_dropped
+from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.merging import run_merged
 from sttabt.engine.online import run_online_dropped, run_online_masked
+from sttabt.engine.packed import padding_macs
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod
+from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod, SoftRun, TrainedMethod
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class PrunedModel(nn.Module):
         super().__init__()
         if method.attention == "approximate" and approx is None:
             raise UserError(f"{method.card.title} reads the approximate attention network: run the stage approx first")
+        if isinstance(method, MergingMethod) and base.grid == (0, 0):
+            raise UserError(f"{method.card.title} merges patches of images: choose another sparsity for text")
         self.base, self.method, self.approx = base, method, approx
 
     def forward(self, inputs: Any, masked: bool = False) -> PrunedRun:
@@ -57,8 +60,14 @@ class PrunedModel(nn.Module):
         logits = (run_masked if masked else run_dropped)(self.base, inputs, plan)
         return PrunedRun(logits, plan, real)
 
+    def soft(self, inputs: Any) -> SoftRun:
+        """The run that a trained method learns on, with its gradients."""
+        assert isinstance(self.method, TrainedMethod), f"{self.method.card.title} has nothing to train"
+        return self.method.soft(self.base, inputs, self.trace(inputs))
+
+    @torch.no_grad()
     def plan(self, inputs: Any) -> TokenPlan:
-        """The hard plan of a method that decides beforehand."""
+        """The hard plan of a method that decides beforehand; what trains on it learns under the plan as it stands."""
         assert isinstance(self.method, PlannedMethod), f"{self.method.card.title} decides while the model runs"
         return self.method.plan(inputs, self.base.real(inputs), self.trace(inputs))
 
@@ -73,22 +82,41 @@ class PrunedModel(nn.Module):
         return None
 
     def macs(self, plan: TokenPlan, real: Tensor) -> dict[str, float]:
-        """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them."""
+        """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them.
+
+        real: (B, N) bool. What planning and attention spend on padding counts, so that a batch of equal lengths is
+        the cheapest. Methods that decide while the model runs are counted by sample: their padding is left out.
+        """
         counts = plan.alive.sum(-1).tolist()
         tokens = real.sum(-1).tolist()
-        samples = [self._sample_macs(sample, own, plan.scored) for sample, own in zip(counts, tokens, strict=True)]
-        mean = {part: sum(sample[part] for sample in samples) / len(samples) for part in PARTS}
+        samples = [self._sample_macs(sample, own) for sample, own in zip(counts, tokens, strict=True)]
+        mean = _mean(samples)
         if isinstance(self.method, PlannedMethod):
             mean["attention"] += padding_macs(counts, self.base.architecture.width) / len(samples)
+            if self.method.attention is not None:
+                part, traced = self._traced()
+                boundaries = [[own] * traced.layers for own in tokens]  # its last layer attends to nothing
+                mean[part] += padding_macs(boundaries, traced.architecture.width) / len(samples)
+                sizes = real.shape[1], traced.architecture.width, traced.heads
+                mean["planning"] += self.method.planning_macs(plan.scored, *sizes)
         return mean
 
-    def dense_macs(self) -> dict[str, float]:
-        """Multiply-adds of a sample in the base model's own dense forward."""
-        architecture, tokens = self.base.architecture, self.base.tokens
-        every = [tokens] * architecture.layers
-        return dict.fromkeys(PARTS, 0.0) | encoder_macs(architecture, every, every, tokens - self.base.outputs)
+    def dense_macs(self, real: Tensor) -> dict[str, float]:
+        """Multiply-adds of a sample in the base model's own dense forward, mean over samples that are not padded.
 
-    def _sample_macs(self, counts: list[int], tokens: int, scored: tuple[int, ...]) -> dict[str, float]:
+        real: (B, N) bool.
+        """
+        architecture, outputs = self.base.architecture, self.base.outputs
+        every = [[tokens] * architecture.layers for tokens in real.sum(-1).tolist()]
+        return _mean([encoder_macs(architecture, reads, reads, reads[0] - outputs) for reads in every])
+
+    def _traced(self) -> tuple[str, Backbone]:
+        """The network whose attention the method reads, and the part that its cost counts as."""
+        if self.method.attention == "actual" or self.approx is None:
+            return "planning", self.base
+        return "approximate_network", self.approx.backbone
+
+    def _sample_macs(self, counts: list[int], tokens: int) -> dict[str, float]:
         parts = dict.fromkeys(PARTS, 0.0)
         reads, writes, outputs = counts[:-1], counts[1:], self.base.outputs
         architecture = self.base.architecture
@@ -108,8 +136,10 @@ class PrunedModel(nn.Module):
         parts |= encoder_macs(architecture, reads, writes, reads[0])  # every row picks a patch
         assert isinstance(self.method, PlannedMethod), "a method is planned or online"
         if self.method.attention is not None:
-            traced = self.base if self.method.attention == "actual" or self.approx is None else self.approx.backbone
-            part = "planning" if traced is self.base else "approximate_network"
+            part, traced = self._traced()
             parts[part] += trace_macs(traced.architecture, tokens, tokens - outputs)
-            parts["planning"] += self.method.planning_macs(scored, tokens, traced.architecture.width, traced.heads)
         return parts
+
+
+def _mean(samples: list[dict[str, float]]) -> dict[str, float]:
+    return {part: sum(sample.get(part, 0.0) for sample in samples) / len(samples) for part in PARTS}

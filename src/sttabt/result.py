@@ -15,6 +15,7 @@ from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
+from sttabt.task import Task
 
 
 def make_row(
@@ -22,9 +23,11 @@ def make_row(
 ) -> Row:
     """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage."""
     evaluation, sparsity = settings.evaluation, settings.sparsity
-    scores = evaluate(model, splits.test, evaluation.batch_size, settings.fast_dev_run)
+    task = Task.of(settings.dataset)
+    scores = evaluate(model, splits.test, task, evaluation.batch_size, settings.fast_dev_run)
     dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
+    time, baseline = _time(model, splits, settings)
     return Row(
         experiment=settings.name,
         sweep=job.sweep,
@@ -47,44 +50,50 @@ def make_row(
         merged=getattr(sparsity, "merged", None),
         propagation=getattr(sparsity, "propagation", None),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
-        metric="accuracy",
+        metric=task.metric,
         score=scores.dropped,
         score_soft=scores.soft,
         score_masked=scores.masked,
         score_ema=None,
+        other_scores=scores.others,
         loss=scores.loss,
         occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
         occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
-        macs=model.dense_macs() if dense else scores.macs,
-        macs_dense=sum(model.dense_macs().values()),
-        time=_time(model, splits, settings),
+        occupancy_padded=scores.occupancy_padded,
+        macs=scores.dense_macs if dense else scores.macs,
+        macs_dense=sum(scores.dense_macs.values()),
+        time=time,
+        time_baseline=baseline,
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
 
 
-def _time(model: PrunedModel, splits: Splits, settings: Settings) -> dict[str, float] | None:
+def _time(model: PrunedModel, splits: Splits, settings: Settings) -> tuple[dict[str, float] | None, str | None]:
+    """What a row says of time, and which dense forward it is compared with."""
     rounds, size = settings.evaluation.timing_rounds, settings.evaluation.timing_batch
     if not rounds:
-        return None
-    timing = time_against_dense(model, splits.test, size, rounds)
-    pruned = timing["pruned"]
-    low, high = pruned.quartiles
-    return {
+        return None, None
+    found = time_against_dense(model, splits.test, size, rounds)
+    low, high = found.pruned.quartiles
+    time = {
         "batch_size": size,
         "rounds": rounds,
-        "dense_ms": timing["dense"].median * 1e3,
-        "ms": pruned.median * 1e3,
-        "ratio": pruned.ratio,
+        "dense_ms": found.dense[found.baseline].median * 1e3,
+        "ms": found.pruned.median * 1e3,
+        "ratio": found.pruned.ratio,
         "ratio_low": low,
         "ratio_high": high,
     }
+    if len(found.dense) > 1:
+        time |= {f"dense_{name}_ms": timing.median * 1e3 for name, timing in found.dense.items()}
+    return time, found.baseline
 
 
 def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:
     if notes is None:
         return None
-    names = {"distilled": "", "random": "_random", "interpolated": "_interpolated"}
+    names = {"distilled": "", "random": "_random", "interpolated": "_interpolated", "general": "_general"}
     return {f"{kind}{names[who]}": value for who, errors in notes["errors"].items() for kind, value in errors.items()}
 
 

@@ -11,12 +11,20 @@ from typing import Any
 
 from omegaconf import MISSING
 
-STAGES = ("base", "approx", "prune", "evaluate", "report")
+STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
+
+# The modules of sttabt.data that give splits, and what a batch of theirs holds.
+SOURCES = {"digits": "images", "image_folder": "images", "glue": "text", "text_file": "text"}
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+METRICS = {"classification": ("accuracy", "matthews", "f1"), "regression": ("pearson", "spearman")}
 
 # What a setting of text may be, by its full key.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "dataset.source": tuple(SOURCES),
+    "dataset.task": tuple(METRICS),
+    "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
     "approx.attention_loss": ("kldiv", "tinybert"),
-    "approx.start": ("interpolated", "random"),
+    "approx.start": ("interpolated", "random", "general"),
     "sparsity.attention": ("approximate", "actual"),
     "hardware.accelerator": ("cpu", "gpu", "cuda"),
     "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
@@ -41,13 +49,15 @@ class TrainingSettings:
 @dataclass
 class ModelSettings:
     name: str = MISSING  # the name in result rows
-    timm: str = MISSING  # a timm VisionTransformer, e.g. deit_small_patch16_224
+    timm: str = ""  # for images: a timm VisionTransformer, e.g. deit_small_patch16_224
+    huggingface: str = ""  # for text: a BERT's folder, its hub id, or package:NAME/FOLDER of an installed package
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
-    patch_size: int = MISSING  # side in pixels
-    pretrained: bool = False  # timm's weights from the hub or its cache; the base stage then trains nothing
-    checkpoint: str = ""  # a local weights file instead; the base stage then trains nothing
+    patch_size: int = 0  # side in pixels; 0 for text
+    pretrained: bool = False  # the weights that timm or huggingface names, from the hub, its cache or the folder
+    checkpoint: str = ""  # a local weights file instead
+    fine_tune: bool = False  # the base stage trains given weights on; otherwise it uses them as they are
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -55,14 +65,27 @@ class ModelSettings:
 @dataclass
 class DatasetSettings:
     name: str = MISSING  # the name in result rows
-    source: str = MISSING  # a module of sttabt.data: digits, image_folder
+    source: str = MISSING  # one of SOURCES
     path: str = ""  # where the files are, for sources that read files
-    image_size: int = MISSING  # side in pixels after resizing
-    channels: int = 3
-    classes: int = MISSING
-    validation_share: float = 0.1  # of the training images, stratified, split by the seed below
-    split_seed: int = 0
-    augment: bool = True
+    image_size: int = 0  # side in pixels after resizing; 0 for text
+    channels: int = 3  # of images
+    classes: int = MISSING  # 1 for regression
+    task: str = "classification"  # classification | regression (text only)
+    metric: str = "accuracy"  # accuracy | matthews | f1 | pearson | spearman: is reported, and choices go by it
+    validation_share: float = 0.1  # of what is not for testing, stratified, split by the seed below
+    split_seed: int = 0  # the test split does not depend on it
+    augment: bool = True  # images only
+    # Text only:
+    columns: list[str] = field(default_factory=list)  # of the text, or of the two texts that are read together
+    label_column: str = ""  # a class 0, 1, ..., a name of class_names, or a score
+    class_names: list[str] = field(default_factory=list)  # in the order of the classes; empty: their numbers
+    max_tokens: int = 0  # with the special ones; longer texts are truncated, counted and reported
+    task_name: str = ""  # source glue: which of GLUE_TASKS
+    # Source text_file only:
+    header: bool = True  # the first line names the columns; without one they are called 0, 1, ...
+    encoding: str = "utf-8"
+    positive_above: float | None = None  # makes two classes of a score; scores exactly there are left out
+    test_share: float = 0.1  # of a single file, stratified
 
 
 @dataclass
@@ -71,12 +94,14 @@ class ApproxSettings:
 
     factor: int = 4  # how many times narrower than the base model
     attention_loss: str = "kldiv"  # kldiv | tinybert
-    start: str = "interpolated"  # interpolated | random
+    start: str = "interpolated"  # interpolated | random | general: from the one distilled on `corpus`
     attention_weight: float = 1.0
     hidden_weight: float = 0.01
     embedding_weight: float = 1.0
     prediction_weight: float = 200.0  # 0 switches the term off
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    corpus: str = ""  # unlabelled data for start=general: distil from the given weights before they are fine-tuned
+    corpus_training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass
@@ -117,16 +142,23 @@ class BacktrackingSettings(SparsitySettings):
 
 
 @dataclass
-class ConcreteSettings(SparsitySettings):
+class TrainedSettings(SparsitySettings):
+    """What the settings of every method have that trains with the base weights."""
+
+    distillation: float = 0.0  # weight of the divergence from the frozen base model's prediction; 0 = off
+    hard_from: float = 1.0  # share of the epochs after which training drops tokens and the choice is frozen; 1 = never
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class ConcreteSettings(TrainedSettings):
     p_logit: float = 0.0  # start of every layer's logit; lower is sparser
     propagation: float = 0.1
     temperature: float = 0.1
     lambda_p: float = 1.0e-3
     lambda_mask: float = 100.0
-    distillation: float = 0.5  # weight of the divergence from the frozen base model's prediction; 0 = off
-    hard_from: float = 1.0  # share of the epochs after which training uses hard masks; 1 = never
+    distillation: float = 0.5
     p_logit_rate: float = 1.0  # learning rate of the p_logits relative to the rest
-    training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass
@@ -134,7 +166,7 @@ class HardwareSettings:
     accelerator: str = "cpu"  # Lightning's names: cpu, gpu
     devices: int = 1  # more are refused for now
     precision: str = "32-true"  # of training, in Lightning's names: 32-true, bf16-mixed; evaluation is in float32
-    batch_size: int = 64  # images a step and a device
+    batch_size: int = 64  # samples a step and a device
     accumulate: int = 1  # steps a weight update
     workers: int = 0  # processes that load data
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
@@ -143,9 +175,9 @@ class HardwareSettings:
 @dataclass
 class EvaluationSettings:
     batch_size: int = 64
-    timing_batch: int = 32  # images in the timed forward
+    timing_batch: int = 32  # samples in the timed forward
     timing_rounds: int = 15  # interleaved rounds; 0 = no timing
-    gallery: int = 8  # test images whose tokens are kept for drawing
+    gallery: int = 8  # test images or texts whose tokens are kept for drawing
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A run goes through stages: base, approx, prune, evaluate, report. Each hands files to the next.
+"""A run goes through stages: base, general, approx, prune, evaluate, report. Each hands files to the next.
 
 What a stage makes is found by what made it: a hash of every setting that influences it. A finished artifact is
 used again, by this run or by any job of a sweep; jobs that want the same one at the same time make it once.
@@ -6,17 +6,18 @@ used again, by this run or by any job of a sweep; jobs that want the same one at
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor
 
 from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
@@ -24,12 +25,14 @@ from sttabt.artifacts import Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
 from sttabt.data import load_splits
+from sttabt.data.base import Splits
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
+from sttabt.hub import find_pretrained
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.loggers import JobLoggers
-from sttabt.lit.modules import Approximation, BaseClassifier, Pruning
+from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
 from sttabt.lit.stage import TrainingStage
 from sttabt.methods import find_method
 from sttabt.methods.base import Method
@@ -39,7 +42,12 @@ from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row
 from sttabt.settings import Settings
+from sttabt.task import Task
 from sttabt.weights import load_weights
+
+Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
+
+ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +68,11 @@ def run_stages(settings: Settings, job: Job) -> None:
             stages.pruned()
         elif "approx" in wanted:
             stages.approx()
-        elif "base" in wanted:
-            stages.base()
+        else:
+            if "base" in wanted:
+                stages.base()
+            if "general" in wanted and settings.approx.start == "general":
+                stages.general()
     if "report" in wanted and not job.multirun:
         output = Path(settings.paths.output)
         log.info("report: %s", make_report([output], output / "report").page)
@@ -71,7 +82,7 @@ def run_stages(settings: Settings, job: Job) -> None:
 class Artifact:
     """What a stage made: its weights, what it is made of, and notes (seconds, approximation errors)."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Tensor]
     key: str
     notes: dict[str, Any]
 
@@ -85,42 +96,73 @@ class Stages:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
         self.device = find_device(settings.hardware.accelerator)
-        self.splits = load_splits(settings.dataset)
+        self.splits = load_splits(settings.dataset, settings.model)
+        self.task = Task.of(settings.dataset)
 
     def base(self) -> tuple[Backbone, Artifact]:
-        """The dense base model, trained here or loaded from pretrained weights."""
-        settings, model = self.settings, self.settings.model
-        base = self._build()
+        """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
+        model, classes = self.settings.model, self.settings.dataset.classes
+        trained = model.fine_tune or not (model.checkpoint or model.pretrained)
+        base = self._build(classes)
+        if base.head_is_new and not model.fine_tune:
+            raise UserError(
+                f"model.pretrained=true gives no head for dataset.classes={classes}, so that it would guess:"
+                " set model.fine_tune=true"
+            )
 
-        def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-            if model.checkpoint:
-                load_weights(base.model, Path(model.checkpoint), "model.checkpoint")
-            elif not model.pretrained:
-                self._fit(BaseClassifier(base, model.training), folder)
-            return base, {}
+        def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+            self._load_checkpoint(base, new_head=model.fine_tune)
+            if trained:
+                self._fit(BaseTraining(base, model.training, self.task), folder)
+            return base.state_dict(), {}
 
-        described: dict[str, Any] = {"model": asdict(model), "dataset": asdict(settings.dataset)}
-        described |= self._training_context()
-        if model.checkpoint or model.pretrained:
-            described["model"].pop("training")
-        if model.checkpoint:
-            described["model"]["checkpoint"] = checksum(Path(model.checkpoint))  # the same name may hold other weights
+        described = self._weights() | {"classes": classes}
+        if trained:
+            described |= {"training": asdict(model.training), "dataset": self._data(), **self._training_context()}
         artifact = self._obtain("base", described, make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
 
-    def approx(self) -> tuple[Backbone, ApproximateNetwork, Artifact, Artifact]:
-        """The base model and its approximate attention network: (base, network, both artifacts)."""
-        base, base_artifact = self.base()
+    def general(self) -> Artifact:
+        """The approximate network of the encoder before it is fine-tuned, distilled on a corpus, without its head."""
         settings = self.settings.approx
-        network = self._new_approx(base, settings.start == "interpolated")
 
-        def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+        def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+            from sttabt.data.corpus import load_corpus  # transformers takes seconds to import
+
+            encoder = self._build(ENCODER_CLASSES)
+            self._load_checkpoint(encoder, new_head=True)
+            network = self._new_approx(encoder, interpolated=True)
+            module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
+            self._fit(
+                module, folder, load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
+            )
+            return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
+
+        own = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
+        described = self._weights() | {name: value for name, value in asdict(settings).items() if name in own}
+        corpus = Path(settings.corpus)
+        described["corpus"] = checksum(corpus) if corpus.is_file() else settings.corpus
+        return self._obtain("general", described | self._training_context(), make)
+
+    def approx(self) -> tuple[Backbone, ApproximateNetwork, dict[str, Artifact]]:
+        """The base model, its approximate attention network, and the artifacts that they are, by stage."""
+        settings = self.settings.approx
+        base, base_artifact = self.base()
+        artifacts = {"base": base_artifact}
+        network = self._new_approx(base, settings.start != "random")
+        if settings.start == "general":
+            artifacts["general"] = self.general()
+            network.start_from_general(artifacts["general"].tensors)
+
+        def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             controls = {
                 "random": self._new_approx(base, interpolated=False),
                 "interpolated": self._new_approx(base, interpolated=True),
             }
-            self._fit(Approximation(network, base, settings), folder)
+            if settings.start == "general":
+                controls["general"] = copy.deepcopy(network)
+            self._fit(Approximation(network, base, settings, self.task), folder)
             networks = {"distilled": network.eval(), **controls}
             errors = attention_error(
                 {name: each.to(self.device) for name, each in networks.items()},
@@ -129,12 +171,14 @@ class Stages:
                 self.settings.evaluation.batch_size,
                 self.settings.fast_dev_run,
             )
-            return network, {"errors": errors}
+            return network.state_dict(), {"errors": errors}
 
-        described = {"base": base_artifact.key, "approx": asdict(settings), **self._training_context()}
-        artifact = self._obtain("approx", described, make)
-        network.load_state_dict(artifact.tensors, strict=True)
-        return base, network.eval(), base_artifact, artifact
+        elsewhere = ("corpus", "corpus_training")  # the general network's own
+        own = {name: value for name, value in asdict(settings).items() if name not in elsewhere}
+        described = {**self._keys(artifacts), "approx": own, "dataset": self._data(), **self._training_context()}
+        artifacts["approx"] = self._obtain("approx", described, make)
+        network.load_state_dict(artifacts["approx"].tensors, strict=True)
+        return base, network.eval(), artifacts
 
     def pruned(self) -> tuple[PrunedModel, dict[str, Artifact]]:
         """The model under `sparsity`, trained where the method trains, and the artifacts it is made of."""
@@ -142,18 +186,18 @@ class Stages:
         kind = find_method(sparsity.method)
         artifacts: dict[str, Artifact] = {}
         if self._needs_approx(kind):
-            base, network, artifacts["base"], artifacts["approx"] = self.approx()
+            base, network, artifacts = self.approx()
         else:
             (base, artifacts["base"]), network = self.base(), None
         model = PrunedModel(base, kind(sparsity, base.layers, base.outputs), network)
         if kind.card.trained:
 
-            def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-                self._fit(Pruning(model, base, sparsity), folder)
-                return model, {}
+            def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+                self._fit(Pruning(model, base, sparsity, self.task), folder)
+                return model.state_dict(), {}
 
-            keys = {stage: artifact.key for stage, artifact in artifacts.items()}
-            described = {**keys, "sparsity": asdict(sparsity), **self._training_context()}
+            described = {**self._keys(artifacts), "sparsity": asdict(sparsity), "dataset": self._data()}
+            described |= self._training_context()
             artifacts["prune"] = self._obtain("prune", described, make)
             model.load_state_dict(artifacts["prune"].tensors, strict=True)
         return model.eval(), artifacts
@@ -163,7 +207,9 @@ class Stages:
         model, artifacts = self.pruned()
         settings = self.settings
         described = {
-            **{stage: artifact.key for stage, artifact in artifacts.items()},
+            **self._keys(artifacts),
+            "model": settings.model.name,
+            "dataset": asdict(settings.dataset),
             "sparsity": asdict(settings.sparsity),
             "evaluation": asdict(settings.evaluation),
             "experiment": settings.name,
@@ -173,13 +219,15 @@ class Stages:
             "fast_dev_run": settings.fast_dev_run,
         }
 
-        def make(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+        def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             model.to(self.device)
             row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
             if settings.evaluation.gallery:
-                gallery(model, self.splits, settings.evaluation.gallery).write(folder / GALLERY_FILE)
+                gallery(model, self.splits, self.task, settings.evaluation.gallery, self._words()).write(
+                    folder / GALLERY_FILE
+                )
             row.write(folder / ROW_FILE)
-            return nn.Module(), {}
+            return {}, {}
 
         folder = self._claim("evaluate", described, make)
         self.loggers.summarise(Row.read(folder / ROW_FILE).to_dict())
@@ -189,17 +237,54 @@ class Stages:
             if (folder / file).exists():
                 shutil.copyfile(folder / file, output / file)
 
-    def _build(self) -> Backbone:
+    def _build(self, classes: int) -> Backbone:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        base = build_base(model, data.classes, data.channels, data.image_size, model.pretrained)
+        base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
+        if not (model.timm and model.pretrained):
+            return base
         expected = base.model.pretrained_cfg["mean"], base.model.pretrained_cfg["std"]
-        if model.pretrained and expected != (self.splits.mean, self.splits.deviation):
+        if expected != (self.splits.mean, self.splits.deviation):
             raise UserError(
                 f"model.timm={model.timm} was trained on images normalised by mean and deviation {expected}, but"
                 f" dataset.source={data.source} gives {self.splits.mean, self.splits.deviation}: choose other weights"
             )
         return base
+
+    def _load_checkpoint(self, base: Backbone, new_head: bool) -> None:
+        path = self.settings.model.checkpoint
+        if path:
+            load_weights(base.model, Path(path), "model.checkpoint", base.head_prefixes if new_head else ())
+
+    def _weights(self) -> dict[str, Any]:
+        """What decides the weights that training starts from, but for the seed and the head."""
+        model, data = asdict(self.settings.model), self.settings.dataset
+        for name in ("name", "training", "fine_tune"):
+            del model[name]
+        if model["checkpoint"]:
+            model["checkpoint"] = checksum(Path(model["checkpoint"]))  # the same name may hold other weights
+        if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
+            weights = ("*.safetensors", "*.bin", "config.json")
+            files = sorted(path for pattern in weights for path in folder.glob(pattern))
+            model["huggingface"] = {path.name: checksum(path) for path in files}
+        sizes = {"channels": data.channels, "image_size": data.image_size, "max_tokens": data.max_tokens}
+        return {"model": model, **sizes, "version": __version__}
+
+    def _data(self) -> dict[str, Any]:
+        """What decides the batches of training, and the loss."""
+        return {name: value for name, value in asdict(self.settings.dataset).items() if name != "metric"}
+
+    def _words(self) -> Callable[[Tensor], list[str]] | None:
+        """What turns a text's vocabulary places into words; None for images."""
+        if not self.settings.model.huggingface:
+            return None
+        from sttabt.data.text import load_tokenizer  # transformers takes seconds to import
+
+        tokenizer = load_tokenizer(self.settings.model, self.settings.dataset.max_tokens)
+        return lambda ids: tokenizer.convert_ids_to_tokens(ids.tolist())
+
+    def _keys(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+        return {stage: artifact.key for stage, artifact in artifacts.items()}
 
     def _new_approx(self, base: Backbone, interpolated: bool) -> ApproximateNetwork:
         L.seed_everything(self.settings.seed, verbose=False)
@@ -222,17 +307,15 @@ class Stages:
             "fast_dev_run": self.settings.fast_dev_run,
         }
 
-    def _fit(self, module: TrainingStage, folder: Path) -> None:
-        fit(module, self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
+    def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> None:
+        fit(module, splits or self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
 
-    def _obtain(
-        self, stage: str, described: dict[str, Any], make: Callable[[Path], tuple[nn.Module, dict]]
-    ) -> Artifact:
+    def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
         self._claim(stage, described, make)
         tensors, artifact = self.store.load(stage, described)
         return Artifact(tensors, fingerprint(described), artifact["notes"])
 
-    def _claim(self, stage: str, described: dict[str, Any], make: Callable[[Path], tuple[nn.Module, dict]]) -> Path:
+    def _claim(self, stage: str, described: dict[str, Any], make: Make) -> Path:
         """The folder of a finished artifact, made now if it is not there and its stage is asked for."""
         left_out = stage not in self.settings.stages or (stage == "approx" and self.settings.skip_approx)
         if left_out and self.store.find(stage, described) is None:
@@ -241,8 +324,8 @@ class Stages:
         with self.store.claim(stage, described) as claim:
             if not claim.finished:
                 started = time.perf_counter()
-                made, notes = make(claim.folder)
-                claim.finish(made.state_dict(), {"seconds": time.perf_counter() - started, **notes})
+                tensors, notes = make(claim.folder)
+                claim.finish(tensors, {"seconds": time.perf_counter() - started, **notes})
                 (claim.folder / CHECKPOINT).unlink(missing_ok=True)
             else:
                 log.info("stage %s is done already: %s", stage, claim.folder)

@@ -25,6 +25,10 @@ class Timing:
     def ratio(self) -> float:
         return statistics.median(self.ratios)
 
+    def against(self, baseline: Timing) -> Timing:
+        """The same seconds with their ratios to another variant of the same rounds."""
+        return Timing(self.seconds, [own / other for own, other in zip(self.seconds, baseline.seconds, strict=True)])
+
     @property
     def quartiles(self) -> tuple[float, float]:
         """The first and third quartile of the ratios."""
@@ -49,11 +53,8 @@ def time_interleaved(
             taken = _now() - started
             if turn >= warmup:
                 seconds[name].append(taken)
-    base = seconds[baseline]
-    return {
-        name: Timing(taken, [own / other for own, other in zip(taken, base, strict=True)])
-        for name, taken in seconds.items()
-    }
+    base = Timing(seconds[baseline], [])
+    return {name: Timing(taken, []).against(base) for name, taken in seconds.items()}
 
 
 def _now() -> float:

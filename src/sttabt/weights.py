@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +14,36 @@ from torch import Tensor, nn
 
 from sttabt.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def load_weights(module: nn.Module, path: Path, setting: str) -> None:
+
+def load_weights(module: nn.Module, path: Path, setting: str, new_head: tuple[str, ...] = ()) -> None:
     """Load `path` (.safetensors, or a torch file of tensors) into `module`, every name and shape matching.
 
+    new_head: prefixes of names that the module keeps as they are where the file has nothing of their shape.
     Raises UserError naming `setting` when the file is missing, broken, or belongs to another architecture.
     """
     state, expected = read_weights(path, setting), module.state_dict()
+    for name, value in expected.items():
+        if new_head and name.startswith(new_head) and (name not in state or state[name].shape != value.shape):
+            log.info("%s=%s has no %s of shape %s: it starts anew", setting, path, name, tuple(value.shape))
+            state[name] = value
     wrong = mismatches(state, expected)
     if wrong:
         raise UserError(
             f"{setting}={path} belongs to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
         )
     module.load_state_dict(state, strict=True)
+
+
+def load_views(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> None:
+    """Copy `state` into a module's tensors, given as views by name; raises UserError naming what does not fit."""
+    wrong = mismatches(state, views)
+    if wrong:
+        raise UserError(f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+    with torch.no_grad():
+        for name, target in views.items():
+            target.copy_(state[name])
 
 
 def mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

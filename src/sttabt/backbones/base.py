@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttabt.core.cost import Architecture
+from sttabt.errors import UserError
 
 Rows = Callable[[Tensor], Tensor]  # picks the rows that a layer writes from those that it reads
 
@@ -21,11 +22,13 @@ class Backbone(nn.Module, ABC):
     """
 
     model: Any  # the library's own module; weight files use its names
+    head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
+    head_is_new: bool = False  # the weights are pretrained, but they came without a head for these classes
     architecture: Architecture
-    tokens: int  # tokens of one sample without padding, class token included
+    tokens: int  # tokens of one sample, class token included; of text, whose length varies, the most that it may have
     outputs: int
-    grid: tuple[int, int]  # rows and columns of patches
     may_pad: bool = False  # whether samples of a batch may differ in length
+    grid: tuple[int, int]  # rows and columns of patches; (0, 0) for text
 
     @property
     def layers(self) -> int:
@@ -34,6 +37,11 @@ class Backbone(nn.Module, ABC):
     @property
     def heads(self) -> int:
         return self.architecture.heads
+
+    @property
+    def attention_dropout(self) -> float:
+        """Share of the attention probabilities that training drops at random; 0 in evaluation mode."""
+        return 0.0
 
     @abstractmethod
     def real(self, inputs: Any) -> Tensor:
@@ -79,7 +87,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embeddings(self) -> list[nn.Parameter]:
-        """Class token and position embedding, which the paper's recipe freezes while it prunes (METHOD section 3)."""
+        """What the paper's recipe freezes while it prunes: class token and position embedding; nothing of text."""
 
     @abstractmethod
     def narrow(self, factor: int) -> Backbone:
@@ -99,3 +107,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `official_state` gives, strictly; raises UserError naming what does not fit."""
+
+
+def check_factor(sizes: Architecture, factor: int) -> None:
+    """Raise UserError unless `factor` divides the width of a head."""
+    if factor < 1 or sizes.width % (factor * sizes.heads):
+        raise UserError(
+            f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
+            f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
+        )
+
+
+def gated(rows: Tensor, gate: Tensor | None) -> Tensor:
+    """`rows` (..., D) times the gate (..., 1), where there is one."""
+    return rows if gate is None else rows * gate

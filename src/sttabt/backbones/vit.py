@@ -12,10 +12,10 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone, Rows
+from sttabt.backbones.base import Backbone, Rows, check_factor, gated
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
-from sttabt.weights import mismatches
+from sttabt.weights import load_views
 
 MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
 
@@ -25,6 +25,8 @@ class ViT(Backbone):
 
     Raises UserError for a variant whose computation this adapter would not reproduce.
     """
+
+    head_prefixes = ("head.", "head_dist.")
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
@@ -85,12 +87,12 @@ class ViT(Backbone):
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
-        return x + block.drop_path1(block.ls1(_gated(block.attn.proj_drop(block.attn.proj(attended)), gate)))
+        return x + block.drop_path1(block.ls1(gated(block.attn.proj_drop(block.attn.proj(attended)), gate)))
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block, mlp = self._block(layer), self._block(layer).mlp
-        hidden = mlp.drop1(mlp.act(_gated(mlp.fc1(block.norm2(x)), gate)))
-        return x + block.drop_path2(block.ls2(_gated(mlp.drop2(mlp.fc2(hidden)), gate)))
+        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)), gate)))
+        return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
     def head(self, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.norm(x))
@@ -103,11 +105,7 @@ class ViT(Backbone):
         model, block, sizes = self.model, self._block(0), self.architecture
         kind = cast(Callable[..., VisionTransformer], type(model))
         norm = cast(Callable[..., nn.Module], type(block.norm1))
-        if factor < 1 or sizes.width % (factor * sizes.heads):
-            raise UserError(
-                f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
-                f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
-            )
+        check_factor(sizes, factor)
         return ViT(
             kind(
                 img_size=model.patch_embed.img_size,
@@ -147,15 +145,7 @@ class ViT(Backbone):
         return self.official_names(self.model.state_dict())
 
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
-        expected = self.official_state()
-        wrong = mismatches(state, expected)
-        if wrong:
-            raise UserError(
-                f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)"
-            )
-        with torch.no_grad():
-            for name, target in expected.items():
-                target.copy_(state[name])
+        load_views(state, self.official_state())
 
 
 def build_vit(
@@ -177,7 +167,9 @@ def build_vit(
         )
     except TypeError as error:
         raise UserError(f"model.arguments={arguments} do not fit model.timm={name}: {error}") from error
-    return ViT(model)
+    base = ViT(model)
+    base.head_is_new = pretrained and model.pretrained_cfg["num_classes"] != classes
+    return base
 
 
 _RENAMED = (  # ours, the official implementation's (Hugging Face transformers 4)
@@ -204,10 +196,6 @@ def _official_name(name: str) -> str:
     for ours, theirs in _RENAMED:
         name = name.replace(ours, theirs)
     return name
-
-
-def _gated(rows: Tensor, gate: Tensor | None) -> Tensor:
-    return rows if gate is None else rows * gate
 
 
 def _part(projection: nn.Linear, rows: Tensor, start: int, stop: int) -> Tensor:

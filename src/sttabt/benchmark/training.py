@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
@@ -18,6 +17,7 @@ from sttabt.data.base import Batch
 from sttabt.lit.modules import Pruning
 from sttabt.methods.concrete import Concrete
 from sttabt.settings import ConcreteSettings, TrainingSettings
+from sttabt.task import Task
 
 TRAINING = "training step"
 LEARNING_RATE = 1e-5
@@ -35,13 +35,14 @@ def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor) -> l
     batch = Batch(inputs, labels)
     dense = copy.deepcopy(base).train()
     training = TrainingSettings(epochs=1, learning_rate=LEARNING_RATE)
+    task = Task("accuracy", base.architecture.classes)
     settings = ConcreteSettings(method="concrete", training=training)
-    pruning = Pruning(make_model("concrete", copy.deepcopy(base), copy.deepcopy(network)), base, settings).train()
+    pruning = Pruning(make_model("concrete", copy.deepcopy(base), copy.deepcopy(network)), base, settings, task).train()
     dense_optimizer = torch.optim.AdamW(dense.parameters(), lr=LEARNING_RATE)
     pruning_optimizer = torch.optim.AdamW(pruning.trained.parameters(), lr=LEARNING_RATE)
 
     def dense_loss() -> Tensor:
-        return F.cross_entropy(dense(inputs), labels)
+        return task.loss(dense(inputs), labels)
 
     def pruning_loss() -> Tensor:
         return torch.stack(list(pruning.terms(batch).values())).sum()

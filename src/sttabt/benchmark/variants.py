@@ -74,7 +74,7 @@ def make_model(
 
 def dense_macs(base: Backbone) -> float:
     """Multiply-adds of a sample in the base model's own forward."""
-    return sum(make_model("dense", base).dense_macs().values())
+    return sum(make_model("dense", base).dense_macs(torch.ones(1, base.tokens, dtype=torch.bool)).values())
 
 
 def middle_keep(settings: BenchSettings) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import math
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
@@ -11,9 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, STAGES, Settings, TrainingSettings
+from sttabt.hub import find_pretrained
+from sttabt.settings import (
+    CHOICES,
+    GLUE_TASKS,
+    METRICS,
+    SOURCES,
+    STAGES,
+    DatasetSettings,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+)
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
+TEXT_SETTINGS = ("columns", "label_column", "class_names", "max_tokens")
+FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -38,15 +51,18 @@ TRAINING: dict[str, Rule] = {
     "clip": at_least(0),
     "label_smoothing": SHARE_BELOW_ONE,
 }
+TRAININGS = ("model.training", "approx.training", "approx.corpus_training", "sparsity.training")
 RANGES: dict[str, Rule] = {
     "model.width": at_least(1),
     "model.depth": at_least(1),
     "model.heads": at_least(1),
-    "model.patch_size": at_least(1),
-    "dataset.image_size": at_least(1),
+    "model.patch_size": at_least(0),
+    "dataset.image_size": at_least(0),
     "dataset.channels": at_least(1),
-    "dataset.classes": at_least(2),
+    "dataset.classes": at_least(1),
+    "dataset.max_tokens": at_least(0),
     "dataset.validation_share": INNER_SHARE,
+    "dataset.test_share": INNER_SHARE,
     "dataset.split_seed": at_least(0),
     "approx.factor": at_least(1),
     "approx.attention_weight": at_least(0),
@@ -74,7 +90,7 @@ RANGES: dict[str, Rule] = {
     "evaluation.gallery": at_least(0),
     "seed": at_least(0),
     "fast_dev_run": at_least(0),
-    **{f"{node}.training.{name}": rule for node in ("model", "approx", "sparsity") for name, rule in TRAINING.items()},
+    **{f"{node}.{name}": rule for node in TRAININGS for name, rule in TRAINING.items()},
 }
 
 
@@ -90,7 +106,6 @@ def check(settings: Settings) -> None:
     for key, choices in CHOICES.items():
         if key in values:
             _choose(key, values[key], choices)
-    _choose("dataset.source", settings.dataset.source, _sources())
     if not settings.stages:
         raise UserError(f"stages=[] leaves nothing to do: name some of {', '.join(STAGES)}")
     for stage in settings.stages:
@@ -100,11 +115,16 @@ def check(settings: Settings) -> None:
     for node, training in _trainings(settings):
         if 0 < training.epochs <= training.warmup_epochs:
             raise UserError(
-                f"{node}.training.warmup_epochs={training.warmup_epochs} leaves nothing of"
-                f" {node}.training.epochs={training.epochs}: warm up for less, or train for longer"
+                f"{node}.warmup_epochs={training.warmup_epochs} leaves nothing of"
+                f" {node}.epochs={training.epochs}: warm up for less, or train for longer"
             )
+    _check_kinds(settings.model, settings.dataset)
+    _check_task(settings.dataset)
+    if SOURCES[settings.dataset.source] == "text":
+        _check_text(settings.dataset)
     _check_model(settings)
     _check_counts(settings)
+    _check_weights(settings)
     _check_files(settings)
 
 
@@ -113,16 +133,30 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
     sparsity, training = settings.sparsity, settings.model.training
     method = sparsity.method
     approximate = method == "concrete" or getattr(sparsity, "attention", None) == "approximate"
-    trained = not (settings.model.pretrained or settings.model.checkpoint)
+    model, source = settings.model, settings.dataset.source
+    given = bool(model.pretrained or model.checkpoint)
+    trained = model.fine_tune or not given
+    text = SOURCES[source] == "text"
+    classes = settings.dataset.task == "classification"
+    general = approximate and settings.approx.start == "general"
     # (a key or a node, whether it has an effect, why not)
     uses = (
         ("approx", approximate, f"{method} uses no approximate network here"),
         ("skip_approx", approximate, f"{method} uses no approximate network here"),
+        ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
+        ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
+        ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
+        ("approx.corpus_training", general, f"approx.start={settings.approx.start} reads no corpus"),
         ("model.training", trained, "the base model's weights are given, so the base stage trains nothing"),
         ("sparsity.keep_ratio", not getattr(sparsity, "dynamic", False), "sparsity.dynamic=true chooses the count"),
         ("sparsity.keep_ratio", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
         ("sparsity.dynamic", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
-        ("dataset.path", settings.dataset.source != "digits", "digits come with scikit-learn"),
+        ("dataset.path", source != "digits", "digits come with scikit-learn"),
+        *((f"dataset.{name}", text, "it is a setting of text") for name in TEXT_SETTINGS),
+        *((f"dataset.{name}", source == "text_file", "it is for source text_file") for name in FILE_SETTINGS),
+        *((f"dataset.{name}", not text, "it is a setting of images") for name in ("augment", "channels")),
+        ("dataset.task_name", source == "glue", "it is for source glue"),
+        ("dataset.test_share", not Path(settings.dataset.path).is_dir(), "the folder has a test split"),
         ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
         ("logger.project", settings.logger.kind.startswith("wandb"), f"logger.kind={settings.logger.kind} has none"),
         ("model.training.warmup_epochs", training.epochs > 0, "model.training.epochs=0 trains nothing"),
@@ -145,7 +179,7 @@ def _check_model(settings: Settings) -> None:
             raise UserError(f"{key}={value} contradicts model.{stated}={getattr(model, stated)}: change both")
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is no multiple of model.heads={model.heads}: choose one that is")
-    if dataset.image_size % model.patch_size:
+    if model.timm and dataset.image_size % model.patch_size:
         raise UserError(
             f"model.patch_size={model.patch_size} does not divide dataset.image_size={dataset.image_size}:"
             " choose one that does"
@@ -157,8 +191,103 @@ def _check_model(settings: Settings) -> None:
             f"approx.factor={factor} does not divide the head width {head_width}"
             f" (model.width={model.width}, model.heads={model.heads}): choose one of: {valid}"
         )
+
+
+def _check_weights(settings: Settings) -> None:
+    model, approx = settings.model, settings.approx
+    given = model.pretrained or bool(model.checkpoint)
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
+    if model.fine_tune and not given:
+        raise UserError("model.fine_tune=true has no weights to start from: set model.pretrained or model.checkpoint")
+    if approx.start != "general":
+        if settings.stages == ["general"]:
+            raise UserError(
+                f"stages=[general] leaves nothing to do with approx.start={approx.start}: set it to general"
+            )
+        return
+    if SOURCES[settings.dataset.source] != "text":
+        raise UserError("approx.start=general distils on a corpus of text: set approx.start=interpolated for images")
+    if not approx.corpus:
+        raise UserError(
+            "approx.start=general needs unlabelled data: give approx.corpus, or set approx.start=interpolated"
+        )
+    if not given:
+        raise UserError(
+            "approx.start=general distils from weights that are there before the task: set model.pretrained or"
+            " model.checkpoint"
+        )
+
+
+def _check_kinds(model: ModelSettings, dataset: DatasetSettings) -> None:
+    """Text goes to a model of text, images to one of images."""
+    if bool(model.timm) == bool(model.huggingface):
+        raise UserError(
+            f"model.timm='{model.timm}', model.huggingface='{model.huggingface}': give exactly one of them,"
+            " timm for images, huggingface for text"
+        )
+    text = SOURCES[dataset.source] == "text"
+    if text and model.timm:
+        raise UserError(
+            f"dataset.source={dataset.source} gives text, which model.timm={model.timm} cannot read:"
+            " choose a model of text, e.g. model=minilm_l6, or a data set of images"
+        )
+    if not text and model.huggingface:
+        raise UserError(
+            f"dataset.source={dataset.source} gives images, which model.huggingface={model.huggingface} cannot read:"
+            " choose a model of images, e.g. model=deit_small, or a data set of text"
+        )
+    for key, value in (("model.patch_size", model.patch_size), ("dataset.image_size", dataset.image_size)):
+        if text and value:
+            raise UserError(f"{key}={value}: text has no pixels, set {key}=0")
+        if not text and value < 1:
+            raise UserError(f"{key}={value} is out of range: it must be at least 1 for images")
+
+
+def _check_task(dataset: DatasetSettings) -> None:
+    if dataset.task == "regression" and SOURCES[dataset.source] == "images":
+        raise UserError("dataset.task=regression is for text: set dataset.task=classification for images")
+    if dataset.metric not in METRICS[dataset.task]:
+        fitting = " or ".join(METRICS[dataset.task])
+        raise UserError(f"dataset.metric={dataset.metric} is not for dataset.task={dataset.task}: set it to {fitting}")
+    if dataset.task == "regression" and dataset.classes != 1:
+        raise UserError(f"dataset.classes={dataset.classes}: a score is one number, set dataset.classes=1")
+    if dataset.task == "classification" and dataset.classes < 2:
+        raise UserError(f"dataset.classes={dataset.classes} is out of range: it must be at least 2")
+    if dataset.metric == "f1" and dataset.classes != 2:
+        raise UserError(f"dataset.metric=f1 is for two classes, not dataset.classes={dataset.classes}: set accuracy")
+
+
+def _check_text(dataset: DatasetSettings) -> None:
+    if len(dataset.columns) not in (1, 2):
+        raise UserError(f"dataset.columns={dataset.columns}: name one column of text, or two that are read together")
+    if not dataset.label_column:
+        raise UserError("dataset.label_column is missing: give dataset.label_column=NAME, the column of labels")
+    named = [*dataset.columns, dataset.label_column]
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(f"dataset.columns, dataset.label_column: '{name}' is named twice: name each column once")
+        if not dataset.header and not name.isdecimal():
+            raise UserError(
+                f"dataset.columns, dataset.label_column: '{name}' is no number, but dataset.header=false:"
+                " name columns 0, 1, ..."
+            )
+    if dataset.max_tokens < 1:
+        raise UserError(f"dataset.max_tokens={dataset.max_tokens} is out of range: it must be at least 1 for text")
+    if dataset.class_names and len(dataset.class_names) != dataset.classes:
+        raise UserError(
+            f"dataset.class_names={dataset.class_names} are {len(dataset.class_names)} names for"
+            f" dataset.classes={dataset.classes}: give as many"
+        )
+    if dataset.positive_above is not None and (dataset.task, dataset.classes) != ("classification", 2):
+        raise UserError(
+            f"dataset.positive_above={dataset.positive_above} makes two classes: set dataset.task=classification and"
+            " dataset.classes=2, or dataset.positive_above=null"
+        )
+    try:
+        codecs.lookup(dataset.encoding)
+    except LookupError as error:
+        raise UserError(f"dataset.encoding={dataset.encoding} is unknown: set utf-8, latin-1, cp1252, ...") from error
 
 
 def _check_counts(settings: Settings) -> None:
@@ -175,6 +304,17 @@ def _check_files(settings: Settings) -> None:
     checkpoint, dataset = settings.model.checkpoint, settings.dataset
     if checkpoint and not Path(checkpoint).is_file():
         raise UserError(f"model.checkpoint={checkpoint} is no file: give a weights file")
+    find_pretrained(settings.model.huggingface)
+    if dataset.source == "glue":
+        _choose("dataset.task_name", dataset.task_name, GLUE_TASKS)
+        if dataset.path and not Path(dataset.path).is_dir():
+            raise UserError(f"dataset.path={dataset.path} is no folder: give a local copy of GLUE, or none for the hub")
+    if dataset.source == "text_file":
+        if not dataset.path:
+            raise UserError("dataset.path is missing: give dataset.path=FILE, or a folder with train and test files")
+        if not Path(dataset.path).exists():
+            how = " (`make movie-reviews` fetches it)" if dataset.name.startswith("movie_review") else ""
+            raise UserError(f"dataset.path={dataset.path} is not there: give a file, or a folder{how}")
     if dataset.source != "image_folder":
         return
     if not dataset.path:
@@ -188,21 +328,17 @@ def _check_files(settings: Settings) -> None:
 
 
 def _trainings(settings: Settings) -> Iterator[tuple[str, TrainingSettings]]:
-    for node in ("model", "approx", "sparsity"):
-        training = getattr(getattr(settings, node), "training", None)
+    for key in TRAININGS:
+        node, _, name = key.partition(".")
+        training = getattr(getattr(settings, node), name, None)
         if training is not None:
-            yield node, training
+            yield key, training
 
 
 def _choose(key: str, value: str, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise UserError(f"{key}={value} is unknown: {nearest(value, choices)}")
-
-
-def _sources() -> list[str]:
-    folder = Path(__file__).parents[1] / "data"
-    return [module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base"]
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

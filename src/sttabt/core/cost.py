@@ -14,7 +14,11 @@ PARTS = ("stem", "projections", "attention", "feed_forward", "head", "approximat
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes that a cost depends on. `patch_inputs`: numbers that a patch is embedded from, C*p*p."""
+    """The sizes that a cost depends on.
+
+    patch_inputs: numbers that a patch is embedded from, C*p*p; 0 for text, whose embedding is looked up.
+    pooler: the head maps the output token through a square layer before it classifies.
+    """
 
     layers: int
     width: int
@@ -22,6 +26,7 @@ class Architecture:
     feed_forward: int
     classes: int
     patch_inputs: int
+    pooler: bool = False
 
 
 def encoder_macs(
@@ -49,7 +54,7 @@ def encoder_macs(
         "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
         "attention": sum((query + out) * read for read, _, query, out in layers) * width,
         "feed_forward": sum(2 * write for write in writes) * width * architecture.feed_forward,
-        "head": width * architecture.classes,
+        "head": width * (architecture.classes + width * architecture.pooler),
     }
 
 

@@ -1,25 +1,25 @@
-"""One file a source; all give the same splits and the same batch."""
+"""One file a source; all give the same splits and the same kind of batch."""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
 from sttabt.data.base import Splits
 from sttabt.errors import UserError, nearest
-from sttabt.settings import DatasetSettings
+from sttabt.settings import SOURCES, DatasetSettings, ModelSettings
 
 
-def source_names() -> list[str]:
-    """Every source there is, found by walking this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+def load_splits(settings: DatasetSettings, model: ModelSettings | None = None) -> Splits:
+    """Train, validation and test data of `dataset.source`; text is tokenised for `model`, images need none.
 
-
-def load_splits(settings: DatasetSettings) -> Splits:
-    """Train, validation and test images of `dataset.source`; raises UserError naming what does not fit."""
-    if settings.source not in source_names():
-        raise UserError(f"dataset.source={settings.source} is unknown: {nearest(settings.source, source_names())}")
-    splits = importlib.import_module(f"{__name__}.{settings.source}").load(settings)
+    Raises UserError naming what does not fit.
+    """
+    if settings.source not in SOURCES:
+        raise UserError(f"dataset.source={settings.source} is unknown: {nearest(settings.source, SOURCES)}")
+    load = importlib.import_module(f"{__name__}.{settings.source}").load
+    if SOURCES[settings.source] == "text":
+        return load(settings, model)
+    splits = load(settings)
     if len(splits.class_names) != settings.classes:
         raise UserError(
             f"dataset.classes={settings.classes} but the data has {len(splits.class_names)} classes:"

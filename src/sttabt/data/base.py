@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from sttabt.errors import UserError
 
+POOL = 64  # batches of sequences whose members are sorted by length together
+
 
 class Batch(NamedTuple):
-    """inputs: what the backbone reads, for images (B, C, height, width); labels: (B,) int."""
+    """inputs: what the backbone reads, images (B, C, height, width) or a Text; labels: (B,) int, scores (B,) float."""
 
     inputs: Any
     labels: Tensor
@@ -25,9 +28,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """train is augmented and is indexed by (epoch, index); validation and test by index.
+    """Data sets are indexed by position; train of images, which is augmented, by (epoch, position).
 
-    mean, deviation: what images were normalised by, to draw them again.
+    class_names: empty for scores; mean, deviation: what images were normalised by, to draw them again, empty for text.
     """
 
     train: Dataset
@@ -36,6 +39,19 @@ class Splits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+
+
+class Sequences(Dataset, ABC):
+    """Items of different lengths, which loaders put together by length and pad.
+
+    lengths: (items,) int.
+    """
+
+    lengths: np.ndarray
+
+    @abstractmethod
+    def collate(self, items: Sequence[Batch]) -> Batch:
+        """One padded batch."""
 
 
 class Images(Dataset):
@@ -92,34 +108,74 @@ class EpochOrder(Sampler):
         return iter((self.epoch, int(index)) for index in order)
 
 
+class BatchesByLength(Sampler):
+    """Batches of indices of nearly equal lengths, in an order that depends on the seed and the epoch alone.
+
+    An epoch's order is cut into pools of POOL batches, each pool is sorted by length and cut into batches, and all
+    batches are shuffled. What does not fill the last batch is left out, other items in each epoch.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.sampler = EpochOrder(len(lengths), seed)  # where Lightning looks for set_epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.array([index for _, index in self.sampler])[: len(self) * self.batch_size]
+        batches = []
+        for start in range(0, len(order), POOL * self.batch_size):
+            pool = order[start : start + POOL * self.batch_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += pool.reshape(-1, self.batch_size).tolist()
+        shuffled = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 1)).permutation(len(batches))
+        return iter([batches[index] for index in shuffled])
+
+
 def train_loader(dataset: Dataset, batch_size: int, workers: int, seed: int) -> DataLoader:
-    """Shuffled batches; the last one is left out when it is not full, so that every step weighs the same."""
+    """Shuffled batches, of sequences by length, the same for the same seed and epoch.
+
+    What does not fill the last one is left out, so that every step weighs the same.
+    """
     length = len(dataset)  # type: ignore[arg-type]
-    return DataLoader(
-        dataset,
-        batch_size=min(batch_size, length),
-        sampler=EpochOrder(length, seed),
-        num_workers=workers,
-        drop_last=True,
-        persistent_workers=workers > 0,
-    )
+    batch_size = min(batch_size, length)
+    common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    if (sequences := _sequences(dataset)) is not None:
+        lengths, collate = sequences
+        batches = BatchesByLength(lengths, batch_size, seed)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **common)
+    return DataLoader(dataset, batch_size, sampler=EpochOrder(length, seed), drop_last=True, **common)
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
-    """All items once, in their order."""
+    """All items once: images in their order, sequences from the longest to the shortest."""
+    if (sequences := _sequences(dataset)) is not None:
+        lengths, collate = sequences
+        longest_first = np.argsort(-lengths, kind="stable").tolist()  # too little memory shows at once
+        return DataLoader(dataset, batch_size, sampler=longest_first, collate_fn=collate, num_workers=workers)
     return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
 
 
-def split_indices(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_indices(
+    labels: Sequence[int], share: float, seed: int, setting: str = "dataset.validation_share", items: str = "images"
+) -> tuple[list[int], list[int]]:
     """Indices of the larger and of the smaller part, stratified by label; `share` in (0, 1) is the smaller's.
 
-    Raises UserError when that leaves a class without an image in either part.
+    Raises UserError, naming the `setting` of the share, when that leaves a class without an item in either part.
     """
     try:
         larger, smaller = train_test_split(range(len(labels)), test_size=share, random_state=seed, stratify=labels)
     except ValueError as error:
         raise UserError(
-            f"dataset.validation_share={share} does not split {len(labels)} images of {len(set(labels))} classes:"
-            f" {error}"
+            f"{setting}={share} does not split {len(labels)} {items} of {len(set(labels))} classes: {error}"
         ) from error
     return sorted(larger), sorted(smaller)
+
+
+def _sequences(dataset: Dataset) -> tuple[np.ndarray, Callable[[Sequence[Batch]], Batch]] | None:
+    """Lengths and padding of sequences, or of a subset of some; None for images."""
+    if isinstance(dataset, Subset):
+        whole = _sequences(dataset.dataset)
+        return whole and (whole[0][list(dataset.indices)], whole[1])
+    return (dataset.lengths, dataset.collate) if isinstance(dataset, Sequences) else None

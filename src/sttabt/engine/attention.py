@@ -9,18 +9,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """Multi-head attention of (B, n, D) queries over (B, m, D) keys and values: (B, n, D).
 
-    bias: broadcastable to (B, H, n, m), added to the scores.
+    bias: broadcastable to (B, H, n, m), added to the scores, or bool, True where a key is seen. dropout: share of the
+    probabilities that are dropped at random.
     """
     attended = F.scaled_dot_product_attention(
-        split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=bias
+        split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=bias, dropout_p=dropout
     )
     return merge_heads(attended)
 
 
-def attend_weighted(query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor) -> Tensor:
+def attend_weighted(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor, dropout: float = 0.0
+) -> Tensor:
     """As `attend`, every key's probability multiplied by exp(log_weight), (B, m), and renormalised.
 
     The weight is an entry more in each key, met by a constant in each query: attention stays fused where gradients
@@ -31,7 +36,11 @@ def attend_weighted(query: Tensor, key: Tensor, value: Tensor, heads: int, log_w
     constant = query.new_full((1,), math.sqrt(width)).expand(*query.shape[:-1], 1)
     weight = log_weight.to(key.dtype)[:, None, :, None].expand(-1, heads, -1, 1)
     attended = F.scaled_dot_product_attention(
-        torch.cat([query, constant], -1), torch.cat([key, weight], -1), F.pad(value, (0, 1)), scale=1 / math.sqrt(width)
+        torch.cat([query, constant], -1),
+        torch.cat([key, weight], -1),
+        F.pad(value, (0, 1)),
+        dropout_p=dropout,
+        scale=1 / math.sqrt(width),
     )
     return merge_heads(attended[..., :width])
 

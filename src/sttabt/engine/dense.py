@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, split_heads
+from sttabt.engine.packed import attend_packed, unpack
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class DenseRun:
 
 
 def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
-    """The whole encoder; keeps every layer's input, queries and keys."""
+    """The whole encoder, padding included; keeps every layer's input, queries and keys."""
     real = backbone.real(inputs)
     bias = padding_bias(real) if backbone.may_pad else None
     x = backbone.embed(inputs)
@@ -32,31 +34,43 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         query, key, value = backbone.qkv(layer, x)
         queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
-        x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
+        x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias, backbone.attention_dropout))
     trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
     return DenseRun(backbone.head(x[:, : backbone.outputs]), tuple(hidden), trace)
 
 
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
-    """What every layer attends to, and nothing more: the last layer stops at its queries and keys."""
+    """What every layer attends to, and nothing more: the last layer stops at its queries and keys.
+
+    Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed).
+    """
     real = backbone.real(inputs)
-    bias = padding_bias(real) if backbone.may_pad else None
-    x = backbone.embed(inputs)
+    if not backbone.may_pad or bool(real.all()):
+        x, place, attend_layer = backbone.embed(inputs), _as_it_is, attend
+    else:
+        tokens = real.sum(-1).tolist()
+        x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
+        place, attend_layer = partial(unpack, present=real), partial(attend_packed, read=tokens, write=tokens)
     queries, keys = [], []
     for layer in range(backbone.layers):
         if layer == backbone.layers - 1:
             query, key = backbone.queries_keys(layer, x)
         else:
             query, key, value = backbone.qkv(layer, x)
-            x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias))
-        queries.append(split_heads(query, backbone.heads))
-        keys.append(split_heads(key, backbone.heads))
+            attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+            x = backbone.finish(layer, x, attended)
+        queries.append(split_heads(place(query), backbone.heads))
+        keys.append(split_heads(place(key), backbone.heads))
     return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
 
 
 def padding_bias(real: Tensor) -> Tensor | None:
     """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster)."""
     return None if bool(real.all()) else real[:, None, None, :]
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _scale(backbone: Backbone) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,16 +13,14 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
-
-MACS_A_CALL = 500_000  # what fits into the time that one more call of attention takes on a CPU
+from sttabt.engine.packed import attend_packed
 
 
 def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
     When all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice. Otherwise
-    the samples' rows are packed behind each other, (T, D): linear layers run once over all of them, attention a
-    sample at a time, or once on rows padded to the longest where that is faster.
+    the samples' rows are packed behind each other, (T, D), and attention alone may compute padding (engine.packed).
     Raises ValueError for a soft plan or one that is not nested.
     """
     if not plan.is_hard:
@@ -72,7 +69,8 @@ def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
         query, key, value = backbone.qkv(layer, x, written)
-        x = backbone.finish(layer, x[:, :kept], attend(query, key, value, backbone.heads))
+        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        x = backbone.finish(layer, x[:, :kept], attended)
     return backbone.head(x)
 
 
@@ -82,47 +80,9 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
         write = [sample[layer + 1] for sample in counts]
         written = None if read == write else partial(torch.index_select, dim=0, index=_prefixes(read, write, x.device))
         query, key, value = backbone.qkv(layer, x, written)
-        # Padding is computed too: it pays while that takes less time than the calls that it saves.
-        pays = _wasted_macs(read, write, x.shape[-1]) <= MACS_A_CALL * (len(counts) - 1)
-        attend_layer = _attend_padded if pays else _attend_segments
-        attended = attend_layer(query, key, value, backbone.heads, read, write)
+        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout)
         x = backbone.finish(layer, x if written is None else written(x), attended)
     return backbone.head(x.unflatten(0, (len(counts), -1)))
-
-
-def padding_macs(counts: list[list[int]], width: int) -> int:
-    """Multiply-adds that a batch spends on padding, all layers; counts[b][l]: tokens of sample b at boundary l."""
-    boundaries = list(zip(*counts, strict=True))
-    wasted = [_wasted_macs(list(read), list(write), width) for read, write in pairwise(boundaries)]
-    return sum(macs for macs in wasted if macs <= MACS_A_CALL * (len(counts) - 1))
-
-
-def _wasted_macs(read: list[int], write: list[int], width: int) -> int:
-    """What attention would spend on padding if it ran once on samples padded to the longest."""
-    padded = len(read) * max(read) * max(write)
-    return 2 * width * (padded - sum(r * w for r, w in zip(read, write, strict=True)))
-
-
-def _attend_segments(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int]
-) -> Tensor:
-    segments = zip(query.split(write), key.split(read), value.split(read), strict=True)
-    return torch.cat([attend(q[None], k[None], v[None], heads)[0] for q, k, v in segments])
-
-
-def _attend_padded(query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int]) -> Tensor:
-    reads, writes = _present(read, query.device), _present(write, query.device)
-    attended = attend(_pad(query, writes), _pad(key, reads), _pad(value, reads), heads, reads[:, None, None, :])
-    return attended[writes]
-
-
-def _present(counts: list[int], device: torch.device) -> Tensor:
-    """(B, n): which places hold a row when samples are padded to the longest."""
-    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-
-
-def _pad(rows: Tensor, present: Tensor) -> Tensor:
-    return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter_(present[..., None], rows)
 
 
 def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:

@@ -21,10 +21,12 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
     adds when it renormalises, where dropping tokens has none.
     """
     x = backbone.embed(inputs)
+    real = backbone.real(inputs).to(x.dtype)  # the term is for tokens that are dropped: padding weighs nothing
     for layer in range(backbone.layers):
         read, write = (mask.to(x.dtype)[..., None] for mask in (plan.reads(layer), plan.writes(layer)))
         query, key, value = backbone.qkv(layer, x)
-        log_weight = read[..., 0].add(epsilon).log()
-        attended = attend_weighted(query * write, key * read, value * read, backbone.heads, log_weight)
+        log_weight = (read[..., 0] + epsilon * real).clamp_min(TINY).log()
+        gated = query * write, key * read, value * read
+        attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout)
         x = backbone.finish(layer, x, attended, gate=write)
     return backbone.head(x[:, : backbone.outputs])

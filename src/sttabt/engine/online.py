@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan, output_tokens
@@ -34,7 +35,7 @@ def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         probabilities = _probabilities(query, key, alive, backbone.heads)
-        attended = merge_heads(probabilities @ split_heads(value, backbone.heads))
+        attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
         if layer == backbone.layers - 1:
             alive = output_tokens(alive, backbone.outputs)
         else:
@@ -54,7 +55,8 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
         if layer == backbone.layers - 1:
             query, key, value = backbone.qkv(layer, x, lambda rows: rows[:, : backbone.outputs])
             bias = None if bool(alive.all()) else alive[:, None, None, :]
-            x = backbone.finish(layer, x[:, : backbone.outputs], attend(query, key, value, backbone.heads, bias))
+            attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout)
+            x = backbone.finish(layer, x[:, : backbone.outputs], attended)
             boundaries.append(output_tokens(real, backbone.outputs))
             break
         query, key, value = backbone.qkv(layer, x)
@@ -63,10 +65,15 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
         boundaries.append(torch.zeros_like(real).scatter_(1, token, keep))
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(keep.sum(1).max())]
         rows = place[:, None, :, None].expand(-1, backbone.heads, -1, probabilities.shape[-1])
-        attended = merge_heads(probabilities.gather(2, rows) @ split_heads(value, backbone.heads))
+        kept = _dropout(probabilities.gather(2, rows), backbone)
+        attended = merge_heads(kept @ split_heads(value, backbone.heads))
         x = backbone.finish(layer, x.gather(1, place[..., None].expand(-1, -1, x.shape[-1])), attended)
         alive, token = keep.gather(1, place), token.gather(1, place)
     return OnlineRun(backbone.head(x), TokenPlan(torch.stack(boundaries, 1)))
+
+
+def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:
+    return F.dropout(probabilities, backbone.attention_dropout) if backbone.attention_dropout else probabilities
 
 
 def _probabilities(query: Tensor, key: Tensor, alive: Tensor, heads: int) -> Tensor:

@@ -103,7 +103,11 @@ class EpochLines(Callback):
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         if epoch == epochs or epoch % -(-epochs // 10) == 0:
             metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-            shown = [f"{name}={value:.4g}" for name, value in metrics.items() if name.endswith(("/loss", "accuracy"))]
+            shown = [
+                f"{name}={value:.4g}"
+                for name, value in metrics.items()
+                if name.endswith("/loss") or "/validation_" in name
+            ]
             log.info("epoch %d/%d %s", epoch, epochs, " ".join(shown))
 
 

@@ -1,38 +1,36 @@
-"""The three training stages: base classifier, approximate attention network, pruning with concrete masks."""
+"""The training stages: base model, approximate network (general, or of a task), pruning."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
 from sttabt.core.distill import prediction_divergence
 from sttabt.data.base import Batch
 from sttabt.engine.dense import run_dense
-from sttabt.engine.dropped import run_dropped
-from sttabt.engine.masked import run_masked
 from sttabt.lit.stage import TrainingStage
-from sttabt.methods.concrete import Concrete
 from sttabt.pruned import PrunedModel
-from sttabt.settings import ApproxSettings, ConcreteSettings, TrainingSettings
+from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings
+from sttabt.task import Task
 
 
-class BaseClassifier(TrainingStage):
-    """Trains the dense base model."""
+class BaseTraining(TrainingStage):
+    """Trains the dense base model, from its start or from given weights."""
 
     stage = "base"
 
-    def __init__(self, base: Backbone, training: TrainingSettings) -> None:
-        super().__init__(base, training, base.architecture.classes)
+    def __init__(self, base: Backbone, training: TrainingSettings, task: Task) -> None:
+        super().__init__(base, training, task)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.trained(batch.inputs)
-        return {"task": F.cross_entropy(logits, batch.labels, label_smoothing=self.training_settings.label_smoothing)}
+        return {"task": self.task.loss(logits, batch.labels, self.training_settings.label_smoothing)}
 
     def predict(self, inputs: Any) -> Tensor:
         return self.trained(inputs)
@@ -43,8 +41,8 @@ class Approximation(TrainingStage):
 
     stage = "approx"
 
-    def __init__(self, network: ApproximateNetwork, base: Backbone, settings: ApproxSettings) -> None:
-        super().__init__(network, settings.training, base.architecture.classes)
+    def __init__(self, network: ApproximateNetwork, base: Backbone, settings: ApproxSettings, task: Task) -> None:
+        super().__init__(network, settings.training, task)
         self.base, self.settings = Frozen(base), settings
         self.weights = ApproximationWeights(
             settings.attention_weight, settings.hidden_weight, settings.embedding_weight, settings.prediction_weight
@@ -65,29 +63,50 @@ class Approximation(TrainingStage):
         return self.trained.backbone(inputs)
 
 
+class GeneralApproximation(Approximation):
+    """Distils from a pretrained encoder on unlabelled data: without the prediction, which that has not learned yet."""
+
+    stage = "general"
+
+    def __init__(self, network: ApproximateNetwork, encoder: Backbone, settings: ApproxSettings, task: Task) -> None:
+        unpredicted = replace(settings, prediction_weight=0.0, training=settings.corpus_training)
+        super().__init__(network, encoder, unpredicted, task)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not network.is_head(name))
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: term for name, term in super().terms(batch).items() if name != "prediction"}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """There are no labels: what is watched is the distance of the attention."""
+        self.log(f"{self.stage}/validation_attention", self.terms(batch)["attention"], batch_size=len(batch.labels))
+
+
 class Pruning(TrainingStage):
-    """Trains concrete masks, base weights and approximate network end to end (METHOD section 3)."""
+    """Trains a method's own weights, the base weights and the approximate network end to end (METHOD sections 3, 4).
+
+    On the soft run first; from the share `hard_from` of the epochs on on the hard run, where the base model learns to
+    do with the tokens that are left.
+    """
 
     stage = "prune"
 
-    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: ConcreteSettings) -> None:
-        super().__init__(pruned, settings.training, pruned.base.architecture.classes)
-        self.teacher, self.settings = Frozen(teacher), settings
+    def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
+        super().__init__(pruned, settings.training, task)
+        self.settings = settings
+        self.teacher = Frozen(teacher) if settings.distillation > 0 else None
         for parameter in pruned.base.embeddings():
             parameter.requires_grad_(False)
 
-    @property
-    def method(self) -> Concrete:
-        return self.trained.method
-
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
-            logits, held = self._hard(batch)
+            logits, own = self.trained(batch.inputs).logits, {}
         else:
-            logits, held = self._soft(batch)
+            run = self.trained.soft(batch.inputs)
+            logits, own = run.logits, run.terms
         smoothing = self.settings.training.label_smoothing
-        terms = {"task": F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)} | held
-        if self.settings.distillation > 0:
+        terms = {"task": self.task.loss(logits, batch.labels, smoothing)} | own
+        if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher.module(batch.inputs)
             terms["distillation"] = self.settings.distillation * prediction_divergence(logits, teacher)
@@ -97,20 +116,11 @@ class Pruning(TrainingStage):
         return self.trained(inputs).logits
 
     def own_rates(self) -> list[dict[str, Any]]:
-        rate = self.settings.p_logit_rate * self.settings.training.learning_rate
-        return [{"params": [self.method.p_logit], "lr": rate, "weight_decay": 0.0}]
-
-    def _soft(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        trace = self.trained.trace(batch.inputs)
-        plan = self.method.soft_plan(trace)
-        held = self.method.loss(plan, trace.real)
-        return run_masked(self.trained.base, batch.inputs, plan), {"p_logit": held.p_logit, "keep": held.keep}
-
-    def _hard(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hard masks carry no gradient: the plan stays as it is and the weights learn on what is left."""
-        with torch.no_grad():
-            plan = self.trained.plan(batch.inputs)
-        return run_dropped(self.trained.base, batch.inputs, plan), {}
+        rate = self.settings.training.learning_rate
+        return [
+            {"params": [parameter], "lr": relative * rate, "weight_decay": 0.0}
+            for parameter, relative in self.trained.method.rates()
+        ]
 
 
 class Frozen(nn.Module):

@@ -1,4 +1,4 @@
-"""What all training stages share: AdamW, warm-up and cosine, validation accuracy, a stop when the loss diverges."""
+"""What all training stages share: AdamW, warm-up and cosine, the validation metric, a stop when the loss diverges."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from sttabt.data.base import Batch
 from sttabt.errors import UserError
 from sttabt.settings import TrainingSettings
+from sttabt.task import Task
 
-SETTINGS = {"base": "model", "approx": "approx", "prune": "sparsity"}  # where a stage's training is set
+SETTINGS = {  # where a stage's training is set
+    "base": "model.training",
+    "general": "approx.corpus_training",
+    "approx": "approx.training",
+    "prune": "sparsity.training",
+}
 
 
 class TrainingStage(L.LightningModule, ABC):
@@ -27,11 +32,12 @@ class TrainingStage(L.LightningModule, ABC):
     stage: str
     seed: int = 0
 
-    def __init__(self, trained: nn.Module, training: TrainingSettings, classes: int) -> None:
+    def __init__(self, trained: nn.Module, training: TrainingSettings, task: Task) -> None:
         super().__init__()
         self.trained: Any = trained
         self.training_settings = training
-        self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.task = task
+        self.metric = task.new_metric(task.metric)
 
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -39,7 +45,7 @@ class TrainingStage(L.LightningModule, ABC):
 
     @abstractmethod
     def predict(self, inputs: Any) -> Tensor:
-        """Logits (B, classes) for validation."""
+        """Logits (B, classes) for validation; one column for a score."""
 
     def own_rates(self) -> list[dict[str, Any]]:
         """Optimiser groups beside the usual two, as torch takes them; their parameters are left out of those."""
@@ -66,8 +72,8 @@ class TrainingStage(L.LightningModule, ABC):
                 raise self._diverged(f"the last step ({name} is not finite)")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.accuracy(self.predict(batch.inputs), batch.labels)
-        self.log(f"{self.stage}/validation_accuracy", self.accuracy, prog_bar=True, on_epoch=True)
+        self.metric.update(self.task.read(self.predict(batch.inputs)), batch.labels)
+        self.log(f"{self.stage}/validation_{self.task.metric}", self.metric, prog_bar=True, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings
@@ -89,8 +95,8 @@ class TrainingStage(L.LightningModule, ABC):
     def _diverged(self, where: str) -> UserError:
         return UserError(
             f"training diverged in stage {self.stage}, {where}:"
-            f" lower {SETTINGS[self.stage]}.training.learning_rate={self.training_settings.learning_rate:g}"
-            f" or set {SETTINGS[self.stage]}.training.clip"
+            f" lower {SETTINGS[self.stage]}.learning_rate={self.training_settings.learning_rate:g}"
+            f" or set {SETTINGS[self.stage]}.clip"
         )
 
 

@@ -1,4 +1,7 @@
-"""What a pruning method is: a card, and a plan made beforehand, a rule that decides on the way, or merging."""
+"""What a pruning method is: a card, and a plan made beforehand, a rule that decides on the way, or merging.
+
+One that has weights of its own is a TrainedMethod besides.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.online import Rule
@@ -47,7 +51,7 @@ class PlannedMethod(Method):
     def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
         """Multiply-adds of planning one sample, apart from the trace.
 
-        scored: the plan's; width, heads: of the traced network.
+        scored: the plan's; tokens: of the longest sample; width, heads: of the traced network.
         """
         return 0.0
 
@@ -75,3 +79,26 @@ class MergingMethod(Method):
     @abstractmethod
     def decision_macs(self, tokens: float, head_width: int) -> float:
         """Multiply-adds of comparing `tokens` tokens of a sample."""
+
+
+@dataclass(frozen=True)
+class SoftRun:
+    """logits (B, classes), and scalar losses by name that join the task's; differentiable in the method's weights."""
+
+    logits: Tensor
+    terms: dict[str, Tensor]
+
+
+class TrainedMethod(Method):
+    """Has parameters that train with the base weights: on its soft run, and from `hard_from` on on the hard run.
+
+    The hard run carries no gradient to them, so that they then stay as they are. The settings are TrainedSettings.
+    """
+
+    @abstractmethod
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        """The differentiable run of a batch; trace: the attention asked for, None if none was."""
+
+    @abstractmethod
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        """Parameters that have a learning rate of their own and no weight decay: with the rate relative to the rest."""

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttabt.core.concrete import ConcreteLoss, concrete_loss, concrete_plan
+from sttabt.backbones.base import Backbone
+from sttabt.core.concrete import concrete_loss, concrete_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import Card, PlannedMethod
+from sttabt.engine.masked import run_masked
+from sttabt.methods.base import Card, PlannedMethod, SoftRun, TrainedMethod
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
 
-class Concrete(PlannedMethod):
+class Concrete(PlannedMethod, TrainedMethod):
     card = Card(title="concrete", source="STTABT section 3.3", trained=True)
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
@@ -33,13 +35,18 @@ class Concrete(PlannedMethod):
 
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         assert trace is not None, "concrete masks need an attention trace"
-        with torch.no_grad():
-            return self.soft_plan(trace, NEGLIGIBLE).harden()
+        return self.soft_plan(trace, NEGLIGIBLE).harden()
 
-    def loss(self, plan: TokenPlan, real: Tensor) -> ConcreteLoss:
-        """The terms that hold the logits and the keep ratio near their target."""
-        settings = self.settings
-        return concrete_loss(self.p_logit, plan.alive, real, settings.p_logit, settings.lambda_p, settings.lambda_mask)
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        assert trace is not None, "concrete masks need an attention trace"
+        plan, settings = self.soft_plan(trace), self.settings
+        held = concrete_loss(
+            self.p_logit, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
+        )
+        return SoftRun(run_masked(base, inputs, plan), {"p_logit": held.p_logit, "keep": held.keep})
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        return [(self.p_logit, self.settings.p_logit_rate)]
 
     def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
         covariance = width // heads * width  # a key's part in the covariance of a head, and a query's product with it

@@ -1,4 +1,4 @@
-"""The gallery: a few test images and the layer at which each of their tokens was dropped."""
+"""The gallery: a few test images or texts and the layer at which each of their tokens was dropped."""
 
 from __future__ import annotations
 
@@ -20,51 +20,43 @@ SHOWN = ("concrete", "back-tracking (approximate attention)")  # the labels that
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What a sample is and what the model says, for readers; right is None for a score."""
+
+    label: str
+    prediction: str
+    right: bool | None
+
+
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """n test images of a vision transformer with N tokens and L layers.
+    """n test samples of a transformer with N tokens and L layers.
 
     Raises:
         ValueError: the shapes disagree, or the sets of tokens alive are not nested.
     """
 
-    images: np.ndarray  # uint8 (n, height, width, 1 or 3)
-    depth: np.ndarray  # int (n, N): the number of layers that read each token, 0..L
     alive: np.ndarray  # bool (n, L+1, N): which tokens exist at each layer boundary
-    prefix: np.ndarray  # int (): how many leading tokens are not patches
     layers: np.ndarray  # int (): L
-    grid: np.ndarray  # int (2,): patch rows and columns
-    labels: np.ndarray  # int (n,)
-    predictions: np.ndarray  # int (n,)
-    class_names: np.ndarray  # str (classes,)
+    labels: np.ndarray  # int (n,), float for scores
+    predictions: np.ndarray  # the same
+    class_names: np.ndarray  # str (classes,), empty for scores
 
     def __post_init__(self) -> None:
-        n, boundaries, tokens = self.alive.shape
-        patches = int(self.grid[0]) * int(self.grid[1])
-        expected = {
-            "images": (n, *self.images.shape[1:3], self.images.shape[-1]),
-            "depth": (n, tokens),
-            "labels": (n,),
-            "predictions": (n,),
-        }
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {shape}")
-        if boundaries != int(self.layers) + 1 or tokens != int(self.prefix) + patches:
-            raise ValueError(f"alive has shape {self.alive.shape}, not {(n, self.layers + 1, self.prefix + patches)}")
+        samples, _, tokens = self.alive.shape
+        self._check("alive", (samples, int(self.layers) + 1, tokens))
+        self._check("labels", (samples,))
+        self._check("predictions", (samples,))
         if (self.alive[:, 1:] & ~self.alive[:, :-1]).any():
             raise ValueError("alive brings a dropped token back: the sets must be nested")
 
-    @property
-    def patches_alive(self) -> np.ndarray:
-        """bool (n, L+1, rows, columns): which patches exist at each layer boundary."""
-        rows, columns = (int(side) for side in self.grid)
-        return self.alive[:, :, int(self.prefix) :].reshape(*self.alive.shape[:2], rows, columns)
-
-    def name(self, label: int) -> str:
-        """A short name of a class: the first of its synonyms."""
-        names = self.class_names
-        return str(names[label]).split(",")[0] if label < len(names) else str(label)
+    def caption(self, index: int) -> Caption:
+        """Of a sample; class names by the first of their synonyms."""
+        label, prediction = self.labels[index], self.predictions[index]
+        if self.labels.dtype.kind == "f":
+            return Caption(f"{label:.2f}", f"{prediction:.2f}", None)
+        return Caption(self._name(int(label)), self._name(int(prediction)), bool(label == prediction))
 
     def write(self, path: str | Path) -> None:
         """Writes the gallery; a killed process leaves no half-written file."""
@@ -72,14 +64,62 @@ class Gallery:
         np.savez_compressed(buffer, **asdict(self))
         write_atomically(Path(path), buffer.getvalue())
 
-    @classmethod
-    def read(cls, path: str | Path) -> Gallery:
-        """Reads a gallery. Raises ValueError for a truncated or foreign file."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{name: file[name] for name in cls.__dataclass_fields__})
-        except (KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"it is no gallery: {error}") from error
+    def _name(self, label: int) -> str:
+        names = self.class_names
+        return str(names[label]).split(",")[0] if label < len(names) else str(label)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if getattr(self, name).shape != shape:
+            raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class TextGallery(Gallery):
+    """Texts, padded to the longest."""
+
+    words: np.ndarray  # str (n, N): the tokens as text, "" on padding
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("words", (len(self.alive), self.alive.shape[-1]))
+
+    def length(self, index: int) -> int:
+        """How many tokens of a text are no padding."""
+        return int((self.words[index] != "").sum())
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGallery(Gallery):
+    """Images of a vision transformer."""
+
+    images: np.ndarray  # uint8 (n, height, width, 1 or 3)
+    depth: np.ndarray  # int (n, N): the number of layers that read each token, 0..L
+    prefix: np.ndarray  # int (): how many leading tokens are not patches
+    grid: np.ndarray  # int (2,): patch rows and columns
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        samples, boundaries, tokens = self.alive.shape
+        patches = int(self.grid[0]) * int(self.grid[1])
+        self._check("alive", (samples, boundaries, int(self.prefix) + patches))
+        self._check("images", (samples, *self.images.shape[1:3], self.images.shape[-1]))
+        self._check("depth", (samples, tokens))
+
+    @property
+    def patches_alive(self) -> np.ndarray:
+        """bool (n, L+1, rows, columns): which patches exist at each layer boundary."""
+        rows, columns = (int(side) for side in self.grid)
+        return self.alive[:, :, int(self.prefix) :].reshape(*self.alive.shape[:2], rows, columns)
+
+
+def read_gallery(path: str | Path) -> Gallery:
+    """Reads a gallery. Raises ValueError for a truncated or foreign file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kind = TextGallery if "words" in file else ImageGallery
+            return kind(**{name: file[name] for name in kind.__dataclass_fields__})
+    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"it is no gallery: {error}") from error
 
 
 def read_galleries(rows: Sequence[Row]) -> list[tuple[Row, Gallery]]:
@@ -90,7 +130,7 @@ def read_galleries(rows: Sequence[Row]) -> list[tuple[Row, Gallery]]:
         if path is None or not path.exists():
             continue
         try:
-            found.append((row, Gallery.read(path)))
+            found.append((row, read_gallery(path)))
         except ValueError as error:
             log.warning("skipped %s: %s", path, error)
     return found

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from sttabt.report.gallery import Gallery
+from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.points import Point
+from sttabt.report.rows import METRICS
 from sttabt.report.table import approx_table, heading, notes, table_columns
 from sttabt.report.tokens import STRENGTH, faded_colour
 
@@ -32,6 +34,7 @@ def write_page(
         template.render(
             title=title,
             heading=heading(rows),
+            metric=METRICS[rows[0].metric],
             facts=_facts(points),
             columns=columns,
             points=points,
@@ -62,27 +65,23 @@ def _layers(point: Point) -> list[float]:
 
 
 def _galleries(galleries: Sequence[tuple[str, Gallery]], start: str) -> dict[str, Any]:
-    """Images once each, and for each gallery the number of boundaries at which every patch is alive."""
+    """Images once each, and for each gallery the number of boundaries at which every patch or word is alive."""
     images: dict[str, str] = {}
     sets = []
     for name, gallery in galleries:
-        keys = [_keep(image, images) for image in gallery.images]
-        captions = [
-            {"label": gallery.name(int(label)), "prediction": gallery.name(int(read)), "right": bool(label == read)}
-            for label, read in zip(gallery.labels, gallery.predictions, strict=True)
-        ]
-        lives = gallery.patches_alive.sum(axis=1).reshape(len(gallery.images), -1)
-        sets.append(
-            {
-                "name": name,
-                "layers": int(gallery.layers),
-                "grid": [int(side) for side in gallery.grid],
-                "images": keys,
-                "faded": [[*faded_colour(image), STRENGTH] for image in gallery.images],
-                "captions": captions,
-                "lives": lives.tolist(),
-            }
-        )
+        captions = [asdict(gallery.caption(index)) for index in range(len(gallery.labels))]
+        shown: dict[str, Any] = {"name": name, "layers": int(gallery.layers), "captions": captions}
+        if isinstance(gallery, TextGallery):
+            lengths = [gallery.length(index) for index in range(len(captions))]
+            lives = gallery.alive.sum(axis=1)
+            shown["words"] = [own[:length].tolist() for own, length in zip(gallery.words, lengths, strict=True)]
+            shown["lives"] = [own[:length].tolist() for own, length in zip(lives, lengths, strict=True)]
+        elif isinstance(gallery, ImageGallery):
+            shown["grid"] = [int(side) for side in gallery.grid]
+            shown["images"] = [_keep(image, images) for image in gallery.images]
+            shown["faded"] = [[*faded_colour(image), STRENGTH] for image in gallery.images]
+            shown["lives"] = gallery.patches_alive.sum(axis=1).reshape(len(captions), -1).tolist()
+        sets.append(shown)
     first = next((index for index, each in enumerate(sets) if each["name"] == start), 0)
     return {"images": images, "sets": sets, "first": first}
 

@@ -1,4 +1,4 @@
-"""The figure of a sweep: accuracy against tokens kept, multiply-adds and measured time."""
+"""The figure of a sweep: its metric against tokens kept, multiply-adds and measured time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sttabt.report.figures import COLOURS, OTHER_COLOURS, figure_style, save
 from sttabt.report.points import Point, Value
+from sttabt.report.rows import METRICS
 from sttabt.report.table import heading
 
 PANELS = (
@@ -35,7 +36,8 @@ def draw_pareto(points: Sequence[Point], folder: Path) -> Path:
         for panel, (name, title) in zip(axes, PANELS, strict=True):
             _draw_panel(panel, curves, name)
             panel.set_xlabel(title)
-        axes[0].set_ylabel(f"{points[0].rows[0].metric} (%)")
+        metric = METRICS[points[0].rows[0].metric]
+        axes[0].set_ylabel(f"{metric.title} ({metric.unit})")
         figure.suptitle(heading([row for point in points for row in point.rows]), fontsize=10)
         bars, labels = axes[0].get_legend_handles_labels()
         handles = [line for line, *_ in bars]  # without the error bars

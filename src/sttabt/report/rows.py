@@ -14,9 +14,27 @@ from sttabt.errors import UserError
 from sttabt.report.files import write_atomically
 
 ROW_FILE = "row.json"
-SCHEMA = 1
+SCHEMA = 2
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader calls a metric, the unit of 100 times its value, and the lowest value; the highest is 1."""
+
+    title: str
+    unit: str
+    lowest: float
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", "%", 0.0),
+    "f1": Metric("F1", "%", 0.0),
+    "matthews": Metric("Matthews correlation", "x 100", -1.0),
+    "pearson": Metric("Pearson correlation", "x 100", -1.0),
+    "spearman": Metric("Spearman correlation", "x 100", -1.0),
+}
 
 # What a reader calls each method, in the order in which tables and figures show them.
 LABELS = {
@@ -37,7 +55,8 @@ class Row:
     """One measured model: where it comes from, what it is, how good it is and what it costs.
 
     Raises:
-        ValueError: a field has the wrong type, a share is outside [0, 1], or `time` or `approx` lacks a key.
+        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, or `time`
+            or `approx` lacks a key.
     """
 
     schema: int = SCHEMA
@@ -52,7 +71,7 @@ class Row:
     threads: int
     dataset: str
     split: str
-    samples: int  # images scored
+    samples: int  # images or texts scored
     model: str
     method: str
     attention: str | None  # approximate | actual, for back-tracking
@@ -62,17 +81,20 @@ class Row:
     merged: int | None  # pairs of tokens that a layer merges
     propagation: float | None
     parameters: int
-    metric: str  # accuracy
-    score: float  # of the dropped engine, in [0, 1]
+    metric: str  # of METRICS: what the four scores are
+    score: float  # of the dropped engine, in [0, 1], correlations in [-1, 1]
     score_soft: float | None
     score_masked: float | None
     score_ema: float | None
+    other_scores: dict[str, float]  # of the dropped engine, by other metrics of METRICS
     loss: float
     occupancy: float  # mean over the L+1 boundaries of the share of real tokens alive
     occupancy_by_boundary: list[float]  # L+1 shares
-    macs: dict[str, float]  # part -> multiply-adds an image
-    macs_dense: float  # multiply-adds an image of the dense model
+    occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
+    macs: dict[str, float]  # part -> multiply-adds a sample
+    macs_dense: float  # multiply-adds a sample of the dense model, without padding
     time: dict[str, float] | None  # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles
+    time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
     folder: Path | None = field(default=None, compare=False)  # where the row was read; not part of the file
@@ -83,10 +105,16 @@ class Row:
         for name, hint in get_type_hints(Row).items():
             if not _fits(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which is not {getattr(hint, '__name__', hint)}")
-        for name in ("score", "score_soft", "score_masked", "score_ema", "occupancy"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}, which is not in [0, 1]")
+        for metric in (self.metric, *self.other_scores):
+            if metric not in METRICS:
+                raise ValueError(f"metric is {metric!r}, which is none of {', '.join(METRICS)}")
+        lowest = METRICS[self.metric].lowest
+        shares = [(name, getattr(self, name), 0.0) for name in ("occupancy", "occupancy_padded")]
+        scores = [(name, getattr(self, name), lowest) for name in ("score", "score_soft", "score_masked", "score_ema")]
+        others = [(f"other_scores.{name}", value, METRICS[name].lowest) for name, value in self.other_scores.items()]
+        for name, value, low in (*scores, *others, *shares):
+            if value is not None and not low <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
         if not self.macs_dense > 0:
             raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
         for name, keys in (("time", TIME_KEYS), ("approx", APPROX_KEYS)):
@@ -101,7 +129,7 @@ class Row:
 
     @property
     def macs_total(self) -> float:
-        """Multiply-adds an image, all parts."""
+        """Multiply-adds a sample, all parts."""
         return sum(self.macs.values())
 
     @property
@@ -130,6 +158,8 @@ class Row:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
+        if values.get("schema") == 1:
+            values = _from_schema_1(values)
         names = {each.name for each in fields(cls)} - {"folder"}
         for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if found:
@@ -166,6 +196,12 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
     if broken:
         log.warning("skipped %d of %d row files", len(broken), len(broken) + len(rows))
     return list(rows.values())
+
+
+def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew images alone, which have no padding, and one score a way of running."""
+    baseline = "batch" if values.get("time") else None
+    return {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline} | values | {"schema": SCHEMA}
 
 
 def _fits(value: object, hint: Any) -> bool:

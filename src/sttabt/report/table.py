@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from sttabt.report.points import ONE_FIGURE, SWEPT, Point, Value, to_points
-from sttabt.report.rows import APPROX_KEYS, Row
+from sttabt.report.rows import APPROX_KEYS, METRICS, Row
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ def format_points(points: Sequence[Point]) -> str:
 def table_columns(points: Sequence[Point]) -> list[Column]:
     """The columns of the table for people; those that no point has a value for are left out."""
     scale, unit = (1e9, "GMACs") if max(p.rows[0].macs_dense for p in points) >= 1e9 else (1e6, "MMACs")
+    metric = METRICS[points[0].rows[0].metric]
     columns = [
         Column("method", lambda p: p.series, lambda p: p.series, number=False),
         Column("setting", lambda p: p.setting or "-", lambda p: _swept(p), number=False),
         Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
-        _column("accuracy %", "score", 100, 2),
-        _column("soft masks %", "score_soft", 100, 2),
-        _column("averaged weights %", "score_ema", 100, 2),
+        _column(f"{metric.title} {metric.unit}", "score", 100, 2),
+        _column(f"soft masks {metric.unit}", "score_soft", 100, 2),
+        _column(f"averaged weights {metric.unit}", "score_ema", 100, 2),
         _column("occupancy", "occupancy", 1, 3),
+        _column("padded keep ratio", "occupancy_padded", 1, 3),
         _column(unit, "macs_total", 1 / scale, 3),
         _column("share of dense MACs", "macs_share", 1, 3),
         Column("share of dense time (quartiles)", _time, lambda p: _mean(p.value("time_ratio"))),
@@ -67,10 +69,10 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
 
 
 def heading(rows: Sequence[Row]) -> str:
-    """What the rows of one table have in common, e.g. `small on digits: accuracy on test, 360 images`."""
+    """What the rows of one table have in common, e.g. `small on digits: accuracy on test, 360 samples`."""
     first = rows[0]
     samples = ", ".join(f"{count:,}" for count in sorted({row.samples for row in rows}))
-    return f"{first.model} on {first.dataset}: {first.metric} on {first.split}, {samples} images"
+    return f"{first.model} on {first.dataset}: {METRICS[first.metric].title} on {first.split}, {samples} samples"
 
 
 def notes(points: Sequence[Point]) -> list[str]:
@@ -78,6 +80,14 @@ def notes(points: Sequence[Point]) -> list[str]:
     found = ["Occupancy is the share of real tokens alive, averaged over all layer boundaries."]
     if any(len(point.rows) > 1 for point in points):
         found.append("± is the sample standard deviation over seeds.")
+    rows = [row for point in points for row in point.rows]
+    if any(row.occupancy_padded is not None for row in rows):
+        found.append(
+            "The padded keep ratio is the paper's: over positions padded to the longest of 1,024 texts, so that most"
+            " of it is padding; it is here for overlays alone."
+        )
+    if any(row.time_baseline == "unpadded" for row in rows):
+        found.append("Dense texts ran faster without padding than as a padded batch: that is the dense time.")
     if any(point.value("time_ratio") for point in points):
         found.append("Time is the median over interleaved rounds of this model's time divided by the dense model's.")
     else:

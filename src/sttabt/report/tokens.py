@@ -1,4 +1,4 @@
-"""The figure of the tokens: which patches of some test images each layer still reads."""
+"""The figure of the tokens: which patches of some images, or words of some texts, each layer still reads."""
 
 from __future__ import annotations
 
@@ -11,25 +11,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from sttabt.report.figures import WRONG, figure_style, save
-from sttabt.report.gallery import Gallery
+from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 
 MOST_LAYERS = 8  # columns; more layers than that are thinned out evenly
-MOST_IMAGES = 4  # rows of a block
+MOST_IMAGES = 4  # images or texts of a block
+MOST_WORDS = 40  # of a text; the rest is left out
+CELL = 0.2  # inches a word is wide
+LINE = 0.11  # inches a layer of a text is high
 TILE = 0.9  # inches
 LETTER = 0.075  # inches a letter of the labels
+LONGEST_WORD = 12  # letters
 STRENGTH = 0.88  # how far dropped patches fade
 
 
 def draw_tokens(blocks: Sequence[tuple[str, Gallery]], folder: Path) -> Path:
     """Writes tokens.png and tokens.pdf, one block of images a title; returns the path of the first."""
-    columns = max(1 + len(_layers(gallery)) for _, gallery in blocks)
-    heights = [min(len(gallery.images), MOST_IMAGES) * TILE + 0.92 for _, gallery in blocks]
-    widest = max(len(line) for _, g in blocks for index in range(len(g.images)) for line in _lines(g, index))
+    sizes = [_size(gallery) for _, gallery in blocks]
+    heights = [height for _, height in sizes]
+    widest = max(len(line) for _, g in blocks for index in range(len(g.labels)) for line in _lines(g, index))
     with figure_style():
-        figure = Figure(figsize=(columns * TILE + widest * LETTER, sum(heights)), layout="constrained")
+        width = max(width for width, _ in sizes) + widest * LETTER
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, (title, gallery) in zip(parts, blocks, strict=True):
-            _draw_block(part, title, gallery)
+            if isinstance(gallery, TextGallery):
+                _draw_texts(part, title, gallery)
+            elif isinstance(gallery, ImageGallery):
+                _draw_images(part, title, gallery)
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.set(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)  # type: ignore[call-arg]
@@ -59,7 +67,32 @@ def _layers(gallery: Gallery) -> list[int]:
     return sorted({round(place) for place in np.linspace(1, layers, min(layers, MOST_LAYERS))})
 
 
-def _draw_block(part: SubFigure, title: str, gallery: Gallery) -> None:
+def _size(gallery: Gallery) -> tuple[float, float]:
+    """Width, without the labels, and height of a block in inches."""
+    shown = min(len(gallery.labels), MOST_IMAGES)
+    if isinstance(gallery, TextGallery):
+        return max(6.0, MOST_WORDS * CELL), shown * (int(gallery.layers) * LINE + LONGEST_WORD * LETTER) + 0.6
+    return (1 + len(_layers(gallery))) * TILE, shown * TILE + 0.92
+
+
+def _draw_texts(part: SubFigure, title: str, gallery: TextGallery) -> None:
+    """A map a text: a column a word, a row a layer, dark where the layer reads the word."""
+    shown, layers = min(len(gallery.labels), MOST_IMAGES), int(gallery.layers)
+    axes = part.subplots(shown, 1, squeeze=False)[:, 0]
+    part.suptitle(f"{title}: words that each layer reads, first layer on top", fontsize=10)
+    for index, axis in enumerate(axes):
+        length = min(gallery.length(index), MOST_WORDS)
+        axis.imshow(gallery.alive[index, :-1, :length], cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+        words = [shorten(str(word), LONGEST_WORD, placeholder="…") or "…" for word in gallery.words[index, :length]]
+        axis.set_xticks(range(length), words, rotation=90, fontsize=6)
+        axis.set_yticks([0, layers - 1], ["1", str(layers)], fontsize=6)
+        axis.set_xlim(-0.5, MOST_WORDS - 0.5)
+        axis.tick_params(length=0)
+        axis.grid(False)
+        _name(axis, gallery, index)
+
+
+def _draw_images(part: SubFigure, title: str, gallery: ImageGallery) -> None:
     images = gallery.images[:MOST_IMAGES]
     alive = gallery.patches_alive[:MOST_IMAGES]
     layers = _layers(gallery)
@@ -76,16 +109,16 @@ def _draw_block(part: SubFigure, title: str, gallery: Gallery) -> None:
 
 
 def _name(axis: Axes, gallery: Gallery, index: int) -> None:
-    colour = "black" if gallery.labels[index] == gallery.predictions[index] else WRONG
+    colour = WRONG if gallery.caption(index).right is False else "black"
     axis.set_ylabel("\n".join(_lines(gallery, index)), rotation=0, ha="right", va="center", fontsize=8, color=colour)
 
 
 def _lines(gallery: Gallery, index: int) -> list[str]:
-    label, prediction = int(gallery.labels[index]), int(gallery.predictions[index])
-    mark = "✓" if label == prediction else "✗"
+    caption = gallery.caption(index)
+    mark = {True: "✓ ", False: "✗ ", None: ""}[caption.right]
     return [
-        f"{kind}: {shorten(gallery.name(each), 18, placeholder='…')}"
-        for kind, each in (("label", label), (f"{mark} predicted", prediction))
+        f"{kind}: {shorten(text, 18, placeholder='…')}"
+        for kind, text in (("label", caption.label), (f"{mark}predicted", caption.prediction))
     ]
 
 

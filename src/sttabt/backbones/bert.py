@@ -1,0 +1,145 @@
+"""Hugging Face transformers' BertForSequenceClassification (BERT, MiniLM): post-norm, padded text, pooler."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from sttabt.backbones.base import Backbone, Rows, check_factor, gated
+from sttabt.core.cost import Architecture
+from sttabt.core.text import Text
+from sttabt.errors import UserError
+from sttabt.weights import load_views
+
+OLD_BUFFER = "embeddings.position_ids"  # transformers before 4.31 saved it with the weights; it holds 0, 1, 2, ...
+
+
+class Bert(Backbone):
+    """Wraps a live transformers module, so that its weights, its own forward and its state names stay usable.
+
+    Inputs are `Text`. Raises UserError for a variant whose computation this adapter would not reproduce.
+    """
+
+    head_prefixes = ("classifier.",)
+    may_pad = True
+
+    def __init__(self, model: BertForSequenceClassification) -> None:
+        super().__init__()
+        _refuse_unsupported(model)
+        self.model = model
+        config = model.config
+        self.architecture = Architecture(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            feed_forward=config.intermediate_size,
+            classes=model.classifier.out_features,
+            patch_inputs=0,
+            pooler=True,
+        )
+        self.outputs = 1
+        self.grid = (0, 0)
+        self.tokens = config.max_position_embeddings
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.model.config.attention_probs_dropout_prob if self.training else 0.0
+
+    def forward(self, inputs: Text) -> Tensor:
+        """The library's own dense forward: the baseline that speed is measured against."""
+        ids, types, real = inputs
+        return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True).logits
+
+    def real(self, inputs: Text) -> Tensor:
+        return inputs.real
+
+    def embed(self, inputs: Text) -> Tensor:
+        return self._embed(inputs.ids, inputs.types, torch.arange(inputs.ids.shape[1], device=inputs.ids.device))
+
+    def embed_tokens(self, inputs: Text, sample: Tensor, token: Tensor) -> Tensor:
+        return self._embed(inputs.ids[sample, token], inputs.types[sample, token], token)
+
+    def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self._layer(layer).attention.self
+        return attention.query(x if written is None else written(x)), attention.key(x), attention.value(x)
+
+    def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        attention = self._layer(layer).attention.self
+        return attention.query(x), attention.key(x)
+
+    def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        return _join(self._layer(layer).attention.output, x, attended, gate)
+
+    def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        intermediate = self._layer(layer).intermediate
+        hidden = intermediate.intermediate_act_fn(gated(intermediate.dense(x), gate))
+        return _join(self._layer(layer).output, x, hidden, gate)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.model.classifier(self.model.dropout(self.model.bert.pooler(x)))
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """None: the paper's recipe for text trains the embeddings on."""
+        return []
+
+    def narrow(self, factor: int) -> Bert:
+        sizes = self.architecture
+        check_factor(sizes, factor)
+        if sizes.feed_forward % factor:
+            raise UserError(
+                f"approx.factor={factor} does not divide the feed-forward width {sizes.feed_forward}: choose a divisor"
+            )
+        config = copy.deepcopy(self.model.config)
+        config.hidden_size = sizes.width // factor
+        config.intermediate_size = sizes.feed_forward // factor
+        return Bert(new_model(config))
+
+    def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("bert."): value for name, value in values.items()}
+
+    def official_state(self) -> dict[str, Tensor]:
+        return self.official_names(self.model.state_dict())
+
+    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
+        load_views({name: value for name, value in state.items() if name != OLD_BUFFER}, self.official_state())
+
+    def _layer(self, layer: int) -> Any:
+        return self.model.bert.encoder.layer[layer]
+
+    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
+        tables = self.model.bert.embeddings
+        rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + tables.position_embeddings(token)
+        return tables.dropout(tables.LayerNorm(rows))
+
+
+def new_model(config: BertConfig) -> BertForSequenceClassification:
+    """Random weights, fused attention."""
+    return cast(
+        BertForSequenceClassification,
+        BertForSequenceClassification._from_config(config, attn_implementation="sdpa"),
+    )
+
+
+def _join(output: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
+    """A branch's result onto its residual: projection, dropout, gate, sum, norm."""
+    return output.LayerNorm(gated(output.dropout(output.dense(rows)), gate) + x)
+
+
+def _refuse_unsupported(model: BertForSequenceClassification) -> None:
+    config = model.config
+    position = getattr(config, "position_embedding_type", "absolute")
+    problems = {
+        f"model_type={config.model_type!r} instead of 'bert'": config.model_type != "bert",
+        f"position_embedding_type={position!r} instead of 'absolute'": position != "absolute",
+        "cross attention": config.add_cross_attention,
+        "causal attention (is_decoder)": config.is_decoder,
+        "no pooler": model.bert.pooler is None,
+    }
+    found = [what for what, present in problems.items() if present]
+    if found:
+        raise UserError(f"this text model cannot be pruned: it has {', '.join(found)}")

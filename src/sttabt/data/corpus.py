@@ -1,0 +1,68 @@
+"""Plain text without labels, for approximating a pretrained encoder before any task is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sttabt.data.base import Splits
+from sttabt.data.tables import Rows, decode
+from sttabt.data.text import hold_out, text_dataset
+from sttabt.errors import UserError
+from sttabt.hub import use_hub
+from sttabt.settings import ModelSettings
+
+COLUMN = "text"
+
+
+def load_corpus(
+    source: str, model: ModelSettings, max_tokens: int, validation_share: float = 0.05, split_seed: int = 0
+) -> Splits:
+    """Passages as a TextDataset whose labels are 0; test is the validation split.
+
+    source: a text file or a folder of .txt files (.gz too), each with a passage a line; or the id of a data set on the
+    hub with a column `text`, and its configuration after a colon: Salesforce/wikitext:wikitext-103-raw-v1.
+    Empty lines are left out. Raises UserError when there is no such source or nothing in it.
+    """
+    path = Path(source)
+    if path.is_file() or path.is_dir():
+        passages = _from_files(path)
+    elif path.is_absolute() or path.suffix in (".txt", ".gz"):
+        raise UserError(f"approx.corpus={source} is no file or folder: give text, a passage a line")
+    else:
+        passages = _from_hub(source)
+    passages = [passage for passage in map(str.strip, passages) if passage]
+    if not passages:
+        raise UserError(f"approx.corpus={source} holds no text: give a file with a passage a line")
+    rows = Rows([(passage,) for passage in passages], np.zeros(len(passages), dtype=np.int64), source)
+    parts = hold_out(rows, validation_share, split_seed, "the validation share of approx.corpus")
+    train, validation = (
+        text_dataset(part, model, max_tokens, f"{source}, {name}")
+        for part, name in zip(parts, ("train", "validation"), strict=True)
+    )
+    return Splits(train, validation, validation, class_names=(), mean=(), deviation=())
+
+
+def _from_files(path: Path) -> list[str]:
+    files = [path] if path.is_file() else sorted([*path.rglob("*.txt"), *path.rglob("*.txt.gz")])
+    if not files:
+        raise UserError(f"approx.corpus={path} has no .txt file: put text there, a passage a line")
+    return [line for file in files for line in decode(file, "utf-8", "approx.corpus").splitlines()]
+
+
+def _from_hub(source: str) -> list[str]:
+    name, _, configuration = source.partition(":")
+    use_hub()
+    from datasets import load_dataset  # after the line above, which may tell it to stay offline
+
+    try:
+        dataset = load_dataset(name, configuration or None, split="train")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"approx.corpus={source} is no file or folder, and no data set of the hub or its cache"
+            f" ({str(error).splitlines()[0]}): give a text file, or load it once with a network"
+        ) from error
+    if COLUMN not in dataset.column_names:
+        raise UserError(f"approx.corpus={source} has no column '{COLUMN}': its columns are {dataset.column_names}")
+    return dataset[COLUMN]

@@ -1,0 +1,78 @@
+"""The nine tasks of GLUE (Wang et al., 2019), from the hub or a local copy in any of its formats."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sttabt.data.base import Splits
+from sttabt.data.tables import Rows, parse_table, read_table, table_format
+from sttabt.data.text import text_splits
+from sttabt.errors import UserError, nearest
+from sttabt.hub import use_hub
+from sttabt.settings import GLUE_TASKS, DatasetSettings, ModelSettings
+
+HUB_ID = "nyu-mll/glue"
+TEST_SPLITS = {"mnli": "validation_matched", "mrpc": "test"}  # the other tasks: validation; see METHOD section 3
+
+
+def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
+    """Choices are made on a share of train, as the labels of most official test splits are secret.
+
+    Raises UserError when neither the hub nor `dataset.path` has the task.
+    """
+    task = settings.task_name
+    if task not in GLUE_TASKS:
+        raise UserError(f"dataset.task_name={task} is unknown: {nearest(task, GLUE_TASKS)}")
+    train, test = (_read_split(settings, split) for split in ("train", TEST_SPLITS.get(task, "validation")))
+    return text_splits(settings, model, train, None, test)
+
+
+def _read_split(settings: DatasetSettings, split: str) -> Rows:
+    if not settings.path:
+        return parse_table(_from_hub(settings.task_name, split), f"{HUB_ID} {settings.task_name} {split}", settings)
+    folder = Path(settings.path)
+    if (folder / settings.task_name).is_dir():
+        folder = folder / settings.task_name
+    table = _from_folder(folder, split)
+    if table is None:
+        raise UserError(
+            f"dataset.path={settings.path} has no split {split} of {settings.task_name}: give a folder saved by"
+            f" save_to_disk, or one with {split}.parquet, .jsonl or .csv"
+        )
+    return parse_table(table, f"{folder} {split}", settings)
+
+
+def _from_folder(folder: Path, split: str) -> pd.DataFrame | None:
+    """None when the folder does not have the split."""
+    if (folder / split / "state.json").is_file():
+        from datasets import Dataset
+
+        return _rows(Dataset.load_from_disk(str(folder / split)))
+    name = re.compile(re.escape(split) + r"(-\d+-of-\d+)?\.\w+(\.gz)?")
+    files = [file for file in sorted(folder.glob("*")) if name.fullmatch(file.name) and table_format(file)]
+    return pd.concat([read_table(file) for file in files]) if files else None
+
+
+def _from_hub(task: str, split: str) -> pd.DataFrame:
+    reachable = use_hub()
+    from datasets import load_dataset  # after the line above, which may tell it to stay offline
+
+    try:
+        return _rows(load_dataset(HUB_ID, task, split=split))
+    except (OSError, ValueError) as error:  # ConnectionError is an OSError; ValueError: not in the cache
+        why = (
+            "cannot be loaded" if reachable else "is not in the cache and the hub is out of reach (or HF_HUB_OFFLINE=1)"
+        )
+        raise UserError(
+            f"dataset.task_name={task}: {HUB_ID} {why}: load it once with a network, or give a local copy with"
+            f" dataset.path=FOLDER ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _rows(dataset: Any) -> pd.DataFrame:
+    table = dataset.to_pandas()
+    return table.set_index(pd.RangeIndex(len(table), name="row"))

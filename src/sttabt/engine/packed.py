@@ -1,0 +1,63 @@
+"""Samples of unequal length behind each other, (T, D): linear layers run once over all of them and pad nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sttabt.engine.attention import attend
+
+MACS_A_CALL = 500_000  # what fits into the time that one more call of attention takes on a CPU
+
+
+def attend_packed(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int], dropout: float = 0.0
+) -> Tensor:
+    """Attention within each sample: (sum of `write`, D) queries over (sum of `read`, D) keys and values.
+
+    A sample at a time, or once on rows padded to the longest: padding is computed too, which pays while that takes
+    less time than the calls that it saves.
+    """
+    pays = _wasted_macs(read, write, query.shape[-1]) <= MACS_A_CALL * (len(read) - 1)
+    return (_attend_padded if pays else _attend_segments)(query, key, value, heads, read, write, dropout)
+
+
+def padding_macs(counts: list[list[int]], width: int) -> int:
+    """Multiply-adds that a batch spends on padding, all layers; counts[b][l]: tokens of sample b at boundary l."""
+    boundaries = list(zip(*counts, strict=True))
+    wasted = [_wasted_macs(list(read), list(write), width) for read, write in pairwise(boundaries)]
+    return sum(macs for macs in wasted if macs <= MACS_A_CALL * (len(counts) - 1))
+
+
+def unpack(rows: Tensor, present: Tensor) -> Tensor:
+    """(T, D) rows at the places (B, N) that are present, zeros elsewhere: (B, N, D)."""
+    return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter(present[..., None], rows)
+
+
+def _wasted_macs(read: list[int], write: list[int], width: int) -> int:
+    """What attention would spend on padding if it ran once on samples padded to the longest."""
+    padded = len(read) * max(read) * max(write)
+    return 2 * width * (padded - sum(r * w for r, w in zip(read, write, strict=True)))
+
+
+def _attend_segments(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int], dropout: float
+) -> Tensor:
+    segments = zip(query.split(write), key.split(read), value.split(read), strict=True)
+    return torch.cat([attend(q[None], k[None], v[None], heads, dropout=dropout)[0] for q, k, v in segments])
+
+
+def _attend_padded(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int], dropout: float
+) -> Tensor:
+    reads, writes = _present(read, query.device), _present(write, query.device)
+    bias = reads[:, None, None, :]
+    padded = unpack(query, writes), unpack(key, reads), unpack(value, reads)
+    return attend(*padded, heads, bias, dropout)[writes]
+
+
+def _present(counts: list[int], device: torch.device) -> Tensor:
+    """(B, n): which places hold a row when samples are padded to the longest."""
+    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]

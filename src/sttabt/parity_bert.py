@@ -1,0 +1,31 @@
+"""The BERT cases of `sttabt.parity`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig
+
+from sttabt.approx import ApproximationWeights
+from sttabt.backbones.bert import Bert, new_model
+from sttabt.core.text import Text
+from sttabt.parity import Check
+from sttabt.parity_case import Case, check_quantities
+
+WEIGHTS = dict.fromkeys(("kldiv", "tinybert"), ApproximationWeights(hidden=1.0, prediction=1.0))
+
+
+def check_bert(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
+    """Every quantity of a case whose `arch` is bert."""
+    base = Bert(new_model(BertConfig(**meta["config"])))
+    return check_quantities(Case(folder, meta, base, _text, "bert.", WEIGHTS))
+
+
+def _text(vectors: dict[str, Tensor]) -> Text:
+    ids = vectors["input.input_ids"]
+    types = vectors.get("input.token_type_ids", torch.zeros_like(ids))
+    return Text(ids, types, vectors["input.attention_mask"].bool())

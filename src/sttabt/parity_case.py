@@ -1,0 +1,189 @@
+"""What all cases of `sttabt.parity` have in common: the quantities, by one backbone or another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.backbones.base import Backbone
+from sttabt.core.backtrack import Backtracking, Keep, backtrack
+from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
+from sttabt.core.plan import TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.dense import DenseRun, run_dense
+from sttabt.engine.dropped import run_dropped
+from sttabt.engine.masked import run_masked
+from sttabt.parity import ABSOLUTE, EXACT, RELATIVE, Check
+
+FORWARD = "not compared: here the class token always stays and the sets are nested"
+UNDEFINED = "not compared: the official value is NaN"
+GIVEN = ("input.", "concrete.p_logit", "ltp.threshold")  # what the official implementation was given
+
+Found = tuple[str, Tensor, float]  # quantity, what this project computes, tolerance
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder of vectors and how this project runs it.
+
+    base: built from the case's configuration; inputs: what it reads, from the vectors; prefix: of the encoder's
+    weights; weights: of the distillation's terms, by attention loss.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    base: Backbone
+    inputs: Callable[[dict[str, Tensor]], Any]
+    prefix: str
+    weights: dict[str, ApproximationWeights]
+
+
+def check_quantities(case: Case) -> Iterator[Check]:
+    """Every quantity of a case."""
+    name, folder, meta, base = case.folder.name, case.folder, case.meta, case.base.eval()
+    base.load_official_state(
+        {key.removeprefix(case.prefix): value for key, value in load_file(folder / "base.safetensors").items()}
+    )
+    network = ApproximateNetwork(base, meta["factor"]).eval()
+    network.start_from(base)
+    start = load_file(folder / "approx_interpolated_init.safetensors")
+    started = network.backbone.official_state()
+    for key in sorted(set(start) | {key for key in started if not key.startswith("classifier")}):
+        yield _compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
+    network.load_official_state(load_file(folder / "approx.safetensors"))
+
+    vectors = load_file(folder / "vectors.safetensors")
+    left = {key for key in vectors if not key.startswith(GIVEN)}
+    for quantity, value, tolerance in _quantities(case, network, vectors):
+        left.discard(quantity)
+        yield _compare(name, quantity, value.detach(), vectors.get(quantity), tolerance)
+    for quantity in sorted(left):
+        if quantity.startswith("forward."):
+            yield Check(name, quantity, skipped=FORWARD)
+        elif quantity.startswith("ltp."):
+            yield Check(name, quantity, skipped="not supported yet: learned thresholds")
+        else:
+            yield Check(name, quantity)  # nothing here computes it: that is a failure, not a choice
+
+
+def _quantities(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor]) -> Iterator[Found]:
+    base, meta, inputs = case.base, case.meta, case.inputs(vectors)
+    with torch.no_grad():
+        dense, approx = run_dense(base, inputs), run_dense(network.backbone, inputs)
+    yield from _run("dense", dense)
+    yield from _run("approx", approx)
+    every_row = torch.ones_like(base.real(inputs))
+    for kind, weights in case.weights.items():
+        loss = approximation_loss(network, inputs, dense, kind, weights, every_row)
+        for term in ("attention", "hidden", "embedding", "prediction", "total"):
+            yield f"approx.loss.{kind}.{term}", getattr(loss, term)[None], RELATIVE
+    if "topk" in meta:
+        for index, keep in enumerate(meta["topk"]["ks"]):
+            for source, trace in (("approx", approx.trace), ("absatt", dense.trace)):
+                found = backtrack(trace, _official_keep(keep), meta["abt_p"])
+                yield from _topk(base, inputs, found, f"topk.{source}.{index}")
+    if "concrete" in meta:
+        yield from _concrete(case, network, vectors)
+
+
+def _run(name: str, run: DenseRun) -> Iterator[Found]:
+    yield f"{name}.logits", run.logits, ABSOLUTE
+    for layer in range(run.trace.layers):
+        yield f"{name}.attention.{layer}", run.trace.probabilities(layer), ABSOLUTE
+
+
+@torch.no_grad()
+def _topk(base: Backbone, inputs: Any, found: Backtracking, name: str) -> Iterator[Found]:
+    yield f"{name}.masks", found.plan.alive[:, :-1].float(), EXACT
+    yield f"{name}.impacts", found.impacts, ABSOLUTE
+    yield f"{name}.logits", run_dropped(base, inputs, found.plan), ABSOLUTE
+
+
+def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor]) -> Iterator[Found]:
+    base, meta, inputs = case.base, case.meta, case.inputs(vectors)
+    settings, labels = meta["concrete"], vectors["input.labels"]
+    p_logit = vectors["concrete.p_logit"].clone().requires_grad_()
+    trace = network(inputs)
+    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"])
+    hold = partial(_hold, p_logit, trace, settings)
+
+    logits = run_masked(base, inputs, soft, EPSILON)
+    held = hold(soft)
+    loss = F.cross_entropy(logits, labels) + held.p_logit + held.keep
+    yield "concrete.soft.masks", soft.alive[:, :-1], ABSOLUTE
+    yield "concrete.soft.logits", logits, ABSOLUTE
+    yield "concrete.soft.loss", loss[None], RELATIVE
+    yield "concrete.soft.loss_reg", held.p_logit[None], RELATIVE
+    yield "concrete.soft.loss_ratio", held.keep[None], RELATIVE
+    base.zero_grad()
+    network.zero_grad()
+    loss.backward()
+    gradients = _gradients(base)
+    gradients |= {f"approx.{name}": value for name, value in _gradients(network.backbone).items()}
+    assert p_logit.grad is not None, "the loss holds the p_logits"
+    gradients["p_logit"] = p_logit.grad
+    for quantity in (name for name in vectors if name.startswith("concrete.soft.grad.")):
+        value = gradients.get(quantity.removeprefix("concrete.soft.grad."))
+        if value is not None:
+            yield quantity, value, RELATIVE
+
+    hard = soft.harden(settings["hard_threshold"])
+    with torch.no_grad():
+        logits = run_masked(base, inputs, hard, EPSILON)
+        held = hold(soft)  # the official loss counts the soft masks in either mode
+        yield "concrete.hard.masks", hard.alive[:, :-1].float(), EXACT
+        yield "concrete.hard.logits", logits, ABSOLUTE
+        yield "concrete.hard.loss", (F.cross_entropy(logits, labels) + held.p_logit + held.keep)[None], RELATIVE
+
+
+def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: TokenPlan) -> Any:
+    return concrete_loss(
+        p_logit, plan.alive, trace.real, settings["init_p_logit"], settings["lambda_p"], settings["lambda_mask"]
+    )
+
+
+def _gradients(backbone: Any) -> dict[str, Tensor]:
+    """Gradients under the short names of the vectors: layer0.query.weight, classifier.weight, ..."""
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in backbone.model.named_parameters()
+    }
+    return {_short(name): value for name, value in backbone.official_names(gradients).items()}
+
+
+def _short(name: str) -> str:
+    return (
+        name.replace("encoder.layer.", "layer")
+        .replace("attention.attention.", "")
+        .replace("attention.self.", "")
+        .replace("attention.output", "output")
+    )
+
+
+def _official_keep(keep: Any) -> Keep:
+    """The official reading of k: below 1 a ratio, else a number of tokens; `dynamic` chooses by importance."""
+    if keep == "dynamic":
+        return None
+    if isinstance(keep, list):
+        return [float(k) if k < 1 else int(k) for k in keep]
+    return float(keep) if keep < 1 else int(keep)
+
+
+def _compare(case: str, quantity: str, ours: Tensor | None, theirs: Tensor | None, tolerance: float) -> Check:
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return Check(case, quantity, None, tolerance)
+    if theirs.isnan().any() and not ours.isnan().any():
+        return Check(case, quantity, skipped=UNDEFINED)
+    error = (ours - theirs).abs().max()
+    if tolerance == RELATIVE:
+        error = error / theirs.abs().max()
+    return Check(case, quantity, float(error), tolerance)

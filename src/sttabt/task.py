@@ -1,0 +1,68 @@
+"""What a model predicts, a class or a score: its loss, its metrics, and how logits read.
+
+Higher is better in every metric. A metric is that of the whole split, never a mean of batch means.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+
+from sttabt.settings import METRICS, DatasetSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """metric: what is reported and what choices go by; classes: of the logits (B, classes), 1 for a score."""
+
+    metric: str
+    classes: int
+
+    @classmethod
+    def of(cls, dataset: DatasetSettings) -> Task:
+        return cls(dataset.metric, dataset.classes)
+
+    @property
+    def is_score(self) -> bool:
+        return self.classes == 1
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The reported metric, then those that GLUE reports beside it; F1 is that of class 1 among two."""
+        names = METRICS["regression" if self.is_score else "classification"]
+        others = (name for name in names if name != self.metric and (name != "f1" or self.classes == 2))
+        return (self.metric, *others)
+
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of classes (B,) int, squared error of scores (B,) float."""
+        if self.is_score:
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction=reduction)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+
+    def read(self, logits: Tensor) -> Tensor:
+        """The prediction of each sample, (B,): the likeliest class, or the score itself."""
+        return logits.squeeze(-1) if self.is_score else logits.argmax(-1)
+
+    def new_metric(self, name: str) -> Metric:
+        """A metric that takes `read(logits)` and labels batch by batch."""
+        if name == "accuracy":
+            return MulticlassAccuracy(self.classes, average="micro")
+        if name == "matthews":
+            return MulticlassMatthewsCorrCoef(self.classes)
+        if name == "f1":
+            return BinaryF1Score()
+        kind = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}[name]
+        return kind().set_dtype(torch.float64)  # its running sums lose digits in single precision
+
+
+def score_of(metric: Metric) -> float:
+    """What a metric found; 0 where it is not defined, as for the correlation with a constant prediction."""
+    value = float(metric.compute())
+    return value if math.isfinite(value) else 0.0

