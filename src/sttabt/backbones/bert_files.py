@@ -53,7 +53,7 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
         )
     model, found = loaded
     _check(huggingface, found)
-    return Bert(model)
+    return Bert(model.train())  # as every new module: the library hands it out in evaluation mode
 
 
 def _read(huggingface: str, read: Callable[[], Made]) -> Made:
