@@ -234,6 +234,12 @@ def test_a_whole_checkpoint_is_loaded_as_it_is(folder: Path, caplog: pytest.LogC
     assert not torch.equal(fresh.eval()(TEXT), loaded(TEXT))
 
 
+def test_a_loaded_model_trains_with_dropout(folder: Path) -> None:
+    for pretrained in (True, False):
+        base = build_bert(str(folder), classes=5, pretrained=pretrained)
+        assert all(module.training for module in base.modules()) and base.attention_dropout == 0.1
+
+
 def test_half_precision_files_become_single_precision(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))

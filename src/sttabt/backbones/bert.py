@@ -48,7 +48,7 @@ class Bert(Backbone):
 
     @property
     def attention_dropout(self) -> float:
-        return self.model.config.attention_probs_dropout_prob if self.training else 0.0
+        return self.model.config.attention_probs_dropout_prob if self.model.training else 0.0
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
