@@ -101,7 +101,9 @@ def _attend_segments(
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int]) -> Tensor:
     reads, writes = _present(read, query.device), _present(write, query.device)
-    attended = attend(_pad(query, writes), _pad(key, reads), _pad(value, reads), heads, reads[:, None, None, :])
+    attended = attend(
+        pad_rows(query, writes), pad_rows(key, reads), pad_rows(value, reads), heads, reads[:, None, None, :]
+    )
     return attended[writes]
 
 
@@ -110,8 +112,11 @@ def _present(counts: list[int], device: torch.device) -> Tensor:
     return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
 
 
-def _pad(rows: Tensor, present: Tensor) -> Tensor:
-    return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter_(present[..., None], rows)
+def pad_rows(rows: Tensor, present: Tensor) -> Tensor:
+    """Packed rows (T, D) as (B, n, D): zeros where `present` (B, n) says that no row stands."""
+    if rows.shape[0] == present.numel():
+        return rows.unflatten(0, present.shape)
+    return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter(present[..., None], rows)
 
 
 def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:
