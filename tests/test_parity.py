@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_every_quantity_of_every_case_agrees(capsys: pytest.CaptureFixture) -> None:
     assert main([str(GOLDEN)]) == 0
     printed = capsys.readouterr().out
-    assert "258 ok, 0 failed or missing, 6 not compared" in printed
+    assert "258 ok, 0 failed or missing, 7 not compared" in printed
     assert "FAIL" not in printed and "missing" not in printed.splitlines()[-2]
     for quantity in ("dense.logits", "topk.absatt.0.masks", "concrete.soft.grad.p_logit", "concrete.hard.loss"):
         assert f" {quantity} " in printed
