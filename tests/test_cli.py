@@ -73,7 +73,7 @@ MISTAKES = {
     "experiment=debug dataset=image_folder": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=debug dataset=image_folder model=deit_tiny dataset.path=nowhere": "nowhere is no folder",
     "experiment=debug model.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
-    "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/17 (experiment=quickstart sparsity=random "
+    "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
     "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",
     "-m experiment=debug approx.factor=1,2,3": "job 3/3 (experiment=debug approx.factor=3): approx.factor=3",
 }

@@ -119,7 +119,7 @@ def test_checks_name_settings_that_exist() -> None:
 def test_every_number_has_a_range() -> None:
     free = {"sparsity.p_logit"}
     numbers = set()
-    for method in ("random", "tome", "backtracking", "concrete"):
+    for method in ("random", "tome", "backtracking", "concrete", "ltp"):
         settings = compose_settings(["name=test", f"sparsity={method}"])
         values = OmegaConf.to_container(OmegaConf.structured(settings))
         numbers |= {key for key, value in _leaves(values) if type(value) in (int, float)}

@@ -15,7 +15,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.methods import find_method, method_names
-from sttabt.methods.base import MergingMethod, OnlineMethod
+from sttabt.methods.base import MergingMethod, OnlineMethod, TrainedMethod
 from sttabt.pruned import PrunedModel
 from sttabt.settings import SPARSITY_SCHEMAS
 
@@ -57,6 +57,7 @@ def test_every_method_has_a_schema_and_a_card() -> None:
     assert set(method_names()) == set(SPARSITY_SCHEMAS)
     for name in method_names():
         assert find_method(name).card.title and find_method(name).card.source
+        assert find_method(name).card.trained == issubclass(find_method(name), TrainedMethod)
 
 
 @torch.inference_mode()

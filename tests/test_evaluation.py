@@ -20,7 +20,7 @@ from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
 from sttabt.evaluation import attention_error, evaluate, gallery, time_against_dense
 from sttabt.methods import find_method, method_names
-from sttabt.methods.base import MergingMethod
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.pruned import PrunedModel
 from sttabt.settings import SPARSITY_SCHEMAS
@@ -66,6 +66,7 @@ METHODS = [
     ("backtracking", {"keep_ratio": 0.4, "attention": "actual"}),
     ("backtracking", {"dynamic": True}),
     ("concrete", {"p_logit": -0.5}),
+    ("ltp", {}),
 ]
 
 
@@ -92,10 +93,12 @@ def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict
         if isinstance(model.method, Concrete):
             soft = run_masked(model.base, image, model.method.soft_plan(model.trace(image)))
             right["soft"] += int(soft.argmax() == label)
+        elif isinstance(model.method, TrainedMethod):
+            right["soft"] += int(model.method.soft(model.base, image, None).logits.argmax() == label)
     assert scores.samples == 11
     assert scores.dropped == pytest.approx(right["dropped"] / 11)
     assert scores.masked == (pytest.approx(right["masked"] / 11) if masking else None)
-    assert scores.soft == (pytest.approx(right["soft"] / 11) if method == "concrete" else None)
+    assert scores.soft == (pytest.approx(right["soft"] / 11) if method in ("concrete", "ltp") else None)
     assert scores.loss == pytest.approx(loss / 11, rel=1e-5)
     assert scores.occupancy == pytest.approx(np.mean(occupancy, 0).tolist())
     macs: Counter[str] = Counter()  # of a sample, but padding in its batch counts

@@ -28,7 +28,7 @@ from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.modules import Approximation, BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage, warmup_cosine
-from sttabt.methods.concrete import Concrete
+from sttabt.methods import find_method
 from sttabt.pruned import PrunedModel
 from sttabt.settings import Settings
 from sttabt.stages import run_stages
@@ -70,7 +70,8 @@ def _stage(stage: str, settings: Settings) -> TrainingStage:
     network.start_from(base)
     if stage == "approx":
         return Approximation(network, base, settings.approx, TASK)
-    return Pruning(PrunedModel(base, Concrete(settings.sparsity, 2, 1), network), base, settings.sparsity, TASK)
+    method = find_method(settings.sparsity.method)(settings.sparsity, 2, 1)
+    return Pruning(PrunedModel(base, method, network), base, settings.sparsity, TASK)
 
 
 def _batch() -> Batch:
@@ -209,6 +210,28 @@ def test_pruning_moves_everything_but_the_teacher(hard_from: int, splits: Splits
     assert any(name.startswith("approx.") for name in moved) == (hard_from == 1)
 
 
+def test_thresholds_learn_on_the_soft_run_and_then_stay(splits: Splits, tmp_path: Path) -> None:
+    overrides = ("sparsity=ltp", "sparsity.hard_from=0.5", "sparsity.threshold_rate=0.1", "sparsity.temperature=0.05")
+    settings = _settings(*overrides, "sparsity.training.epochs=4")
+    module = _stage("prune", settings)
+    assert isinstance(module, Pruning) and module.teacher is None, "nothing is distilled unless asked for"
+    start = module.trained.method.threshold.detach().clone()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(*_: object) -> None:
+        weight = module.trained.base.model.blocks[0].attn.qkv.weight
+        seen.append((module.trained.method.threshold.detach().clone(), weight.detach().clone()))
+
+    module.on_train_epoch_end = look
+    fit(module, splits, settings, tmp_path, [])
+    thresholds, weights = zip(*seen, strict=True)
+    assert thresholds[0][0] > start[0], "the loss raises it"
+    assert not torch.equal(thresholds[1][0], thresholds[0][0])
+    assert torch.equal(thresholds[2], thresholds[1]) and torch.equal(thresholds[3], thresholds[1])
+    assert not torch.equal(weights[3], weights[2]), "the weights go on"
+    assert set(module.terms(_batch())) == {"task"}
+
+
 # --- failures
 
 
@@ -235,10 +258,12 @@ class _StopsInEpoch(Pruning):
             raise OSError("the machine is gone")
 
 
+@pytest.mark.parametrize("method", ["concrete", "ltp"])
 def test_an_interrupted_pruning_ends_as_if_it_had_not_been(
-    splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str, splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = _settings("sparsity.training.epochs=4", "sparsity.hard_from=0.75", "sparsity.training.warmup_epochs=1")
+    epochs = ("sparsity.training.epochs=4", "sparsity.hard_from=0.75", "sparsity.training.warmup_epochs=1")
+    settings = _settings(f"sparsity={method}", *epochs)
     whole = _stage("prune", settings)
     fit(whole, splits, settings, tmp_path / "whole", [])
     interrupted = _stage("prune", settings)

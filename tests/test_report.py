@@ -59,6 +59,8 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "keep_ratio": share if method not in ("concrete", "dense") else None,
         "propagation": 0.1 if planned else None,
         "merged": None,
+        "mask_weight": None,
+        "settings": {"temperature": 0.1} if method == "concrete" else {},
         "parameters": 1_000_000,
         "metric": "accuracy",
         "score": 0.95 - (0 if dense else 0.2) * (1 - share) ** 2 - 0.004 * seed,
@@ -441,3 +443,18 @@ def test_command_refuses_with_one_line(arguments, message, capsys):
 def test_report_loads_no_model_library():
     code = "import sys, sttabt.report.build; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'timm')))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_differ_in_any_setting_of_their_method_are_curves_of_their_own() -> None:
+    rows = [
+        make_row("ltp", share, mask_weight=weight, settings={"temperature": temperature, "hard_from": 0.5})
+        for temperature in (0.001, 0.002)
+        for share, weight in ((0.3, 1.0), (0.6, 0.1))
+    ]
+    points = to_points([*rows, make_row("dense")])
+    assert [(point.series, point.setting.rpartition("mask_weight ")[2]) for point in points[1:]] == [
+        ("LTP, temperature 0.001", "1"),
+        ("LTP, temperature 0.001", "0.1"),
+        ("LTP, temperature 0.002", "1"),
+        ("LTP, temperature 0.002", "0.1"),
+    ]

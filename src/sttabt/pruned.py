@@ -85,11 +85,12 @@ class PrunedModel(nn.Module):
         """Multiply-adds of a sample, part by part, mean over the batch, as the dropped engine executes them.
 
         real: (B, N) bool. What planning and attention spend on padding counts, so that a batch of equal lengths is
-        the cheapest. Methods that decide while the model runs are counted by sample: their padding is left out.
+        the cheapest.
         """
         counts = plan.alive.sum(-1).tolist()
         tokens = real.sum(-1).tolist()
-        samples = [self._sample_macs(sample, own) for sample, own in zip(counts, tokens, strict=True)]
+        longest = [max(boundary) for boundary in zip(*counts, strict=True)]
+        samples = [self._sample_macs(sample, own, longest) for sample, own in zip(counts, tokens, strict=True)]
         mean = _mean(samples)
         if isinstance(self.method, PlannedMethod):
             mean["attention"] += padding_macs(counts, self.base.architecture.width) / len(samples)
@@ -116,15 +117,19 @@ class PrunedModel(nn.Module):
             return "planning", self.base
         return "approximate_network", self.approx.backbone
 
-    def _sample_macs(self, counts: list[int], tokens: int) -> dict[str, float]:
+    def _sample_macs(self, counts: list[int], tokens: int, longest: list[int]) -> dict[str, float]:
         parts = dict.fromkeys(PARTS, 0.0)
         reads, writes, outputs = counts[:-1], counts[1:], self.base.outputs
         architecture = self.base.architecture
         if isinstance(self.method, OnlineMethod):
             # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
-            queries = [*reads[:-1], writes[-1]]
+            parts |= encoder_macs(architecture, reads, writes, tokens - outputs, [*reads[:-1], writes[-1]])
+            # Attention, and the rule on it, run on samples padded to the longest.
+            reads, writes = longest[:-1], longest[1:]
+            padded = encoder_macs(architecture, reads, writes, tokens - outputs, [*reads[:-1], writes[-1]])
+            parts["attention"] = padded["attention"]
             parts["planning"] = sum(self.method.decision_macs(read) for read in reads[:-1])
-            return parts | encoder_macs(architecture, reads, writes, tokens - outputs, queries)
+            return parts
         if isinstance(self.method, MergingMethod):
             head_width = architecture.width // architecture.heads
             parts["planning"] = sum(self.method.decision_macs(read, head_width) for read in reads[:-1])

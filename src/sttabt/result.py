@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
 from sttabt.task import Task
+
+# Settings of methods that have a field of their own in a row, or show in one.
+FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "mask_weight", "propagation")
 
 
 def make_row(
@@ -48,7 +52,9 @@ def make_row(
         p_logit=getattr(sparsity, "p_logit", None),
         keep_ratio=None if by_itself else getattr(sparsity, "keep_ratio", None),
         merged=getattr(sparsity, "merged", None),
+        mask_weight=getattr(sparsity, "mask_weight", None),
         propagation=getattr(sparsity, "propagation", None),
+        settings=_other_settings(asdict(sparsity)),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
@@ -67,6 +73,13 @@ def make_row(
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
+
+
+def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
+    """The method's settings that no field of a row has, flat: `training.epochs`. No keep_ratio says `dynamic`."""
+    own = {name: value for name, value in sparsity.items() if name not in FIELDS}
+    training = own.pop("training", {})
+    return own | {f"training.{name}": value for name, value in training.items()}
 
 
 def _time(model: PrunedModel, splits: Splits, settings: Settings) -> tuple[dict[str, float] | None, str | None]:

@@ -162,6 +162,14 @@ class ConcreteSettings(TrainedSettings):
 
 
 @dataclass
+class LtpSettings(TrainedSettings):
+    mask_weight: float = 0.1  # λ, weight of the tokens that are kept in the loss; higher is sparser
+    temperature: float = 1.0e-3  # of the soft masks, in units of attention received
+    hard_from: float = 0.5
+    threshold_rate: float = 1.0  # learning rate of the thresholds relative to the rest
+
+
+@dataclass
 class HardwareSettings:
     accelerator: str = "cpu"  # Lightning's names: cpu, gpu
     devices: int = 1  # more are refused for now
@@ -217,6 +225,7 @@ SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {
     "tome": TomeSettings,
     "backtracking": BacktrackingSettings,
     "concrete": ConcreteSettings,
+    "ltp": LtpSettings,
 }
 
 

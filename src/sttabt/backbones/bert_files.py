@@ -52,15 +52,10 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
             ),
         )
     model, found = loaded
-<<<<<<< HEAD
     fresh = _check(huggingface, found)
-    base = Bert(model)
+    base = Bert(model.train())  # as every new module: the library hands it out in evaluation mode
     base.head_is_new = bool(fresh)
     return base
-=======
-    _check(huggingface, found)
-    return Bert(model.train())  # as every new module: the library hands it out in evaluation mode
->>>>>>> bert
 
 
 def _read(huggingface: str, read: Callable[[], Made]) -> Made:

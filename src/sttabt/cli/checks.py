@@ -76,6 +76,8 @@ RANGES: dict[str, Rule] = {
     "sparsity.temperature": ABOVE_ZERO,
     "sparsity.lambda_p": at_least(0),
     "sparsity.lambda_mask": at_least(0),
+    "sparsity.mask_weight": at_least(0),
+    "sparsity.threshold_rate": at_least(0),
     "sparsity.distillation": at_least(0),
     "sparsity.hard_from": SHARE,
     "sparsity.p_logit_rate": at_least(0),

@@ -14,9 +14,13 @@ from torch.nn import functional as F
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.engine.attention import attend, merge_heads, split_heads
+from sttabt.engine.dense import padding_bias
+from sttabt.engine.packed import unpack
 
 # rule(layer, probabilities (B, H, n, n), alive (B, n) bool) -> (B, n) bool, the alive tokens that the layer writes
 Rule = Callable[[int, Tensor, Tensor], Tensor]
+# As a rule, of every layer and of real tokens; its mask (B, N) in [0, 1] multiplies what the layer writes.
+SoftRule = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,33 @@ class OnlineRun:
 
     logits: Tensor
     plan: TokenPlan
+
+
+@dataclass(frozen=True)
+class OnlineSoftRun:
+    """logits (B, classes); masks: (B, L, N), what each layer's output was multiplied by."""
+
+    logits: Tensor
+    masks: Tensor
+
+
+def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSoftRun:
+    """Computes every token and multiplies each layer's output, residual included, by its mask (METHOD section 4).
+
+    Attention goes on to see tokens whose mask is small: their output is nearly 0, their keys are not. Gradients reach
+    the masks and, through the probabilities, the weights.
+    """
+    real = backbone.real(inputs)
+    x = backbone.embed(inputs)
+    masks = []
+    for layer in range(backbone.layers):
+        query, key, value = backbone.qkv(layer, x)
+        probabilities = _probabilities(query, key, real, backbone.heads)
+        attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
+        mask = rule(layer, probabilities, real)
+        x = backbone.finish(layer, x, attended) * mask[..., None].to(x.dtype)
+        masks.append(mask)
+    return OnlineSoftRun(backbone.head(x[:, : backbone.outputs]), torch.stack(masks, 1))
 
 
 def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
@@ -46,30 +77,41 @@ def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
 
 
 def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
-    """Computes the kept tokens only. Samples that keep fewer than the longest are padded to it, layer by layer."""
+    """Computes the kept tokens only; padding is not even embedded.
+
+    The samples' rows are packed behind each other, (T, D): what is linear runs over kept rows alone. Attention runs on
+    samples padded to the longest, and not fused where the rule reads its probabilities: in all layers but the last.
+    """
     real = backbone.real(inputs)
-    alive, x = real, backbone.embed(inputs)
-    token = torch.arange(real.shape[1], device=real.device).expand_as(real)  # which token stands in each place
+    batch, heads = real.shape[0], backbone.heads
+    sample, token = real.nonzero(as_tuple=True)  # who stands in each row
+    if padding_bias(real) is None:
+        x = backbone.embed(inputs).flatten(0, 1)
+    else:
+        x = backbone.embed_tokens(inputs, sample, token)
     boundaries = [real]
     for layer in range(backbone.layers):
+        present = _first(torch.bincount(sample, minlength=batch))
         if layer == backbone.layers - 1:
-            query, key, value = backbone.qkv(layer, x, lambda rows: rows[:, : backbone.outputs])
-            bias = None if bool(alive.all()) else alive[:, None, None, :]
-            attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout)
-            x = backbone.finish(layer, x[:, : backbone.outputs], attended)
+            outputs = token < backbone.outputs
+            query, key, value = backbone.qkv(layer, x, lambda rows: rows[outputs])  # noqa: B023
+            query, key, value = query.unflatten(0, (batch, -1)), unpack(key, present), unpack(value, present)
+            attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout)
+            x = backbone.finish(layer, x[outputs], attended.flatten(0, 1))
             boundaries.append(output_tokens(real, backbone.outputs))
             break
-        query, key, value = backbone.qkv(layer, x)
-        probabilities = _probabilities(query, key, alive, backbone.heads)
-        keep = rule(layer, probabilities, alive)
-        boundaries.append(torch.zeros_like(real).scatter_(1, token, keep))
-        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(keep.sum(1).max())]
-        rows = place[:, None, :, None].expand(-1, backbone.heads, -1, probabilities.shape[-1])
-        kept = _dropout(probabilities.gather(2, rows), backbone)
-        attended = merge_heads(kept @ split_heads(value, backbone.heads))
-        x = backbone.finish(layer, x.gather(1, place[..., None].expand(-1, -1, x.shape[-1])), attended)
-        alive, token = keep.gather(1, place), token.gather(1, place)
-    return OnlineRun(backbone.head(x), TokenPlan(torch.stack(boundaries, 1)))
+        query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
+        probabilities = _probabilities(query, key, present, heads)
+        keep = rule(layer, probabilities, present)
+        written = _first(keep.sum(1))
+        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
+        picked = place[:, None, :, None].expand(-1, heads, -1, probabilities.shape[-1])
+        attended = merge_heads(_dropout(probabilities.gather(2, picked), backbone) @ split_heads(value, heads))
+        kept = keep[present]
+        x = backbone.finish(layer, x[kept], attended[written])
+        sample, token = sample[kept], token[kept]
+        boundaries.append(torch.zeros_like(real).index_put((sample, token), keep.new_ones(())))
+    return OnlineRun(backbone.head(x.unflatten(0, (batch, -1))), TokenPlan(torch.stack(boundaries, 1)))
 
 
 def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:
@@ -80,3 +122,8 @@ def _probabilities(query: Tensor, key: Tensor, alive: Tensor, heads: int) -> Ten
     query, key = split_heads(query, heads), split_heads(key, heads)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     return scores.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
+
+
+def _first(counts: Tensor) -> Tensor:
+    """(B, n): the first places of each sample, as many as its count (B,), n being the largest."""
+    return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]

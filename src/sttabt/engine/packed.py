@@ -33,6 +33,8 @@ def padding_macs(counts: list[list[int]], width: int) -> int:
 
 def unpack(rows: Tensor, present: Tensor) -> Tensor:
     """(T, D) rows at the places (B, N) that are present, zeros elsewhere: (B, N, D)."""
+    if len(rows) == present.numel():
+        return rows.unflatten(0, present.shape)
     return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter(present[..., None], rows)
 
 

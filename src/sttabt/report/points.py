@@ -12,9 +12,9 @@ from sttabt.errors import UserError
 from sttabt.report.rows import LABELS, Row
 
 ONE_FIGURE = ("dataset", "split", "model", "metric")  # rows that differ here are not comparable
-# Where rows of one method differ here, each value gets a curve of its own.
+# Where rows of one method differ here or in their `settings`, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
-SWEPT = ("p_logit", "keep_ratio", "merged")  # what moves along a curve
+SWEPT = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what moves along a curve
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +65,13 @@ def to_points(rows: Sequence[Row]) -> list[Point]:
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
         key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_FIGURE, *VARIANTS, *SWEPT)))
+        key += tuple(sorted(row.settings.items()))
         groups[key].append(row)
     varying = _varying(rows)
     points = []
     for group in groups.values():
         first = group[0]
-        variant = [f"{name} {_text(getattr(first, name))}" for name in varying[first.label]]
+        variant = [f"{name} {_text(_variant(first, name))}" for name in varying[first.label]]
         if first.method == "backtracking" and first.keep_ratio is None:
             variant.append("dynamic count")
         setting = [f"{name} {_text(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
@@ -90,9 +91,17 @@ def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
     for row in rows:
         by_label[row.label].append(row)
     return {
-        label: [name for name in VARIANTS if len({getattr(row, name) for row in group}) > 1]
+        label: [
+            name
+            for name in (*VARIANTS, *sorted({name for row in group for name in row.settings}))
+            if len({_variant(row, name) for row in group}) > 1
+        ]
         for label, group in by_label.items()
     }
+
+
+def _variant(row: Row, name: str) -> object:
+    return getattr(row, name) if name in VARIANTS else row.settings.get(name)
 
 
 def _order(point: Point) -> tuple:
@@ -101,7 +110,8 @@ def _order(point: Point) -> tuple:
     first = point.rows[0]
     variants = tuple((value is None, str(value)) for value in (getattr(first, name) for name in VARIANTS))
     cost = statistics.fmean(row.macs_share for row in point.rows)
-    return (rank, point.label, tuple(getattr(first, name) for name in ONE_FIGURE), variants, cost, point.setting)
+    one_figure = tuple(getattr(first, name) for name in ONE_FIGURE)
+    return (rank, point.label, one_figure, variants, point.variant, cost, point.setting)
 
 
 def _text(value: object) -> str:

@@ -42,6 +42,7 @@ LABELS = {
     ("concrete", None): "concrete",
     ("backtracking", "approximate"): "back-tracking (approximate attention)",
     ("backtracking", "actual"): "back-tracking (actual attention)",
+    ("ltp", None): "LTP",
     ("forward_topk", None): "forward top-k",
     ("tome", None): "ToMe",
     ("random", None): "random",
@@ -79,7 +80,9 @@ class Row:
     p_logit: float | None
     keep_ratio: float | None  # asked for
     merged: int | None  # pairs of tokens that a layer merges
+    mask_weight: float | None  # of the tokens that LTP keeps, in its loss
     propagation: float | None
+    settings: dict[str, float | int | bool | str]  # the method's other settings, training.epochs among them
     parameters: int
     metric: str  # of METRICS: what the four scores are
     score: float  # of the dropped engine, in [0, 1], correlations in [-1, 1]

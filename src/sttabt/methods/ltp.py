@@ -1,0 +1,53 @@
+"""LTP: a token goes on while it receives more attention than its layer's learned threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.forward import received_attention
+from sttabt.core.ltp import hard_mask, initial_thresholds, mask_loss, soft_mask
+from sttabt.core.plan import output_tokens
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.online import Rule, SoftRule, run_online_soft
+from sttabt.methods.base import Card, OnlineMethod, SoftRun, TrainedMethod
+
+
+class Ltp(OnlineMethod, TrainedMethod):
+    """`threshold` (L,); the last one decides nothing, as the last layer writes the output tokens alone."""
+
+    card = Card(title="LTP", source="Kim et al., KDD 2022; STTABT section 4", trained=True)
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__(settings, layers, outputs)
+        self.threshold = nn.Parameter(initial_thresholds(layers))
+
+    def rule(self, real: Tensor) -> Rule:
+        def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
+            attentive = hard_mask(received_attention(probabilities, alive), self.threshold[layer])
+            return (attentive | output_tokens(alive, self.outputs)) & alive
+
+        return select
+
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        run = run_online_soft(base, inputs, self._soft_rule())
+        return SoftRun(run.logits, {"masks": mask_loss(run.masks, base.real(inputs), self.settings.mask_weight)})
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        return [(self.threshold, self.settings.threshold_rate)]
+
+    def decision_macs(self, tokens: float) -> float:
+        return tokens**2
+
+    def _soft_rule(self) -> SoftRule:
+        def mask(layer: int, probabilities: Tensor, real: Tensor) -> Tensor:
+            outputs = output_tokens(real, self.outputs)
+            if layer == self.layers - 1:
+                return outputs.to(probabilities.dtype)
+            score = received_attention(probabilities, real)
+            soft = soft_mask(score, self.threshold[layer], self.settings.temperature)
+            return soft.masked_fill(outputs, 1)
+
+        return mask
