@@ -115,13 +115,6 @@ def test_the_prediction_of_a_score_is_distilled_by_its_squared_error() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["dataset.task=regression"],
-            r"dataset\.metric=accuracy is none of dataset\.task=regression: .*pearson, spear",
-        ),
-        (["dataset.task=regression", "dataset.metric=pearson"], r"dataset\.classes=10 does not fit .*set 1 for"),
-        (["dataset.classes=1"], r"dataset\.classes=1 does not fit dataset\.task=classification"),
-        (["dataset.metric=f1"], r"dataset\.metric=f1 needs dataset\.classes=2, not 10"),
         (["dataset.task=regresion"], "did you mean 'regression'"),
         (["model.fine_tune=true"], "has no weights to start from"),
         (["approx.start=general"], r"set approx\.start=interpolated for images"),

@@ -6,6 +6,7 @@ Higher is better in every metric. A metric is that of the whole split, never a m
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from sttabt.settings import METRICS, DatasetSettings
+
+warnings.filterwarnings("ignore", message=".*will save all targets and predictions")  # a number a sample is little
 
 
 @dataclass(frozen=True)
