@@ -78,17 +78,17 @@ def fixed_model(backbone_name: str, attention: str = "approximate") -> PrunedMod
 
 @pytest.mark.parametrize("attention", ["approximate", "actual"])
 @torch.inference_mode()
-def test_fixed_model_is_the_pruned_model(backbone_name: str, attention: str) -> None:
-    pruned, images = fixed_model(backbone_name, attention), make_images(backbone_name)
+def test_fixed_model_is_the_pruned_model(vision_name: str, attention: str) -> None:
+    pruned, images = fixed_model(vision_name, attention), make_images(vision_name)
     expected = pruned(images, masked=True)
     assert expected.plan.alive.sum(-1).tolist() == [pruned.method.counts] * len(images)
     torch.testing.assert_close(FixedModel(pruned)(images), expected.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_torch_compile_takes_the_whole_model_without_graph_breaks(backbone_name: str) -> None:
+def test_torch_compile_takes_the_whole_model_without_graph_breaks(vision_name: str) -> None:
     """fullgraph raises at the first break; eager as backend needs no compiler on this machine."""
-    model, images = FixedModel(fixed_model(backbone_name)), make_images(backbone_name)
+    model, images = FixedModel(fixed_model(vision_name)), make_images(vision_name)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(images), model(images), atol=1e-5, rtol=1e-5)
 

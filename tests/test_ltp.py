@@ -30,6 +30,8 @@ class PaddedViT(ViT):
 
     PADDING = (10, 3, 0, 7)
 
+    may_pad = True
+
     def real(self, inputs: Tensor) -> Tensor:
         padding = torch.tensor(self.PADDING[: len(inputs)])[:, None]
         return torch.arange(self.tokens) < self.tokens - padding

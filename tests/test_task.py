@@ -216,6 +216,8 @@ def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path
 class _WordReader(ViT):
     """A small stand-in for a text encoder, on padded batches."""
 
+    may_pad = True
+
     def __init__(self, words: int = 30, longest: int = 12, classes: int = 3) -> None:
         torch.manual_seed(6)
         arguments = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}

@@ -600,7 +600,6 @@ def test_images_have_no_scores_and_need_a_size() -> None:
     [
         (False, "dataset.max_tokens=4", "it is a setting of text"),
         (False, "dataset.encoding=latin-1", "it is for source text_file"),
-        (False, "model.fine_tune=true", "no weights are given"),
         (True, "dataset.augment=false", "it is a setting of images"),
         (True, "dataset.task_name=rte", "it is for source glue"),
         (True, "model.fine_tune=false", None),

@@ -79,6 +79,7 @@ def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
     """The method's settings that no field of a row has, flat: `training.epochs`. No keep_ratio says `dynamic`."""
     own = {name: value for name, value in sparsity.items() if name not in FIELDS}
     training = own.pop("training", {})
+    own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own.items()}
     return own | {f"training.{name}": value for name, value in training.items()}
 
 
