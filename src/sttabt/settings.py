@@ -237,10 +237,11 @@ class BenchSettings:
     batches: list[int] = field(default_factory=list)  # images a forward; empty: chosen by the device
     keeps: list[float] = field(default_factory=list)  # mean occupancy over samples and layer boundaries
     spread: float = 0.25  # standard deviation of the logarithm of a sample's counts; 0 leaves such plans out
-    factors: list[int] = field(default_factory=list)  # of approximate networks; the first plans end to end
+    factors: list[int] = field(default_factory=list)  # of approximate networks; the first is trained, the last compiled
     merged: list[int] = field(default_factory=list)  # ToMe's pairs a layer, scaled from 196 patches and 12 layers
     rounds: int = 0  # interleaved rounds; 0: chosen by the device and the time that a round takes
-    train: bool = True  # time a step of training too
+    compile: bool = False  # time torch.compile of the dense model and of fixed counts too; on a GPU it always is
+    train: bool = True  # time steps of training too
     train_batch: int = 8
     out: str = ""  # folder of the results
 

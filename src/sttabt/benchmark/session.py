@@ -17,7 +17,7 @@ from sttabt.benchmark.measure import measure
 from sttabt.benchmark.plans import reachable_mean
 from sttabt.benchmark.table import SpeedRow, compare_with_tome, format_table
 from sttabt.benchmark.training import make_steps
-from sttabt.benchmark.variants import TOME, WHOLE, compiled_dense, make_variants
+from sttabt.benchmark.variants import TOME, WHOLE, compiled_variants, make_variants
 from sttabt.building import build_base
 from sttabt.errors import UserError
 from sttabt.evaluation import find_device
@@ -93,14 +93,15 @@ def _measure_size(
         inputs = _images(batch, size, device)
         with torch.inference_mode():
             variants = make_variants(base, networks, inputs, bench)
-            if device.type == "cuda":
-                variants.insert(1, compiled_dense(base, inputs))
+            if bench.compile or device.type == "cuda":
+                log.info("torch.compile takes a minute or two")
+                variants += compiled_variants(base, networks[-1], inputs, bench)
             rows, wrong = measure(variants, base, inputs, bench.rounds, precision, common)
         yield compare_with_tome(rows, WHOLE, TOME), wrong
     if bench.train:
         log.info("%d pixels, a step of training, batch %d", size, bench.train_batch)
         inputs = _images(bench.train_batch, size, device)
-        yield measure(make_steps(base, networks[0], inputs), base, inputs, bench.rounds, precision, common)
+        yield measure(make_steps(base, networks[0], inputs, bench), base, inputs, bench.rounds, precision, common)
 
 
 def _build(model: ModelSettings, size: int, bench: BenchSettings) -> Backbone:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
-from sttabt.benchmark.variants import DENSE, Variant, dense_macs, make_model
+from sttabt.benchmark.variants import DENSE, Variant, calibrated, dense_macs, make_model, middle_keep
 from sttabt.core.cost import trace_macs
+from sttabt.core.plan import TokenPlan
 from sttabt.data.base import Batch
 from sttabt.lit.modules import Pruning
 from sttabt.methods.concrete import Concrete
-from sttabt.settings import ConcreteSettings, TrainingSettings
+from sttabt.pruned import PrunedModel
+from sttabt.settings import BenchSettings, ConcreteSettings, TrainingSettings
 from sttabt.task import Task
 
 TRAINING = "training step"
@@ -24,10 +26,11 @@ LEARNING_RATE = 1e-5
 FORWARD_AND_BACKWARD = 3  # in forwards: a backward is a product for the inputs and one for the weights
 
 
-def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor) -> list[Variant]:
-    """A dense step and a pruning step (soft masks, distillation from the dense model), each with its own weights.
+def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor, bench: BenchSettings) -> list[Variant]:
+    """A dense step and steps of pruning (soft masks, hard masks; distillation from the dense model).
 
-    Their multiply-adds are those of forward and backward; what AdamW does to each weight is not counted.
+    Each has weights of its own. Hard masks keep the middle of `bench.keeps`, and the dropped engine runs them. The
+    multiply-adds are those of forward and backward; what AdamW does to each weight is not counted.
     """
     labels = torch.randint(base.architecture.classes, (len(inputs),), generator=torch.Generator().manual_seed(0)).to(
         inputs.device
@@ -36,29 +39,42 @@ def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor) -> l
     dense = copy.deepcopy(base).train()
     training = TrainingSettings(epochs=1, learning_rate=LEARNING_RATE)
     task = Task("accuracy", base.architecture.classes)
-    settings = ConcreteSettings(method="concrete", training=training)
-    pruning = Pruning(make_model("concrete", copy.deepcopy(base), copy.deepcopy(network)), base, settings, task).train()
-    dense_optimizer = torch.optim.AdamW(dense.parameters(), lr=LEARNING_RATE)
-    pruning_optimizer = torch.optim.AdamW(pruning.trained.parameters(), lr=LEARNING_RATE)
+    keep = middle_keep(bench)
+    with torch.no_grad():
+        sparse = calibrated(base, network, inputs, keep)[0]
+        plan = sparse.plan(inputs)
+
+    def step_of(p_logit: float, hard_from: float) -> Callable[[], None]:
+        settings = ConcreteSettings(method="concrete", training=training, hard_from=hard_from)
+        model = make_model("concrete", copy.deepcopy(base), copy.deepcopy(network), p_logit=p_logit)
+        pruning = Pruning(model, base, settings, task).train()
+
+        def loss() -> Tensor:
+            return torch.stack(list(pruning.terms(batch).values())).sum()
+
+        return partial(_step, torch.optim.AdamW(pruning.trained.parameters(), lr=LEARNING_RATE), loss)
 
     def dense_loss() -> Tensor:
         return task.loss(dense(inputs), labels)
-
-    def pruning_loss() -> Tensor:
-        return torch.stack(list(pruning.terms(batch).values())).sum()
 
     return [
         Variant(
             DENSE,
             f"{TRAINING}, dense",
-            partial(_step, dense_optimizer, dense_loss),
+            partial(_step, torch.optim.AdamW(dense.parameters(), lr=LEARNING_RATE), dense_loss),
             lambda _: FORWARD_AND_BACKWARD * dense_macs(base),
         ),
         Variant(
             TRAINING,
             f"{TRAINING}, concrete masks",
-            partial(_step, pruning_optimizer, pruning_loss),
+            step_of(p_logit=0.0, hard_from=1.0),
             lambda _: pruning_step_macs(base, network),
+        ),
+        Variant(
+            TRAINING,
+            f"{TRAINING}, hard masks, keep {keep:g}",
+            step_of(sparse.method.settings.p_logit, hard_from=0.0),
+            lambda _: hard_step_macs(sparse, plan, inputs),
         ),
     ]
 
@@ -71,6 +87,13 @@ def pruning_step_macs(base: Backbone, network: ApproximateNetwork) -> float:
     assert isinstance(method, Concrete), "found by its name"
     planning = method.planning_macs((tokens,) * base.layers, tokens, architecture.width, architecture.heads)
     return FORWARD_AND_BACKWARD * (dense_macs(base) + trace + planning) + dense_macs(base)
+
+
+def hard_step_macs(model: PrunedModel, plan: TokenPlan, inputs: Tensor) -> float:
+    """Multiply-adds of a sample: three forwards of what the plan keeps; one of the planner and of the teacher."""
+    parts = model.macs(plan, model.base.real(inputs))
+    planner = parts["approximate_network"] + parts["planning"]
+    return FORWARD_AND_BACKWARD * (sum(parts.values()) - planner) + planner + dense_macs(model.base)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:

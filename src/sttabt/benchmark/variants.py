@@ -14,9 +14,11 @@ from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.benchmark.plans import realistic_plan, solve_increasing
 from sttabt.core.cost import PARTS
+from sttabt.core.fixed import mean_counts
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
+from sttabt.fixed import FixedModel
 from sttabt.methods import find_method
 from sttabt.pruned import PrunedModel, PrunedRun
 from sttabt.settings import SPARSITY_SCHEMAS, BenchSettings
@@ -48,28 +50,45 @@ class Variant:
 def make_variants(
     base: Backbone, networks: Sequence[ApproximateNetwork], inputs: Tensor, settings: BenchSettings
 ) -> list[Variant]:
-    """All variants of one batch, dense first. The first of the networks plans the end-to-end variants."""
+    """All variants of one batch, dense first."""
     return [
         Variant(DENSE, DENSE, partial(base, inputs), lambda _: dense_macs(base)),
         *_given_plans(base, inputs, settings),
         *(variant for network in networks for variant in _planners(base, network, inputs, settings)),
-        *_whole(base, networks[0], inputs, settings),
+        *(variant for network in networks for variant in _whole(base, network, inputs, settings)),
+        *(variant for network in networks for variant in _fixed(base, network, inputs, settings)),
         *_tome(base, inputs, settings.merged),
     ]
 
 
-def compiled_dense(base: Backbone, inputs: Tensor) -> Variant:
-    """torch.compile of the dense forward, a stronger baseline where kernels are launched one by one."""
-    compiled: Any = torch.compile(base, dynamic=False)
-    return Variant(DENSE, "dense, compiled", partial(compiled, inputs), lambda _: dense_macs(base))
+def compiled_variants(
+    base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings
+) -> list[Variant]:
+    """The dense forward and a pruned one of fixed counts, each compiled as one graph."""
+    dense = _compiled(base, inputs)
+    model = fixed_model(base, network, middle_keep(settings))
+    plan, pruned = model.pruned.plan(inputs), _compiled(model, inputs)
+    return [
+        Variant(DENSE, "dense, compiled", dense, lambda _: dense_macs(base)),
+        Variant(
+            WHOLE,
+            f"fixed counts, compiled, factor {network.factor}, keep {middle_keep(settings):g}",
+            lambda: PrunedRun(pruned(), plan, base.real(inputs)),
+            partial(_macs, model.pruned, inputs, PARTS),
+        ),
+    ]
 
 
-def make_model(
-    name: str, base: Backbone, network: ApproximateNetwork | None = None, **settings: float | int
-) -> PrunedModel:
+def make_model(name: str, base: Backbone, network: ApproximateNetwork | None = None, **settings: Any) -> PrunedModel:
     """`base` under the method of that name, whose other settings keep their defaults."""
     method = find_method(name)(SPARSITY_SCHEMAS[name](method=name, **settings), base.layers, base.outputs)
     return PrunedModel(base, method.to(next(base.parameters()).device), network).eval()
+
+
+def fixed_model(base: Backbone, network: ApproximateNetwork, keep: float) -> FixedModel:
+    """Back-tracking with the counts of a realistic plan, the same for all images."""
+    counts = mean_counts(realistic_plan(1, base.tokens, base.layers, keep, 0.0, 0, base.outputs), base.outputs)
+    return FixedModel(make_model("backtracking", base, network, counts=counts[:-1]))
 
 
 def dense_macs(base: Backbone) -> float:
@@ -80,6 +99,22 @@ def dense_macs(base: Backbone) -> float:
 def middle_keep(settings: BenchSettings) -> float:
     """The keep of the variants that are timed at one keep only."""
     return sorted(settings.keeps)[len(settings.keeps) // 2]
+
+
+def calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep: float) -> list[PrunedModel]:
+    """A model for each of CALIBRATED whose own plans of the first images have the mean occupancy `keep`."""
+    some = inputs[:CALIBRATION_IMAGES]
+    real, trace = base.real(some), network(some)
+    models = []
+    for name, key, low, high in CALIBRATED:
+        build = partial(make_model, name, base, network)
+
+        def occupancy(value: float, build: Callable[..., PrunedModel] = build, key: str = key) -> float:
+            return float(build(**{key: value}).method.plan(some, real, trace).occupancy().mean())  # type: ignore[operator]
+
+        value = solve_increasing(occupancy, keep, low, high, CALIBRATION_TOLERANCE, CALIBRATION_STEPS)
+        models.append(build(**{key: value}))
+    return models
 
 
 def _given_plans(base: Backbone, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
@@ -109,7 +144,7 @@ def _given_plans(base: Backbone, inputs: Tensor, settings: BenchSettings) -> lis
 
 
 def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
-    models = _calibrated(base, network, inputs, middle_keep(settings))
+    models = calibrated(base, network, inputs, middle_keep(settings))
     tracing = partial(_macs, models[0], inputs, ("approximate_network",))
 
     def trace() -> Any:
@@ -124,7 +159,7 @@ def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, setti
 
 
 def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
-    by_keep = {keep: _calibrated(base, network, inputs, keep) for keep in sorted(settings.keeps)}
+    by_keep = {keep: calibrated(base, network, inputs, keep) for keep in sorted(settings.keeps)}
     return [
         Variant(
             WHOLE,
@@ -137,6 +172,20 @@ def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings
     ]
 
 
+def _fixed(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
+    real = base.real(inputs)
+
+    def variant(keep: float) -> Variant:
+        model = fixed_model(base, network, keep)
+        plan = model.pruned.plan(inputs)  # for the check: the timed forward makes its own
+        name = f"fixed counts, factor {network.factor}, keep {keep:g}"
+        return Variant(
+            WHOLE, name, lambda: PrunedRun(model(inputs), plan, real), partial(_macs, model.pruned, inputs, PARTS)
+        )
+
+    return [variant(keep) for keep in sorted(settings.keeps)]
+
+
 def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
     scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
     scaled = sorted({max(1, round(count * scale)) for count in counts})
@@ -147,20 +196,11 @@ def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant
     ]
 
 
-def _calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep: float) -> list[PrunedModel]:
-    """A model for each of CALIBRATED whose own plans of the first images have the mean occupancy `keep`."""
-    some = inputs[:CALIBRATION_IMAGES]
-    real, trace = base.real(some), network(some)
-    models = []
-    for name, key, low, high in CALIBRATED:
-        build = partial(make_model, name, base, network)
-
-        def occupancy(value: float, build: Callable[..., PrunedModel] = build, key: str = key) -> float:
-            return float(build(**{key: value}).method.plan(some, real, trace).occupancy().mean())  # type: ignore[operator]
-
-        value = solve_increasing(occupancy, keep, low, high, CALIBRATION_TOLERANCE, CALIBRATION_STEPS)
-        models.append(build(**{key: value}))
-    return models
+def _compiled(model: Backbone | FixedModel, inputs: Tensor) -> Callable[[], Tensor]:
+    """One graph, on CUDA replayed as a CUDA graph."""
+    mode = "reduce-overhead" if inputs.is_cuda else "default"
+    compiled: Any = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
+    return partial(compiled, inputs)
 
 
 def _macs(model: PrunedModel, inputs: Tensor, parts: Sequence[str], plan: TokenPlan | None) -> float:

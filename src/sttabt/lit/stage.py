@@ -34,7 +34,7 @@ class TrainingStage(L.LightningModule, ABC):
 
     def __init__(self, trained: nn.Module, training: TrainingSettings, task: Task) -> None:
         super().__init__()
-        self.trained: Any = trained
+        self.trained: Any = trained.train()  # loaded models come in evaluation mode, where nothing is dropped out
         self.training_settings = training
         self.task = task
         self.metric = task.new_metric(task.metric)
