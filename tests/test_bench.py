@@ -260,7 +260,7 @@ def test_the_command_writes_rows_table_and_figure(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()]
     per_batch = {batch: [line for line in lines if line["batch"] == batch] for batch in (1, 3, 2)}
-    assert {batch: len(found) for batch, found in per_batch.items()} == {1: 20, 3: 23, 2: 2}
+    assert {batch: len(found) for batch, found in per_batch.items()} == {1: 32, 3: 35, 2: 3}
     assert all(line["rounds"] == 1 and line["weights"] == "random" and line["machine"] for line in lines)
     assert all(line["quotient"] == pytest.approx(line["ratio"] / line["macs_ratio"]) for line in lines)
     table = (tmp_path / "out" / "table.md").read_text()
