@@ -85,7 +85,10 @@ class TrainingStage(L.LightningModule, ABC):
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
             *own,
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+        # Fused is a third of the step faster on a CPU; under autocast Lightning cannot clip its gradients.
+        fused = self.trainer.precision == "32-true"
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(settings.warmup_epochs / max(settings.epochs, 1) * steps)
         final = settings.final_learning_rate / settings.learning_rate
