@@ -190,9 +190,13 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 # --- rows
 
 
-def test_rows_of_schema_1_are_read(tmp_path: Path) -> None:
+def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
     row = make_row()
     old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
+    del old["validation_loss"]
+    schema_2 = {name: value for name, value in row.to_dict().items() if name != "validation_loss"} | {"schema": 2}
+    (tmp_path / "row.json").write_text(json.dumps(schema_2))
+    assert Row.read(tmp_path / "row.json") == row
     del old["time_baseline"]
     (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
     assert Row.read(tmp_path / "row.json") == row
