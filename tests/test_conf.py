@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 import sttabt
 from sttabt.cli.checks import RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
-from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings
+from sttabt.errors import UserError
+from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings, steps_of, update_size
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
@@ -164,6 +165,18 @@ def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> N
     settings = compose_settings(["name=test"])
     assert settings.paths.artifacts == str(tmp_path / "artifacts")
     assert compose_settings(["name=test", "paths.artifacts=shared"]).paths.artifacts == str(tmp_path / "shared")
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(0, (32, 3)), (24, (24, 1)), (32, (32, 1)), (48, (24, 2)), (99, None)])
+def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, steps: tuple[int, int] | None) -> None:
+    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.batch={batch}"]
+    if steps is None:
+        with pytest.raises(UserError, match="does not make 4 equal steps"):
+            compose_settings(overrides)
+        return
+    settings = compose_settings(overrides)
+    assert steps_of(update_size(settings, "prune"), settings.hardware) == steps
+    assert steps_of(update_size(settings, "approx"), settings.hardware) == (32, 3)
 
 
 def test_checks_name_settings_that_exist() -> None:

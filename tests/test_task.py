@@ -29,7 +29,7 @@ from sttabt.data import load_splits
 from sttabt.data.base import Batch, Images, Splits
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, evaluate, gallery, padded_occupancy, time_against_dense
+from sttabt.evaluation import attention_error, evaluate, gallery, mean_loss, padded_occupancy, time_against_dense
 from sttabt.job import Job
 from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining
@@ -170,6 +170,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.others == {"spearman": pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-5)}
     assert found.masked == pytest.approx(found.dropped, abs=1e-5)
     assert found.loss == pytest.approx(float((predictions - labels).square().mean()), rel=1e-5)
+    assert mean_loss(model, splits.test, task, batch_size=70) == pytest.approx(found.loss, rel=1e-5)
     assert found.occupancy_padded is None, "images have no padding"
 
 
