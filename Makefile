@@ -40,7 +40,6 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	cut -f3 $(addprefix $(@D)/,$(CORPUS)) > $(@D)/corpus.txt
 	touch $@
 
 clean:

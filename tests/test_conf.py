@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from omegaconf import OmegaConf
 import sttabt
 from sttabt.cli.checks import RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
-from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings
+from sttabt.errors import UserError
+from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings, steps_of, update_size
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
@@ -67,14 +69,24 @@ def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
         assert getattr(settings, group).name == choice
 
 
+def _covering(jobs: list[list[str]]) -> list[list[str]]:
+    """Jobs in which every value of every grid stands at least once: some dozens of hundreds."""
+    seen: set[str] = set()
+    chosen = [job for job in jobs if not seen.issuperset(job) and seen.update(job) is None]
+    assert seen == {override for job in jobs for override in job}
+    return chosen
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_begins_with_its_card(experiment: str) -> None:
+def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp_path: Path) -> None:
     text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     card = text.split("\n\n")[0]
     assert all(f"# {word} " in card for word in ("Question", "Cost", "Expect", "Command")), card
     assert f"experiment={experiment}" in card
-    jobs = _sweep_jobs(experiment) if "MULTIRUN" in text else [[f"experiment={experiment}"]]
-    for job in jobs:
+    of_text = any(f"/model: {model}" in text for model in TEXT_MODELS)
+    here = [f"model.huggingface={tmp_path}", f"dataset.path={tmp_path}"] if of_text else []  # fetches nothing
+    jobs = _sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]
+    for job in _covering(jobs):
         assert compose_settings(job).name == experiment
 
 
@@ -83,6 +95,49 @@ def test_the_quickstart_has_every_method() -> None:
     methods = [compose_settings(job).sparsity.method for job in jobs]
     assert sorted(set(methods)) == sorted(SPARSITY_SCHEMAS)
     assert methods[0] == "dense", "cheap jobs come first"
+
+
+GRID = {  # jobs of a task, dense and others
+    "glue_topk": 1 + 9 * 4,
+    "glue_concrete": 1 + 6 * 2,
+    "glue_ltp": 1 + 6 * 5,
+    "glue_search": 1 + 6 * 3 * 3,
+}
+
+
+@pytest.mark.parametrize("experiment", GRID)
+def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(experiment: str) -> None:
+    jobs = _sweep_jobs(experiment)
+    tasks = Counter(override for job in jobs for override in job if override.startswith("dataset=glue_"))
+    assert tasks == {f"dataset=glue_{task}": GRID[experiment] for task in GLUE_TASKS}
+    for job in jobs:
+        clipped = any(f"dataset=glue_{task}" in job for task in ("sst2", "stsb", "mnli", "qnli", "qqp"))
+        clips = [override for override in job if override.startswith("sparsity.training.clip=")]
+        assert clips == (
+            []
+            if {"sparsity=dense", "experiment=glue_topk"} & {*job}
+            else [f"sparsity.training.clip={0.5 if clipped else 0}"]
+        )
+    for task in ("cola", "sst2"):  # one of each of the two grids
+        one = _sweep_jobs(experiment, f"dataset=glue_{task}", "dataset.path=.")
+        assert len(one) == GRID[experiment], "a task on the command line keeps its own grids alone"
+        assert all("dataset.path=." in job and "dataset.path=''" not in job for job in one)
+        assert "sparsity=dense" in one[0], "cheap jobs come first"
+    settings = compose_settings(jobs[-1])
+    if experiment != "glue_topk":
+        training = settings.sparsity.training
+        assert settings.sparsity.hard_from * training.epochs == pytest.approx(0.8 * (training.epochs - 1))
+        assert (training.weight_decay, training.label_smoothing, settings.sparsity.distillation) == (0.05, 0, 0)
+
+
+def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
+    from sttabt.result import FIELDS
+
+    for experiment in EXPERIMENTS:
+        text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+        sweeper = OmegaConf.select(OmegaConf.create(text), "hydra.sweeper") or {}
+        swept = {key.removeprefix("sparsity.") for grid in sweeper.get("grids", []) for key in grid}
+        assert set(sweeper.get("choose", [])) <= swept - set(FIELDS), experiment
 
 
 def test_a_method_on_the_command_line_keeps_its_grid_alone() -> None:
@@ -110,6 +165,18 @@ def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> N
     settings = compose_settings(["name=test"])
     assert settings.paths.artifacts == str(tmp_path / "artifacts")
     assert compose_settings(["name=test", "paths.artifacts=shared"]).paths.artifacts == str(tmp_path / "shared")
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(0, (32, 3)), (24, (24, 1)), (32, (32, 1)), (48, (24, 2)), (99, None)])
+def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, steps: tuple[int, int] | None) -> None:
+    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.batch={batch}"]
+    if steps is None:
+        with pytest.raises(UserError, match="does not make 4 equal steps"):
+            compose_settings(overrides)
+        return
+    settings = compose_settings(overrides)
+    assert steps_of(update_size(settings, "prune"), settings.hardware) == steps
+    assert steps_of(update_size(settings, "approx"), settings.hardware) == (32, 3)
 
 
 def test_checks_name_settings_that_exist() -> None:

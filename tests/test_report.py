@@ -18,7 +18,8 @@ import pytest
 
 from sttabt.errors import UserError
 from sttabt.report.__main__ import main
-from sttabt.report.build import make_report
+from sttabt.report.build import make_report, make_reports
+from sttabt.report.choice import best_by_validation
 from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.points import to_points
 from sttabt.report.rows import Row, read_rows
@@ -69,6 +70,7 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "score_ema": None,
         "other_scores": {},
         "loss": 0.2,
+        "validation_loss": None,
         "occupancy": sum(boundaries) / len(boundaries),
         "occupancy_by_boundary": boundaries,
         "occupancy_padded": None,
@@ -160,7 +162,7 @@ def test_row_label(method, attention, label):
         ({"macs": {"stem": None}}, "macs"),
         ({"macs_dense": 0.0}, "macs_dense"),
         ({"time": {"ratio": 0.5}}, "time lacks batch_size"),
-        ({"schema": 3}, "schema is 3"),
+        ({"schema": 4}, "schema is 4"),
         ({"metric": "bleu"}, "metric is 'bleu'"),
         ({"score": -0.1}, r"score is -0.1, which is not in \[0, 1\]"),
         ({"metric": "matthews", "score": -1.1}, "score is -1.1"),
@@ -458,3 +460,94 @@ def test_rows_that_differ_in_any_setting_of_their_method_are_curves_of_their_own
         ("LTP, temperature 0.002", "1"),
         ("LTP, temperature 0.002", "0.1"),
     ]
+
+
+# --- choices
+
+
+def make_ltp(weight: float, temperature: float, loss: float | None, seed: int = 0, **changes) -> Row:
+    """A row of LTP's grid; its test score falls where its validation loss does, so that a choice by test differs."""
+    settings = {"temperature": temperature, "hard_from": 0.5}
+    score = 0.5 if loss is None else 0.4 + loss / 10
+    return make_row(
+        "ltp", seed=seed, keep_ratio=None, mask_weight=weight, settings=settings, validation_loss=loss, score=score,
+        config_hash=f"{weight}-{temperature}-{seed}", **changes,
+    )  # fmt: skip
+
+
+LTP_LOSSES = {0.1: {0.001: (0.5, 0.9), 0.002: (0.8, 0.5)}, 1.0: {0.001: (1.2, 1.3), 0.002: (1.1, 1.5)}}  # two seeds
+
+
+def ltp_grid(**changes) -> list[Row]:
+    return [
+        make_ltp(weight, temperature, loss, seed, **changes)
+        for weight, tried in LTP_LOSSES.items()
+        for temperature, losses in tried.items()
+        for seed, loss in enumerate(losses)
+    ]
+
+
+def test_the_best_of_each_point_is_that_of_the_lowest_mean_validation_loss(caplog):
+    rows = [make_row("dense"), *ltp_grid(), make_row("concrete", 0.5)]
+    with caplog.at_level(logging.INFO):
+        best = best_by_validation(rows, ["temperature"])
+    found = {(row.mask_weight, row.settings["temperature"], row.seed) for row in best if row.method == "ltp"}
+    assert found == {(0.1, 0.002, 0), (0.1, 0.002, 1), (1.0, 0.001, 0), (1.0, 0.001, 1)}, "the means, not one seed's"
+    assert [row.method for row in best] == ["dense", *["ltp"] * 4, "concrete"], "in their order"
+    assert caplog.messages == [
+        "digits, LTP, mask_weight 0.1: temperature 0.002 has the lowest of 2 validation losses, 0.65",
+        "digits, LTP, mask_weight 1.0: temperature 0.001 has the lowest of 2 validation losses, 1.25",
+    ]
+    assert best_by_validation(rows, []) == rows
+    by_score = max((row for row in ltp_grid() if row.mask_weight == 0.1), key=lambda row: row.score)
+    assert by_score.settings["temperature"] == 0.001, "the test split would have chosen another"
+
+
+def test_a_choice_over_two_settings_is_one_choice():
+    losses = {(rate, batch): abs(rate - 2) + (batch != 48) for rate in (0.5, 1, 2) for batch in (24, 32, 48)}
+    rows = [
+        make_row(
+            settings={"training.learning_rate": rate, "batch": batch}, validation_loss=loss + 0.1, config_hash=f"{loss}"
+        )
+        for (rate, batch), loss in losses.items()
+    ]
+    (best,) = best_by_validation(rows, ["training.learning_rate", "batch"])
+    assert best.settings == {"training.learning_rate": 2, "batch": 48}
+    assert len(best_by_validation(rows, ["batch"])) == 3, "one of each learning rate"
+
+
+@pytest.mark.parametrize("spoil", ["loss", "seed"])
+def test_what_cannot_be_compared_is_not_chosen_from(spoil, caplog):
+    rows = ltp_grid()
+    rows = rows[1:] if spoil == "seed" else [replace(rows[0], validation_loss=None), *rows[1:]]
+    best = best_by_validation(rows, ["temperature"])
+    assert [row.mask_weight for row in best].count(0.1) == len(rows) - 4, "all of it stays"
+    assert [row.mask_weight for row in best].count(1.0) == 2
+    why = {"seed": "were tried with different seeds", "loss": "lack the validation loss"}[spoil]
+    assert f"LTP, mask_weight 0.1: temperature is not chosen, as rows {why}: all are shown" in caplog.text
+
+
+def test_a_report_shows_what_was_chosen_as_one_curve(tmp_path, capsys):
+    write_rows(tmp_path / "rows", [make_row("dense"), *ltp_grid()])
+    assert main([str(tmp_path / "rows"), f"out={tmp_path / 'out'}", "choose=temperature"]) == 0
+    frame = pd.read_csv(tmp_path / "out" / "pareto.csv")
+    assert frame["curve"].tolist() == ["dense", "LTP", "LTP"]
+    assert set(frame["setting"].dropna()) == {"mask_weight 0.1, temperature 0.002", "mask_weight 1, temperature 0.001"}
+    assert len(pd.read_csv(tmp_path / "out" / "table.csv")) == 5
+    note = "Of each point, temperature are those of the lowest validation loss"
+    assert note in capsys.readouterr().out and note in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert main([str(tmp_path / "rows"), "choose=temprature"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "choose=temprature" in error and "did you mean 'temperature'?" in error
+
+
+def test_data_sets_get_a_report_each(tmp_path):
+    rows = [row for name in ("a", "b/c") for row in (make_row("dense", dataset=name), *ltp_grid(dataset=name))]
+    reports = make_reports([write_rows(tmp_path / "rows", rows)], tmp_path / "out", ["temperature"])
+    assert [files.table.parent.relative_to(tmp_path / "out").as_posix() for files in reports] == ["a", "b-c"]
+    assert all(len(pd.read_csv(files.table.with_suffix(".csv"))) == 5 for files in reports)
+    several = [make_row(dataset="a"), make_row(dataset="a", model="large"), make_row(dataset="b", metric="f1")]
+    reports = make_reports([write_rows(tmp_path / "more", several)], tmp_path / "other")
+    assert [files.table.parent.name for files in reports] == ["a_large", "a_small", "b_small"]
+    (alone,) = make_reports([write_rows(tmp_path / "one", rows[:3])], tmp_path / "single")
+    assert alone.table.parent == tmp_path / "single"

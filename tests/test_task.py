@@ -29,7 +29,7 @@ from sttabt.data import load_splits
 from sttabt.data.base import Batch, Images, Splits
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, evaluate, gallery, padded_occupancy, time_against_dense
+from sttabt.evaluation import attention_error, evaluate, gallery, mean_loss, padded_occupancy, time_against_dense
 from sttabt.job import Job
 from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining
@@ -170,6 +170,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.others == {"spearman": pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-5)}
     assert found.masked == pytest.approx(found.dropped, abs=1e-5)
     assert found.loss == pytest.approx(float((predictions - labels).square().mean()), rel=1e-5)
+    assert mean_loss(model, splits.test, task, batch_size=70) == pytest.approx(found.loss, rel=1e-5)
     assert found.occupancy_padded is None, "images have no padding"
 
 
@@ -190,9 +191,13 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 # --- rows
 
 
-def test_rows_of_schema_1_are_read(tmp_path: Path) -> None:
+def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
     row = make_row()
     old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
+    del old["validation_loss"]
+    schema_2 = {name: value for name, value in row.to_dict().items() if name != "validation_loss"} | {"schema": 2}
+    (tmp_path / "row.json").write_text(json.dumps(schema_2))
+    assert Row.read(tmp_path / "row.json") == row
     del old["time_baseline"]
     (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
     assert Row.read(tmp_path / "row.json") == row

@@ -24,19 +24,28 @@ class GridsSweeperSettings:
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
     grids: list[dict[str, Any]] = field(default_factory=list)
+    choose: list[str] = field(default_factory=list)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsSweeperSettings, provider="sttabt")
 
 
 class GridsSweeper(BasicSweeper):
-    """Runs the union of `hydra.sweeper.grids`; without grids the jobs are the basic sweeper's."""
+    """Runs the union of `hydra.sweeper.grids`; without grids the jobs are the basic sweeper's.
+
+    choose: settings of the method, as rows name them, of which the report shows the best by validation loss.
+    """
 
     def __init__(
-        self, max_batch_size: int | None, params: dict[str, str] | None, grids: Sequence[dict[str, Any]]
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None,
+        grids: Sequence[dict[str, Any]],
+        choose: Sequence[str],
     ) -> None:
         super().__init__(max_batch_size, params)
         self.grids = [dict(grid) for grid in OmegaConf.to_container(OmegaConf.create(list(grids)))]  # type: ignore
+        self.choose = list(choose)
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check every job, run them all, make the report.
@@ -65,7 +74,7 @@ class GridsSweeper(BasicSweeper):
 
         completed = [result for result in results if result.status == JobStatus.COMPLETED]
         if completed and {"evaluate", "report"} <= stages:
-            report_sweep(folder)
+            report_sweep(folder, self.choose)
         self._raise_failures(results, jobs, folder)
         return results
 

@@ -101,6 +101,18 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
     )
 
 
+@torch.inference_mode()
+def mean_loss(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0) -> float:
+    """The task's loss of the model as it is deployed, as `Scores.loss`, without measuring anything else."""
+    device = next(model.base.parameters()).device
+    total, samples = 0.0, 0
+    for batch in _progress(evaluation_loader(dataset, batch_size), batches, f"validate {model.method.card.title}"):
+        batch = move_data_to_device(batch, device)
+        total += float(task.loss(model(batch.inputs).logits, batch.labels, reduction="sum").double())
+        samples += len(batch.labels)
+    return total / samples
+
+
 def padded_occupancy(kept: Tensor, real: Tensor, group: int = 1024) -> float:
     """The paper's keep ratio of texts: over positions padded to the longest of `group` texts that follow each other.
 

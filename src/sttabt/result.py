@@ -11,11 +11,11 @@ import torch
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import evaluate, time_against_dense
+from sttabt.evaluation import evaluate, mean_loss, time_against_dense
 from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
-from sttabt.settings import Settings
+from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.task import Task
 
 # Settings of methods that have a field of their own in a row, or show in one.
@@ -25,12 +25,18 @@ FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "
 def make_row(
     model: PrunedModel, splits: Splits, settings: Settings, job: Job, config_hash: str, notes: dict[str, dict[str, Any]]
 ) -> Row:
-    """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage."""
+    """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage.
+
+    A model that was trained under its method is measured on the validation split too: choices go by that alone.
+    """
     evaluation, sparsity = settings.evaluation, settings.sparsity
     task = Task.of(settings.dataset)
     scores = evaluate(model, splits.test, task, evaluation.batch_size, settings.fast_dev_run)
     dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
+    trained, validation_loss = isinstance(sparsity, TrainedSettings), None
+    if trained:
+        validation_loss = mean_loss(model, splits.validation, task, evaluation.batch_size, settings.fast_dev_run)
     time, baseline = _time(model, splits, settings)
     return Row(
         experiment=settings.name,
@@ -54,7 +60,7 @@ def make_row(
         merged=getattr(sparsity, "merged", None),
         mask_weight=getattr(sparsity, "mask_weight", None),
         propagation=getattr(sparsity, "propagation", None),
-        settings=_other_settings(asdict(sparsity)),
+        settings=_other_settings(asdict(sparsity)) | ({"batch": update_size(settings, "prune")} if trained else {}),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
@@ -63,6 +69,7 @@ def make_row(
         score_ema=None,
         other_scores=scores.others,
         loss=scores.loss,
+        validation_loss=validation_loss,
         occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
         occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
         occupancy_padded=scores.occupancy_padded,

@@ -147,6 +147,7 @@ class TrainedSettings(SparsitySettings):
 
     distillation: float = 0.0  # weight of the divergence from the frozen base model's prediction; 0 = off
     hard_from: float = 1.0  # share of the epochs after which training drops tokens and the choice is frozen; 1 = never
+    batch: int = 0  # samples a weight update of this training alone; 0: hardware.batch_size * hardware.accumulate
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
@@ -216,6 +217,19 @@ class Settings:
     resume: str = "auto"  # auto | never: go on with an interrupted stage, or begin it again
     seed: int = 0
     fast_dev_run: int = 0  # > 0: so many steps a stage, on as many batches; for tests
+
+
+def update_size(settings: Settings, stage: str) -> int:
+    """Samples a weight update of that training stage."""
+    hardware = settings.hardware
+    own = settings.sparsity.batch if stage == "prune" and isinstance(settings.sparsity, TrainedSettings) else 0
+    return own or hardware.batch_size * hardware.accumulate * hardware.devices
+
+
+def steps_of(update: int, hardware: HardwareSettings) -> tuple[int, int]:
+    """(samples a step, steps a weight update): the fewest equal steps that fit into hardware.batch_size."""
+    steps = -(-update // (hardware.batch_size * hardware.devices))
+    return update // steps // hardware.devices, steps
 
 
 SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {

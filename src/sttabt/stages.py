@@ -41,7 +41,7 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row
-from sttabt.settings import Settings
+from sttabt.settings import Settings, update_size
 from sttabt.task import Task
 from sttabt.weights import load_weights
 
@@ -118,7 +118,7 @@ class Stages:
 
         described = self._weights() | {"classes": classes}
         if trained:
-            described |= {"training": asdict(model.training), "dataset": self._data(), **self._training_context()}
+            described |= {"training": asdict(model.training), "dataset": self._data(), **self._training_context("base")}
         artifact = self._obtain("base", described, make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
@@ -143,7 +143,7 @@ class Stages:
         described = self._weights() | {name: value for name, value in asdict(settings).items() if name in own}
         corpus = Path(settings.corpus)
         described["corpus"] = checksum(corpus) if corpus.is_file() else settings.corpus
-        return self._obtain("general", described | self._training_context(), make)
+        return self._obtain("general", described | self._training_context("general"), make)
 
     def approx(self) -> tuple[Backbone, ApproximateNetwork, dict[str, Artifact]]:
         """The base model, its approximate attention network, and the artifacts that they are, by stage."""
@@ -175,7 +175,8 @@ class Stages:
 
         elsewhere = ("corpus", "corpus_training")  # the general network's own
         own = {name: value for name, value in asdict(settings).items() if name not in elsewhere}
-        described = {**self._keys(artifacts), "approx": own, "dataset": self._data(), **self._training_context()}
+        described = {**self._keys(artifacts), "approx": own, "dataset": self._data()}
+        described |= self._training_context("approx")
         artifacts["approx"] = self._obtain("approx", described, make)
         network.load_state_dict(artifacts["approx"].tensors, strict=True)
         return base, network.eval(), artifacts
@@ -196,8 +197,9 @@ class Stages:
                 self._fit(Pruning(model, base, sparsity, self.task), folder)
                 return model.state_dict(), {}
 
-            described = {**self._keys(artifacts), "sparsity": asdict(sparsity), "dataset": self._data()}
-            described |= self._training_context()
+            own = {name: value for name, value in asdict(sparsity).items() if name != "batch"}  # in the context
+            described = {**self._keys(artifacts), "sparsity": own, "dataset": self._data()}
+            described |= self._training_context("prune")
             artifacts["prune"] = self._obtain("prune", described, make)
             model.load_state_dict(artifacts["prune"].tensors, strict=True)
         return model.eval(), artifacts
@@ -297,13 +299,12 @@ class Stages:
         probe = kind(self.settings.sparsity, layers=1, outputs=1)
         return probe.attention == "approximate"
 
-    def _training_context(self) -> dict[str, Any]:
-        hardware = self.settings.hardware
+    def _training_context(self, stage: str) -> dict[str, Any]:
         return {
             "seed": self.settings.seed,
             "version": __version__,
-            "batch": hardware.batch_size * hardware.accumulate * hardware.devices,
-            "precision": hardware.precision,
+            "batch": update_size(self.settings, stage),
+            "precision": self.settings.hardware.precision,
             "fast_dev_run": self.settings.fast_dev_run,
         }
 

@@ -22,6 +22,7 @@ from sttabt.settings import (
     ModelSettings,
     Settings,
     TrainingSettings,
+    steps_of,
 )
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
@@ -81,6 +82,7 @@ RANGES: dict[str, Rule] = {
     "sparsity.distillation": at_least(0),
     "sparsity.hard_from": SHARE,
     "sparsity.p_logit_rate": at_least(0),
+    "sparsity.batch": at_least(0),
     "hardware.devices": ("1, as training on several devices is not supported yet", lambda value: value == 1),
     "hardware.batch_size": at_least(1),
     "hardware.accumulate": at_least(1),
@@ -126,6 +128,7 @@ def check(settings: Settings) -> None:
         _check_text(settings.dataset)
     _check_model(settings)
     _check_counts(settings)
+    _check_batch(settings)
     _check_weights(settings)
     _check_files(settings)
 
@@ -192,6 +195,18 @@ def _check_model(settings: Settings) -> None:
         raise UserError(
             f"approx.factor={factor} does not divide the head width {head_width}"
             f" (model.width={model.width}, model.heads={model.heads}): choose one of: {valid}"
+        )
+
+
+def _check_batch(settings: Settings) -> None:
+    batch, hardware = getattr(settings.sparsity, "batch", 0), settings.hardware
+    if not batch:
+        return
+    size, steps = steps_of(batch, hardware)
+    if size * steps != batch:
+        raise UserError(
+            f"sparsity.batch={batch} does not make {steps} equal steps of at most"
+            f" hardware.batch_size={hardware.batch_size}: set {size * steps} or {(size + 1) * steps}"
         )
 
 

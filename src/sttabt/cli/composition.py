@@ -132,7 +132,12 @@ def _names(method: str) -> list[str]:
 
 
 def _hydra_names() -> list[str]:
-    names = [*_keys(OmegaConf.to_container(OmegaConf.structured(HydraConf))), "sweeper.grids", "sweeper.params"]
+    names = [
+        *_keys(OmegaConf.to_container(OmegaConf.structured(HydraConf))),
+        "sweeper.grids",
+        "sweeper.params",
+        "sweeper.choose",
+    ]
     return [f"hydra.{name}" for name in names]
 
 

@@ -94,26 +94,25 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def report_sweep(folder: Path) -> None:
+def report_sweep(folder: Path, choose: Sequence[str] = ()) -> None:
     """Make the report of all rows below the sweep's folder; print the table, log where the files are.
 
-    Rows that cannot be compared, as of several models, get no report but a warning.
+    Data sets, models and metrics that cannot share a figure get a report each. `choose`: as `best_by_validation`'s.
     """
-    from sttabt.report.build import make_report
-    from sttabt.report.rows import read_rows
-    from sttabt.report.table import format_table
+    from sttabt.report.build import make_reports
 
     try:
-        files = make_report([folder], folder / "report")
+        reports = make_reports([folder], folder / "report", choose)
     except UserError as error:
         log.warning("no report of this sweep: %s", error)
         return
-    sys.stdout.write(f"\n{format_table(read_rows([folder]))}\n")
-    log.info("table: %s", files.table)
-    log.info("figure: %s", files.figure)
-    if files.tokens:
-        log.info("tokens: %s", files.tokens)
-    log.info("page: %s", files.page)
+    for files in reports:
+        sys.stdout.write(f"\n{files.table.read_text(encoding='utf-8')}\n")
+        log.info("table: %s", files.table)
+        log.info("figure: %s", files.figure)
+        if files.tokens:
+            log.info("tokens: %s", files.tokens)
+        log.info("page: %s", files.page)
 
 
 def failure(number: int, total: int, overrides: Sequence[str], error: BaseException, folder: Path) -> str:

@@ -18,7 +18,7 @@ from sttabt.data.base import Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.stage import TrainingStage
-from sttabt.settings import Settings
+from sttabt.settings import Settings, steps_of, update_size
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
     """
     hardware, training = settings.hardware, module.training_settings
+    batch_size, accumulate = steps_of(update_size(settings, module.stage), hardware)
     terminal = sys.stdout.isatty()
     L.seed_everything(settings.seed, workers=True, verbose=False)
     trainer = L.Trainer(
@@ -51,7 +52,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
         devices=hardware.devices,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=min(training.epochs, 1) if settings.fast_dev_run else training.epochs,
-        accumulate_grad_batches=hardware.accumulate,
+        accumulate_grad_batches=accumulate,
         gradient_clip_val=training.clip or None,
         limit_train_batches=settings.fast_dev_run or None,
         limit_val_batches=settings.fast_dev_run or None,
@@ -84,7 +85,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     try:
         trainer.fit(
             module,
-            train_loader(splits.train, hardware.batch_size, hardware.workers, settings.seed),
+            train_loader(splits.train, batch_size, hardware.workers, settings.seed),
             evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
             ckpt_path=last if last.exists() else None,
             weights_only=True,

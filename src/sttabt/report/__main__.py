@@ -1,4 +1,4 @@
-"""`python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT]`: tables, figures and a page from result rows."""
+"""`python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT] [choose=SETTING,...]`: figures and a page from rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from sttabt.errors import UserError, nearest
 
-USAGE = """usage: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT]
+USAGE = """usage: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT] [choose=SETTING,...]
 
 Reads every row.json below the folders and writes table.md, table.csv, pareto.png, pareto.pdf, pareto.csv, index.html
 and, where rows have galleries, tokens.png and tokens.pdf. out is FOLDER/report where it is not given.
+choose=temperature reports, of rows that differ in that setting alone, those of the lowest validation loss.
 """
+OPTIONS = ("out", "title", "choose")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         # matplotlib and pandas load after the arguments are known to be good.
         from sttabt.report.build import make_report
 
-        report = make_report(folders, **options)
+        choose = [name for name in options.pop("choose", "").split(",") if name]
+        report = make_report(folders, **options, choose=choose)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -43,11 +46,11 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     options: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if equals and name in ("out", "title"):
+        if equals and name in OPTIONS:
             options[name] = value
         # The folders of a sweep's jobs have = in their names too.
         elif equals and re.fullmatch(r"[a-z_]+", name) and not Path(argument).exists():
-            raise UserError(f"{argument}: there is no option {name}, {nearest(name, ('out', 'title'))}")
+            raise UserError(f"{argument}: there is no option {name}, {nearest(name, OPTIONS)}")
         else:
             folders.append(argument)
     if not folders:

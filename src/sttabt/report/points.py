@@ -35,6 +35,7 @@ class Point:
     variant: str  # what tells its curve from the method's other curves; mostly empty
     setting: str  # where it is on the curve, e.g. `p_logit -1.5`
     rows: tuple[Row, ...]
+    chosen: tuple[str, ...] = ()  # its settings that were chosen by validation
 
     @property
     def series(self) -> str:
@@ -60,14 +61,17 @@ def check_comparable(rows: Sequence[Row]) -> None:
             )
 
 
-def to_points(rows: Sequence[Row]) -> list[Point]:
-    """Groups rows that share all settings but the seed: dense first, then by method, curve and cost."""
+def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
+    """Groups rows that share all settings but the seed: dense first, then by method, curve and cost.
+
+    The settings `chosen` (see `best_by_validation`) may change along a curve and are named at each of its points.
+    """
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
         key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_FIGURE, *VARIANTS, *SWEPT)))
         key += tuple(sorted(row.settings.items()))
         groups[key].append(row)
-    varying = _varying(rows)
+    varying = {label: [name for name in names if name not in chosen] for label, names in _varying(rows).items()}
     points = []
     for group in groups.values():
         first = group[0]
@@ -75,14 +79,16 @@ def to_points(rows: Sequence[Row]) -> list[Point]:
         if first.method == "backtracking" and first.keep_ratio is None:
             variant.append("dynamic count")
         setting = [f"{name} {_text(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
+        own = tuple(name for name in chosen if name in first.settings)
+        setting += [f"{name} {_text(first.settings[name])}" for name in own]
         if len({row.seed for row in group}) == len(group):
-            points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group)))
+            points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), own))
             continue
         # Two rows of one seed differ in something that a row does not name, so their mean would mean nothing.
         log.warning("%d rows of %s differ in more than the seed: they are shown apart", len(group), first.label)
         for row in group:
             apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
-            points.append(Point(first.label, ", ".join(variant), apart, (row,)))
+            points.append(Point(first.label, ", ".join(variant), apart, (row,), own))
     return sorted(points, key=_order)
 
 

@@ -14,7 +14,8 @@ from sttabt.errors import UserError
 from sttabt.report.files import write_atomically
 
 ROW_FILE = "row.json"
-SCHEMA = 2
+SCHEMA = 3
+OLDER = (1, 2)  # are read too
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
 
@@ -91,6 +92,7 @@ class Row:
     score_ema: float | None
     other_scores: dict[str, float]  # of the dropped engine, by other metrics of METRICS
     loss: float
+    validation_loss: float | None  # that choices go by; of methods that train, the deployed model's as `loss` is
     occupancy: float  # mean over the L+1 boundaries of the share of real tokens alive
     occupancy_by_boundary: list[float]  # L+1 shares
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
@@ -161,8 +163,8 @@ class Row:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
-        if values.get("schema") == 1:
-            values = _from_schema_1(values)
+        if values.get("schema") in OLDER:
+            values = _from_older(values)
         names = {each.name for each in fields(cls)} - {"folder"}
         for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if found:
@@ -201,10 +203,13 @@ def read_rows(folders: Sequence[str | Path]) -> list[Row]:
     return list(rows.values())
 
 
-def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew images alone, which have no padding, and one score a way of running."""
-    baseline = "batch" if values.get("time") else None
-    return {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline} | values | {"schema": SCHEMA}
+def _from_older(values: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation."""
+    added: dict[str, Any] = {"validation_loss": None}
+    if values["schema"] == 1:
+        baseline = "batch" if values.get("time") else None
+        added |= {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline}
+    return added | values | {"schema": SCHEMA}
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -80,6 +80,8 @@ def notes(points: Sequence[Point]) -> list[str]:
     found = ["Occupancy is the share of real tokens alive, averaged over all layer boundaries."]
     if any(len(point.rows) > 1 for point in points):
         found.append("± is the sample standard deviation over seeds.")
+    if chosen := sorted({name for point in points for name in point.chosen}):
+        found.append(f"Of each point, {' and '.join(chosen)} are those of the lowest validation loss among all tried.")
     rows = [row for point in points for row in point.rows]
     if any(row.occupancy_padded is not None for row in rows):
         found.append(
