@@ -111,6 +111,8 @@ def report_sweep(folder: Path) -> None:
     sys.stdout.write(f"\n{format_table(read_rows([folder]))}\n")
     log.info("table: %s", files.table)
     log.info("figure: %s", files.figure)
+    if files.tasks:
+        log.info("tasks: %s", files.tasks)
     if files.tokens:
         log.info("tokens: %s", files.tokens)
     log.info("page: %s", files.page)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sttabt.report.points import ONE_FIGURE, SWEPT, Point, Value, to_points
+from sttabt.report.points import ONE_TABLE, SWEPT, Point, Value, to_points
 from sttabt.report.rows import APPROX_KEYS, METRICS, Row
 
 
@@ -57,6 +57,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         Column("setting", lambda p: p.setting or "-", lambda p: _swept(p), number=False),
         Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
         _column(f"{metric.title} {metric.unit}", "score", 100, 2),
+        *(_column(f"{other.title} {other.unit}", f"other_scores.{name}", 100, 2) for name, other in METRICS.items()),
         _column(f"soft masks {metric.unit}", "score_soft", 100, 2),
         _column(f"averaged weights {metric.unit}", "score_ema", 100, 2),
         _column("occupancy", "occupancy", 1, 3),
@@ -66,6 +67,14 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         Column("share of dense time (quartiles)", _time, lambda p: _mean(p.value("time_ratio"))),
     ]
     return [column for column in columns if any(column.key(point) is not None for point in points)]
+
+
+def report_heading(datasets: dict[str, list[Point]]) -> str:
+    """What a report is about: the heading of its only data set, or the names of several."""
+    if len(datasets) > 1:
+        return f"{len(datasets)} data sets: {', '.join(datasets)}"
+    (points,) = datasets.values()
+    return heading([row for point in points for row in point.rows])
 
 
 def heading(rows: Sequence[Row]) -> str:
@@ -167,7 +176,7 @@ def _swept(point: Point) -> float | None:
 
 
 def _comparable(row: Row) -> tuple[str, ...]:
-    return tuple(getattr(row, name) for name in ONE_FIGURE)
+    return tuple(getattr(row, name) for name in ONE_TABLE)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
