@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sttabt.report.figures import remove
-from sttabt.report.gallery import Gallery, choose, read_galleries
+from sttabt.report.gallery import choose, read_galleries
 from sttabt.report.page import write_page
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import Point, points_by_dataset
@@ -48,10 +48,20 @@ def make_report(folders: Sequence[str | Path], out: str | Path | None = None, ti
     if tasks is None:
         remove(out, "tasks")
     names = _names(datasets)
+
+    def name(row: Row) -> str:
+        return f"{row.dataset}, {names[id(row)]}" if len(datasets) > 1 else names[id(row)]
+
     galleries = read_galleries(rows)
+    own = {dataset: [each for each in galleries if each[0].dataset == dataset] for dataset in datasets}
+    chosen = {dataset: choose(each) for dataset, each in own.items() if each}
     tokens = None
-    if galleries:
-        tokens = draw_tokens(_blocks(datasets, galleries, names), out)
+    if chosen:
+        blocks = [
+            Block(heading(datasets[dataset]), [(names[id(row)], gallery) for row, gallery in each])
+            for dataset, each in chosen.items()
+        ]
+        tokens = draw_tokens(blocks, out)
     else:
         remove(out, "tokens")
     figures = [(f"{_scores(datasets)} against cost", figure)]
@@ -61,35 +71,20 @@ def make_report(folders: Sequence[str | Path], out: str | Path | None = None, ti
         title or report_heading(datasets),
         datasets,
         figures,
-        [(names[id(row)], gallery) for row, gallery in galleries],
-        names[id(choose(galleries)[0][0])] if galleries else "",
+        [(name(row), gallery) for row, gallery in galleries],
+        next((name(row) for each in chosen.values() for row, _ in each), ""),
     )
     return ReportFiles(table=out / "table.md", figure=figure, tasks=tasks, tokens=tokens, page=page)
 
 
 def _names(datasets: dict[str, list[Point]]) -> dict[int, str]:
-    """What each row is called among all of them, by its identity."""
+    """What each row is called among those of its data set, by its identity."""
     names = {}
-    for dataset, points in datasets.items():
-        for point in points:
-            for row in point.rows:
-                seed = f"seed {row.seed}" if len(point.rows) > 1 else ""
-                parts = (dataset if len(datasets) > 1 else "", point.series, point.setting, seed)
-                names[id(row)] = ", ".join(part for part in parts if part)
+    for point in (point for points in datasets.values() for point in points):
+        for row in point.rows:
+            seed = f"seed {row.seed}" if len(point.rows) > 1 else ""
+            names[id(row)] = ", ".join(part for part in (point.series, point.setting, seed) if part)
     return names
-
-
-def _blocks(
-    datasets: dict[str, list[Point]], galleries: Sequence[tuple[Row, Gallery]], names: dict[int, str]
-) -> list[Block]:
-    """The galleries that the figure of the tokens shows, by data set."""
-    blocks = []
-    for dataset, points in datasets.items():
-        own = [each for each in galleries if each[0].dataset == dataset]
-        if own:
-            title = heading([row for point in points for row in point.rows])
-            blocks.append(Block(title, [(names[id(row)], gallery) for row, gallery in choose(own)]))
-    return blocks
 
 
 def _scores(datasets: dict[str, list[Point]]) -> str:

@@ -23,9 +23,10 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#8C6D00", "#004B73")
 WRONG = "#B03A00"
+FONT = "DejaVu Sans"
 
 SETTINGS = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -65,7 +65,7 @@ def _section(points: Sequence[Point]) -> Section:
     rows = [row for point in points for row in point.rows]
     heads, approx = approx_table(rows)
     unit = METRICS[rows[0].metric].unit
-    return Section(heading(rows), unit, table_columns(points), points, [_layers(p) for p in points], heads, approx)
+    return Section(heading(points), unit, table_columns(points), points, [_layers(p) for p in points], heads, approx)
 
 
 def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
                 panel.set_xlabel(title)
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
-            row.suptitle(heading([row for point in points for row in point.rows]), fontsize=10)
+            row.suptitle(heading(points), fontsize=10)
         add_legend(figure, styles)
         path = save(figure, folder, "pareto")
     _frame(datasets).to_csv(folder / "pareto.csv", index=False)

@@ -50,8 +50,8 @@ class Point:
 
         A value of a field that has several is named as in table.csv: `other_scores.f1`.
         """
-        values = [_value(row, name) for row in self.rows]
-        if any(value is None for value in values):
+        values = [value for row in self.rows if (value := _value(row, name)) is not None]
+        if len(values) < len(self.rows):
             return None
         return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 

@@ -36,7 +36,7 @@ def format_points(points: Sequence[Point]) -> str:
     """The table of points that share model and data set, as `format_table` shows it."""
     rows = [row for point in points for row in point.rows]
     columns = table_columns(points)
-    lines = [f"## {heading(rows)}", "", *_markdown(
+    lines = [f"## {heading(points)}", "", *_markdown(
         [column.title for column in columns],
         [[column.text(point) for column in columns] for point in points],
         [column.number for column in columns],
@@ -74,13 +74,13 @@ def report_heading(datasets: dict[str, list[Point]]) -> str:
     if len(datasets) > 1:
         return f"{len(datasets)} data sets: {', '.join(datasets)}"
     (points,) = datasets.values()
-    return heading([row for point in points for row in point.rows])
+    return heading(points)
 
 
-def heading(rows: Sequence[Row]) -> str:
-    """What the rows of one table have in common, e.g. `small on digits: accuracy on test, 360 samples`."""
-    first = rows[0]
-    samples = ", ".join(f"{count:,}" for count in sorted({row.samples for row in rows}))
+def heading(points: Sequence[Point]) -> str:
+    """What the points of one data set have in common, e.g. `small on digits: accuracy on test, 360 samples`."""
+    first = points[0].rows[0]
+    samples = ", ".join(f"{count:,}" for count in sorted({row.samples for point in points for row in point.rows}))
     return f"{first.model} on {first.dataset}: {METRICS[first.metric].title} on {first.split}, {samples} samples"
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ from sttabt.report.figures import COLOURS, figure_style, save
 from sttabt.report.literature import LABEL, Published, published_curves
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS
-from sttabt.report.table import heading
+from sttabt.report.table import report_heading
 
 PADDED = "occupancy_padded"
 COSTS = {
@@ -30,7 +32,7 @@ COSTS = {
 }
 MOST_COLUMNS = 5
 WIDTH, HEIGHT = 2.3, 1.75  # of a panel among several, in inches
-DASHED = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": "x", "markersize": 4, "alpha": 0.75}
+DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": "x", "markersize": 4, "alpha": 0.75}
 
 
 def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
@@ -50,21 +52,20 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         # One data set has its three panels beside each other, several have a block of panels a cost.
         size = (9.5, 3.6) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
         figure = Figure(figsize=size, layout="constrained")
-        if alone:
-            (points,) = texts.values()
-            figure.suptitle(heading([row for point in points for row in point.rows]), fontsize=10)
-            grids = figure.subplots(1, len(COSTS))[:, None]
-        else:
-            blocks = figure.subfigures(len(COSTS), 1)
-            grids = [block.subplots(lines, columns, squeeze=False).ravel() for block in blocks]
+        blocks = [figure] if alone else list(figure.subfigures(len(COSTS), 1, squeeze=False)[:, 0])
+        shape = (1, len(COSTS)) if alone else (lines, columns)
+        panels = np.concatenate([block.subplots(*shape, squeeze=False).ravel() for block in blocks])
         for index, (cost, title) in enumerate(COSTS.items()):
             beside = published if cost == PADDED else {}
             title += "; dashed: published" if beside else ""
-            _draw_panels(grids[index], texts, styles, cost, beside)
+            own = list(np.array_split(panels, len(COSTS))[index])
+            _draw_panels(own, texts, styles, cost, beside)
             if alone:
-                grids[index][0].set_xlabel(fill(title, 40))
+                own[0].set_xlabel(fill(title, 46))
             else:
                 blocks[index].supxlabel(title, fontsize=9)
+        if alone:
+            figure.suptitle(report_heading(texts), fontsize=10)
         add_legend(figure, styles, [Line2D([], [], color="#555555", label=LABEL, **DASHED)] if published else [])
         path = save(figure, folder, "tasks")
     _frame(texts, published).to_csv(folder / "tasks.csv", index=False)
@@ -94,7 +95,7 @@ def _draw_panels(
         panel.set_ylabel(f"{metric.title}\n({metric.unit})", fontsize=8)
         panel.tick_params(labelsize=8)
         if len(texts) > 1:
-            panel.set_title(dataset, fontsize=9)
+            panel.set_title(f"{dataset} ({points[0].rows[0].model})", fontsize=8.5)
     for panel in panels[len(texts) :]:
         panel.set_visible(False)
 
@@ -128,4 +129,4 @@ def _frame(texts: dict[str, list[Point]], published: dict[str, Published]) -> pd
                 for label, curve in published[dataset].curves.items()
                 for share, score in curve
             ]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).astype({"seeds": "Int64"})  # published points have none

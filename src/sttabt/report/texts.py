@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
-from sttabt.report.figures import SETTINGS, WRONG
+from sttabt.report.figures import FONT, WRONG
 from sttabt.report.gallery import TextGallery
 
 MOST_TOKENS = 60  # of a text; the rest is left out
@@ -53,9 +53,17 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
     axes.set(xlim=(0, width), ylim=(height, 0))  # inches from the top left
     axes.axis("off")
     axes.text(MARGIN, TITLE / 2, title, fontsize=10, va="center", parse_math=False)
-    for column, (head, gallery) in enumerate(columns):
+    for column, (name, gallery) in enumerate(columns):
         left = MARGIN + LABELS + column * (COLUMN + GAP)
-        axes.text(left, TITLE + 0.05, fill(head, 46), fontsize=8, va="top", weight="bold", parse_math=False)
+        axes.text(
+            left,
+            TITLE + 0.05,
+            fill(shorten(name, 130, placeholder="…"), 46),
+            fontsize=8,
+            va="top",
+            weight="bold",
+            parse_math=False,
+        )
         top = TITLE + HEADS
         for index in range(texts):
             caption = gallery.caption(index)
@@ -76,7 +84,7 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
 
 def lay_out(pieces: Sequence[tuple[str, bool]]) -> list[Piece]:
     """Breaks (text, goes on with the word before) into lines of COLUMN inches; longer words break at any piece."""
-    font = FontProperties(family=SETTINGS["font.family"], size=WORD_SIZE)
+    font = FontProperties(family=FONT, size=WORD_SIZE)
     widths = [text_to_path.get_text_width_height_descent(text, font, False)[0] / 72 for text, _ in pieces]
     starts = [index for index, (_, joined) in enumerate(pieces) if index == 0 or not joined]
     found: list[Piece] = []

@@ -46,7 +46,7 @@ def draw_tokens(blocks: Sequence[Block], folder: Path) -> Path:
             drawn.append((texts_size(texts, count), draw))
             shown += [(block.title, name, gallery, count) for name, gallery in texts]
         for name, gallery in images:
-            drawn.append((_size(gallery), partial(_draw_images, title=name, gallery=gallery)))
+            drawn.append((_size(gallery), partial(_draw_images, title=f"{block.title}\n{name}", gallery=gallery)))
             shown.append((block.title, name, gallery, min(len(gallery.labels), MOST_IMAGES)))
     with figure_style():
         width, height = max(width for (width, _), _ in drawn), sum(height for (_, height), _ in drawn)
@@ -97,7 +97,7 @@ def _draw_images(part: SubFigure, title: str, gallery: ImageGallery) -> None:
     alive = gallery.patches_alive[:MOST_IMAGES]
     layers = _layers(gallery)
     axes = part.subplots(len(images), 1 + len(layers), squeeze=False)
-    part.suptitle(f"{title}:\npatches that each layer reads", fontsize=10)
+    part.suptitle(f"{title}: patches that each layer reads", fontsize=10)
     for index, image in enumerate(images):
         _show(axes[index, 0], fade(image, np.ones_like(alive[index, 0])))
         for axis, layer in zip(axes[index, 1:], layers, strict=True):
