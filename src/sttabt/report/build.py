@@ -12,7 +12,7 @@ from sttabt.report.page import write_page
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import Point, points_by_dataset
 from sttabt.report.rows import METRICS, Row, read_rows
-from sttabt.report.table import format_points, heading, report_heading, to_frame
+from sttabt.report.table import format_points, report_heading, to_frame
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
 
@@ -58,7 +58,7 @@ def make_report(folders: Sequence[str | Path], out: str | Path | None = None, ti
     tokens = None
     if chosen:
         blocks = [
-            Block(heading(datasets[dataset]), [(names[id(row)], gallery) for row, gallery in each])
+            Block(f"{each[0][0].model} on {dataset}", [(names[id(row)], gallery) for row, gallery in each])
             for dataset, each in chosen.items()
         ]
         tokens = draw_tokens(blocks, out)

@@ -42,11 +42,13 @@ def draw_tokens(blocks: Sequence[Block], folder: Path) -> Path:
         images = [(name, gallery) for name, gallery in block.galleries if isinstance(gallery, ImageGallery)]
         if texts:
             count = min(len(texts[0][1].labels), max(1, MOST_TEXTS // len(blocks)))
-            draw = partial(draw_texts, title=block.title, columns=texts, texts=count)
-            drawn.append((texts_size(texts, count), draw))
+            title = f"{block.title}: words by how many layers read them"
+            drawn.append((texts_size(texts, count), partial(draw_texts, title=title, columns=texts, texts=count)))
             shown += [(block.title, name, gallery, count) for name, gallery in texts]
+        where = f", {block.title}" if len(blocks) > 1 else ""
         for name, gallery in images:
-            drawn.append((_size(gallery), partial(_draw_images, title=f"{block.title}\n{name}", gallery=gallery)))
+            title = f"{name}:\npatches that each layer reads{where}"
+            drawn.append((_size(gallery), partial(_draw_images, title=title, gallery=gallery)))
             shown.append((block.title, name, gallery, min(len(gallery.labels), MOST_IMAGES)))
     with figure_style():
         width, height = max(width for (width, _), _ in drawn), sum(height for (_, height), _ in drawn)
@@ -97,7 +99,7 @@ def _draw_images(part: SubFigure, title: str, gallery: ImageGallery) -> None:
     alive = gallery.patches_alive[:MOST_IMAGES]
     layers = _layers(gallery)
     axes = part.subplots(len(images), 1 + len(layers), squeeze=False)
-    part.suptitle(f"{title}: patches that each layer reads", fontsize=10)
+    part.suptitle(title, fontsize=10)
     for index, image in enumerate(images):
         _show(axes[index, 0], fade(image, np.ones_like(alive[index, 0])))
         for axis, layer in zip(axes[index, 1:], layers, strict=True):
