@@ -27,7 +27,7 @@ from sttabt.report.table import report_heading
 PADDED = "occupancy_padded"
 COSTS = {
     "occupancy": "keep ratio over real tokens",
-    PADDED: "padded keep ratio, over positions padded to the longest of 1,024 texts",
+    PADDED: "keep ratio over positions padded to the longest of 1,024 texts",
     "macs_share": "multiply-adds (share of the dense model's, without padding)",
 }
 MOST_COLUMNS = 5
@@ -61,7 +61,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
             own = list(np.array_split(panels, len(COSTS))[index])
             _draw_panels(own, texts, styles, cost, beside)
             if alone:
-                own[0].set_xlabel(fill(title, 46))
+                own[0].set_xlabel(fill(title, 42))
             else:
                 blocks[index].supxlabel(title, fontsize=9)
         if alone:

@@ -42,8 +42,7 @@ def draw_tokens(blocks: Sequence[Block], folder: Path) -> Path:
         images = [(name, gallery) for name, gallery in block.galleries if isinstance(gallery, ImageGallery)]
         if texts:
             count = min(len(texts[0][1].labels), max(1, MOST_TEXTS // len(blocks)))
-            title = f"{block.title}: words by how many layers read them"
-            drawn.append((texts_size(texts, count), partial(draw_texts, title=title, columns=texts, texts=count)))
+            drawn.append((texts_size(texts, count), partial(draw_texts, title=block.title, columns=texts, texts=count)))
             shown += [(block.title, name, gallery, count) for name, gallery in texts]
         where = f", {block.title}" if len(blocks) > 1 else ""
         for name, gallery in images:
