@@ -28,7 +28,7 @@ PADDED = "occupancy_padded"
 COSTS = {
     "occupancy": "keep ratio over real tokens",
     PADDED: "keep ratio over positions padded to the longest of 1,024 texts",
-    "macs_share": "multiply-adds (share of the dense model's, without padding)",
+    "macs_share": "multiply-adds (share of the unpadded dense model's)",
 }
 MOST_COLUMNS = 5
 WIDTH, HEIGHT = 2.3, 1.75  # of a panel among several, in inches
@@ -61,7 +61,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
             own = list(np.array_split(panels, len(COSTS))[index])
             _draw_panels(own, texts, styles, cost, beside)
             if alone:
-                own[0].set_xlabel(fill(title, 42))
+                own[0].set_xlabel(fill(title, 41))
             else:
                 blocks[index].supxlabel(title, fontsize=9)
         if alone:
