@@ -97,22 +97,23 @@ def duration(seconds: float) -> str:
 def report_sweep(folder: Path, choose: Sequence[str] = ()) -> None:
     """Make the report of all rows below the sweep's folder; print the table, log where the files are.
 
-    Data sets, models and metrics that cannot share a figure get a report each. `choose`: as `best_by_validation`'s.
+    Rows that cannot be compared, as of several models, get no report but a warning. choose: see `best_by_validation`.
     """
-    from sttabt.report.build import make_reports
+    from sttabt.report.build import make_report
 
     try:
-        reports = make_reports([folder], folder / "report", choose)
+        files = make_report([folder], folder / "report", choose=choose)
     except UserError as error:
         log.warning("no report of this sweep: %s", error)
         return
-    for files in reports:
-        sys.stdout.write(f"\n{files.table.read_text(encoding='utf-8')}\n")
-        log.info("table: %s", files.table)
-        log.info("figure: %s", files.figure)
-        if files.tokens:
-            log.info("tokens: %s", files.tokens)
-        log.info("page: %s", files.page)
+    sys.stdout.write(f"\n{files.table.read_text(encoding='utf-8')}\n")
+    log.info("table: %s", files.table)
+    log.info("figure: %s", files.figure)
+    if files.tasks:
+        log.info("tasks: %s", files.tasks)
+    if files.tokens:
+        log.info("tokens: %s", files.tokens)
+    log.info("page: %s", files.page)
 
 
 def failure(number: int, total: int, overrides: Sequence[str], error: BaseException, folder: Path) -> str:

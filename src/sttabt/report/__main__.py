@@ -12,8 +12,9 @@ from sttabt.errors import UserError, nearest
 
 USAGE = """usage: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT] [choose=SETTING,...]
 
-Reads every row.json below the folders and writes table.md, table.csv, pareto.png, pareto.pdf, pareto.csv, index.html
-and, where rows have galleries, tokens.png and tokens.pdf. out is FOLDER/report where it is not given.
+Reads every row.json below the folders and writes table.md, table.csv, index.html, the figure pareto and, where rows are
+of texts, the figure tasks, where they have galleries, the figure tokens; each figure as .png, .pdf, .svg and .csv.
+Data sets stay apart. out is FOLDER/report where it is not given.
 choose=temperature reports, of rows that differ in that setting alone, those of the lowest validation loss.
 """
 OPTIONS = ("out", "title", "choose")
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     table = report.table.read_text(encoding="utf-8")
-    paths = [str(path) for path in (report.table, report.figure, report.tokens, report.page) if path]
+    paths = [str(path) for path in (report.table, report.figure, report.tasks, report.tokens, report.page) if path]
     sys.stdout.write("\n".join([table, *paths, ""]))
     return 0
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sttabt.errors import UserError, nearest
-from sttabt.report.points import ONE_FIGURE, SWEPT, VARIANTS
+from sttabt.report.points import ONE_TABLE, SWEPT, VARIANTS
 from sttabt.report.rows import Row
 
 Values = tuple[object, ...]
@@ -38,7 +38,7 @@ def best_by_validation(rows: Sequence[Row], over: Sequence[str]) -> list[Row]:
 
 
 def _shared(row: Row, over: Sequence[str]) -> Values:
-    fields = ("method", "attention", *ONE_FIGURE, *VARIANTS, *SWEPT)
+    fields = ("method", "attention", *ONE_TABLE, *VARIANTS, *SWEPT)
     settings = tuple(sorted((name, value) for name, value in row.settings.items() if name not in over))
     return (*(getattr(row, name) for name in fields), settings)
 

@@ -17,13 +17,16 @@ COLOURS = {
     "back-tracking (approximate attention)": "#D55E00",
     "back-tracking (actual attention)": "#CC79A7",
     "forward top-k": "#009E73",
+    "LTP": "#E69F00",
+    "ToMe": "#56B4E9",
     "random": "#7F7F7F",
 }
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#8C6D00", "#004B73")
+OTHER_COLOURS = ("#8C6D00", "#004B73")
 WRONG = "#B03A00"
+FONT = "DejaVu Sans"
 
 SETTINGS = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,6 +35,7 @@ SETTINGS = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # text stays text in the file
+    "svg.hashsalt": "sttabt",  # identifiers in the file are random without it
 }
 
 
@@ -43,9 +47,16 @@ def figure_style() -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Writes name.png and name.pdf; returns the path of the first."""
+    """Writes name.png, name.pdf and name.svg; returns the path of the first."""
     # Subsetting a font tells hundreds of lines at the level of our own news.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     return folder / f"{name}.png"
+
+
+def remove(folder: Path, name: str) -> None:
+    """Removes what an earlier report left: its figures would pass for this one's."""
+    for suffix in (".png", ".pdf", ".svg", ".csv"):
+        (folder / f"{name}{suffix}").unlink(missing_ok=True)

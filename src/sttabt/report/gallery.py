@@ -15,7 +15,9 @@ from sttabt.report.files import write_atomically
 from sttabt.report.rows import Row
 
 GALLERY_FILE = "tokens.npz"
-SHOWN = ("concrete", "back-tracking (approximate attention)")  # the labels that the figure puts side by side
+# The labels that the figure compares; of texts, which need less room, a third one.
+SHOWN = ("concrete", "back-tracking (approximate attention)")
+SHOWN_TEXTS = ("concrete", "LTP", "back-tracking (approximate attention)")
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,23 @@ class TextGallery(Gallery):
         super().__post_init__()
         self._check("words", (len(self.alive), self.alive.shape[-1]))
 
+    @property
+    def depth(self) -> np.ndarray:
+        """int (n, N): the number of layers that read each token, 0..L."""
+        return self.alive[:, :-1].sum(axis=1)
+
     def length(self, index: int) -> int:
         """How many tokens of a text are no padding."""
         return int((self.words[index] != "").sum())
+
+    def share(self, index: int) -> float:
+        """Occupancy of a text: the share of its tokens alive, averaged over all boundaries."""
+        return float(self.alive[index, :, : self.length(index)].mean())
+
+    def pieces(self, index: int) -> list[tuple[str, bool]]:
+        """The tokens of a text as written, and whether each goes on with the word before it (WordPiece's ##)."""
+        words = [str(word) for word in self.words[index, : self.length(index)]]
+        return [(word[2:], True) if word.startswith("##") and len(word) > 2 else (word, False) for word in words]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +153,32 @@ def read_galleries(rows: Sequence[Row]) -> list[tuple[Row, Gallery]]:
 
 
 def choose(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]]:
-    """Those that the figure shows: for each label in SHOWN the one of middle occupancy, else the middle of all."""
-    chosen = []
-    for label in SHOWN:
-        chosen += _middle([each for each in galleries if each[0].label == label])
+    """Those of one data set that the figure compares, a label of SHOWN each; the middle one where there is none.
+
+    Of the first label it is the one of middle occupancy, of the others the one that comes nearest to that.
+    """
+    texts = any(isinstance(gallery, TextGallery) for _, gallery in galleries)
+    chosen: list[tuple[Row, Gallery]] = []
+    for label in SHOWN_TEXTS if texts else SHOWN:
+        own = [each for each in galleries if each[0].label == label and _same_samples(each, chosen)]
+        if not chosen:
+            chosen += _middle(own)
+        elif own:
+            goal = chosen[0][0].occupancy
+            chosen.append(min(_ordered(own), key=lambda each: abs(each[0].occupancy - goal)))
     pruned = [each for each in galleries if each[0].method != "dense"]
     return chosen or _middle(pruned or galleries)
 
 
+def _same_samples(one: tuple[Row, Gallery], chosen: Sequence[tuple[Row, Gallery]]) -> bool:
+    """Whether it can stand beside the chosen: texts are compared word by word, images one below the other."""
+    words = [gallery.words for _, gallery in (one, *chosen[:1]) if isinstance(gallery, TextGallery)]
+    return len(words) < 2 or np.array_equal(words[0], words[1])
+
+
 def _middle(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]]:
-    ordered = sorted(galleries, key=lambda each: (each[0].occupancy, each[0].seed, each[0].config_hash))
-    return ordered[(len(ordered) - 1) // 2 :][:1]
+    return _ordered(galleries)[(len(galleries) - 1) // 2 :][:1]
+
+
+def _ordered(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]]:
+    return sorted(galleries, key=lambda each: (each[0].occupancy, each[0].seed, each[0].config_hash))

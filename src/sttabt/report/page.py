@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,55 @@ from PIL import Image
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS
-from sttabt.report.table import approx_table, heading, notes, table_columns
+from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
 from sttabt.report.tokens import STRENGTH, faded_colour
 
 
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one data set."""
+
+    heading: str
+    unit: str  # of the scores
+    columns: list[Column]
+    points: Sequence[Point]
+    layers: list[list[float]]  # occupancy at each boundary, by point
+    approx_heads: list[str]
+    approx: list[list[str]]
+
+
 def write_page(
-    path: Path, title: str, points: Sequence[Point], figure: Path, galleries: Sequence[tuple[str, Gallery]], start: str
+    path: Path,
+    title: str,
+    datasets: dict[str, list[Point]],
+    figures: Sequence[tuple[str, Path]],
+    galleries: Sequence[tuple[str, Gallery]],
+    start: str,
 ) -> Path:
-    """Writes the page. `galleries` are (name, gallery), of which the one named `start` is shown first."""
+    """Writes the page. `figures` are (heading, image); `galleries` (name, gallery), `start` is shown first."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("sttabt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    rows = [row for point in points for row in point.rows]
-    columns = table_columns(points)
-    heads, approx = approx_table(rows)
+    points = [point for own in datasets.values() for point in own]
     path.write_text(
         template.render(
             title=title,
-            heading=heading(rows),
-            metric=METRICS[rows[0].metric],
+            heading=report_heading(datasets),
             facts=_facts(points),
-            columns=columns,
-            points=points,
+            sections=[_section(own) for own in datasets.values()],
             notes=notes(points),
-            layers=[_layers(point) for point in points],
-            boundaries=max(len(row.occupancy_by_boundary) for row in rows),
-            approx_heads=heads,
-            approx=approx,
-            figure=_address(figure.read_bytes()),
+            figures=[(head, _address(image.read_bytes())) for head, image in figures],
             galleries=_galleries(galleries, start),
         ),
         encoding="utf-8",
     )
     return path
+
+
+def _section(points: Sequence[Point]) -> Section:
+    rows = [row for point in points for row in point.rows]
+    heads, approx = approx_table(rows)
+    unit = METRICS[rows[0].metric].unit
+    return Section(heading(points), unit, table_columns(points), points, [_layers(p) for p in points], heads, approx)
 
 
 def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:
@@ -74,7 +91,9 @@ def _galleries(galleries: Sequence[tuple[str, Gallery]], start: str) -> dict[str
         if isinstance(gallery, TextGallery):
             lengths = [gallery.length(index) for index in range(len(captions))]
             lives = gallery.alive.sum(axis=1)
-            shown["words"] = [own[:length].tolist() for own, length in zip(gallery.words, lengths, strict=True)]
+            pieces = [gallery.pieces(index) for index in range(len(captions))]
+            shown["words"] = [[text for text, _ in own] for own in pieces]
+            shown["joined"] = [[joined for _, joined in own] for own in pieces]
             shown["lives"] = [own[:length].tolist() for own, length in zip(lives, lengths, strict=True)]
         elif isinstance(gallery, ImageGallery):
             shown["grid"] = [int(side) for side in gallery.grid]

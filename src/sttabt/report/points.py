@@ -1,4 +1,7 @@
-"""From rows to points: rows that share everything but the seed become one point of one curve."""
+"""From rows to points: rows that share everything but the seed become one point of one curve.
+
+Data sets stay apart: each has its own points, its own table and its own panels.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from dataclasses import dataclass
 from sttabt.errors import UserError
 from sttabt.report.rows import LABELS, Row
 
-ONE_FIGURE = ("dataset", "split", "model", "metric")  # rows that differ here are not comparable
+ONE_PANEL = ("split", "model", "metric")  # rows of one data set that differ here are not comparable
+ONE_TABLE = ("dataset", *ONE_PANEL)
 # Where rows of one method differ here or in their `settings`, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
 SWEPT = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what moves along a curve
@@ -43,22 +47,34 @@ class Point:
         return f"{self.label}, {self.variant}" if self.variant else self.label
 
     def value(self, name: str) -> Value | None:
-        """Mean and deviation of a field or property of the rows; None where a row does not have it."""
-        values = [getattr(row, name) for row in self.rows]
-        if any(value is None for value in values):
+        """Mean and deviation of a field or property of the rows; None where a row does not have it.
+
+        A value of a field that has several is named as in table.csv: `other_scores.f1`.
+        """
+        values = [value for row in self.rows if (value := _value(row, name)) is not None]
+        if len(values) < len(self.rows):
             return None
         return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def check_comparable(rows: Sequence[Row]) -> None:
-    """Raises UserError where rows of several data sets, splits, models or metrics would share a figure."""
-    for name in ONE_FIGURE:
-        values = sorted({str(getattr(row, name)) for row in rows})
-        if len(values) > 1:
-            raise UserError(
-                f"the rows differ in {name} ({', '.join(values)}) and one figure shows one {name}: "
-                f"make a report for each from a folder that holds its rows alone"
-            )
+def points_by_dataset(rows: Sequence[Row], chosen: Sequence[str] = ()) -> dict[str, list[Point]]:
+    """The points of each data set, sorted by its name; `chosen`: as `to_points`.
+
+    Raises:
+        UserError: rows of one data set differ in split, model or metric, so that they cannot share a panel.
+    """
+    found: dict[str, list[Point]] = {}
+    for dataset in sorted({row.dataset for row in rows}):
+        own = [row for row in rows if row.dataset == dataset]
+        for name in ONE_PANEL:
+            values = sorted({str(getattr(row, name)) for row in own})
+            if len(values) > 1:
+                raise UserError(
+                    f"the rows of {dataset} differ in {name} ({', '.join(values)}) and one panel shows one {name}: "
+                    f"make a report for each from a folder that holds its rows alone"
+                )
+        found[dataset] = to_points(own, chosen)
+    return found
 
 
 def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
@@ -68,7 +84,7 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
     """
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
-        key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_FIGURE, *VARIANTS, *SWEPT)))
+        key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_TABLE, *VARIANTS, *SWEPT)))
         key += tuple(sorted(row.settings.items()))
         groups[key].append(row)
     varying = {label: [name for name in names if name not in chosen] for label, names in _varying(rows).items()}
@@ -110,14 +126,20 @@ def _variant(row: Row, name: str) -> object:
     return getattr(row, name) if name in VARIANTS else row.settings.get(name)
 
 
+def _value(row: Row, name: str) -> float | None:
+    field, _, key = name.partition(".")
+    value = getattr(row, field)
+    return value.get(key) if key and value is not None else value
+
+
 def _order(point: Point) -> tuple:
     known = list(LABELS.values())
     rank = known.index(point.label) if point.label in known else len(known)
     first = point.rows[0]
     variants = tuple((value is None, str(value)) for value in (getattr(first, name) for name in VARIANTS))
     cost = statistics.fmean(row.macs_share for row in point.rows)
-    one_figure = tuple(getattr(first, name) for name in ONE_FIGURE)
-    return (rank, point.label, one_figure, variants, point.variant, cost, point.setting)
+    one_table = tuple(getattr(first, name) for name in ONE_TABLE)
+    return (rank, point.label, one_table, variants, point.variant, cost, point.setting)
 
 
 def _text(value: object) -> str:

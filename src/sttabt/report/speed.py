@@ -19,7 +19,7 @@ COLUMNS = 4
 
 
 def draw_speed(rows: Sequence[SpeedRow], folder: Path) -> Path:
-    """Writes speed.png and speed.pdf, a panel an image size and batch; returns the path of the first."""
+    """Writes speed.png, speed.pdf and speed.svg, a panel an image size and batch; returns the path of the first."""
     panels = list(dict.fromkeys((row.image_size, row.batch) for row in rows if row.group in STYLES))
     columns = min(len(panels), COLUMNS)
     lines = -(-len(panels) // columns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sttabt.report.points import ONE_FIGURE, SWEPT, Point, Value, to_points
+from sttabt.report.points import ONE_TABLE, SWEPT, Point, Value, to_points
 from sttabt.report.rows import APPROX_KEYS, METRICS, Row
 
 
@@ -36,7 +36,7 @@ def format_points(points: Sequence[Point]) -> str:
     """The table of points that share model and data set, as `format_table` shows it."""
     rows = [row for point in points for row in point.rows]
     columns = table_columns(points)
-    lines = [f"## {heading(rows)}", "", *_markdown(
+    lines = [f"## {heading(points)}", "", *_markdown(
         [column.title for column in columns],
         [[column.text(point) for column in columns] for point in points],
         [column.number for column in columns],
@@ -57,6 +57,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         Column("setting", lambda p: p.setting or "-", lambda p: _swept(p), number=False),
         Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
         _column(f"{metric.title} {metric.unit}", "score", 100, 2),
+        *(_column(f"{other.title} {other.unit}", f"other_scores.{name}", 100, 2) for name, other in METRICS.items()),
         _column(f"soft masks {metric.unit}", "score_soft", 100, 2),
         _column(f"averaged weights {metric.unit}", "score_ema", 100, 2),
         _column("occupancy", "occupancy", 1, 3),
@@ -68,10 +69,18 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
     return [column for column in columns if any(column.key(point) is not None for point in points)]
 
 
-def heading(rows: Sequence[Row]) -> str:
-    """What the rows of one table have in common, e.g. `small on digits: accuracy on test, 360 samples`."""
-    first = rows[0]
-    samples = ", ".join(f"{count:,}" for count in sorted({row.samples for row in rows}))
+def report_heading(datasets: dict[str, list[Point]]) -> str:
+    """What a report is about: the heading of its only data set, or the names of several."""
+    if len(datasets) > 1:
+        return f"{len(datasets)} data sets: {', '.join(datasets)}"
+    (points,) = datasets.values()
+    return heading(points)
+
+
+def heading(points: Sequence[Point]) -> str:
+    """What the points of one data set have in common, e.g. `small on digits: accuracy on test, 360 samples`."""
+    first = points[0].rows[0]
+    samples = ", ".join(f"{count:,}" for count in sorted({row.samples for point in points for row in point.rows}))
     return f"{first.model} on {first.dataset}: {METRICS[first.metric].title} on {first.split}, {samples} samples"
 
 
@@ -169,7 +178,7 @@ def _swept(point: Point) -> float | None:
 
 
 def _comparable(row: Row) -> tuple[str, ...]:
-    return tuple(getattr(row, name) for name in ONE_FIGURE)
+    return tuple(getattr(row, name) for name in ONE_TABLE)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

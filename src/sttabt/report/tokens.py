@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from sttabt.report.figures import WRONG, figure_style, save
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.report.texts import draw_texts, texts_size
 
 MOST_LAYERS = 8  # columns; more layers than that are thinned out evenly
-MOST_IMAGES = 4  # images or texts of a block
-MOST_WORDS = 40  # of a text; the rest is left out
-CELL = 0.2  # inches a word is wide
-LINE = 0.11  # inches a layer of a text is high
+MOST_IMAGES = 4  # of a block
+MOST_TEXTS = 3  # of the figure, but at least one a block
 TILE = 0.9  # inches
 LETTER = 0.075  # inches a letter of the labels
-LONGEST_WORD = 12  # letters
 STRENGTH = 0.88  # how far dropped patches fade
 
 
-def draw_tokens(blocks: Sequence[tuple[str, Gallery]], folder: Path) -> Path:
-    """Writes tokens.png and tokens.pdf, one block of images a title; returns the path of the first."""
-    sizes = [_size(gallery) for _, gallery in blocks]
-    heights = [height for _, height in sizes]
-    widest = max(len(line) for _, g in blocks for index in range(len(g.labels)) for line in _lines(g, index))
+@dataclass(frozen=True)
+class Block:
+    """What the figure shows of one data set: (name, gallery) of some models, images below each other, texts beside."""
+
+    title: str
+    galleries: Sequence[tuple[str, Gallery]]
+
+
+def draw_tokens(blocks: Sequence[Block], folder: Path) -> Path:
+    """Writes tokens.png, tokens.pdf, tokens.svg and tokens.csv; returns the path of the first."""
+    drawn: list[tuple[tuple[float, float], Callable[[SubFigure], None]]] = []
+    shown: list[tuple[str, str, Gallery, int]] = []
+    for block in blocks:
+        texts = [(name, gallery) for name, gallery in block.galleries if isinstance(gallery, TextGallery)]
+        images = [(name, gallery) for name, gallery in block.galleries if isinstance(gallery, ImageGallery)]
+        if texts:
+            count = min(len(texts[0][1].labels), max(1, MOST_TEXTS // len(blocks)))
+            drawn.append((texts_size(texts, count), partial(draw_texts, title=block.title, columns=texts, texts=count)))
+            shown += [(block.title, name, gallery, count) for name, gallery in texts]
+        where = f", {block.title}" if len(blocks) > 1 else ""
+        for name, gallery in images:
+            title = f"{name}:\npatches that each layer reads{where}"
+            drawn.append((_size(gallery), partial(_draw_images, title=title, gallery=gallery)))
+            shown.append((block.title, name, gallery, min(len(gallery.labels), MOST_IMAGES)))
     with figure_style():
-        width = max(width for width, _ in sizes) + widest * LETTER
-        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-        parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for part, (title, gallery) in zip(parts, blocks, strict=True):
-            if isinstance(gallery, TextGallery):
-                _draw_texts(part, title, gallery)
-            elif isinstance(gallery, ImageGallery):
-                _draw_images(part, title, gallery)
+        width, height = max(width for (width, _), _ in drawn), sum(height for (_, height), _ in drawn)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        parts = figure.subfigures(len(drawn), 1, height_ratios=[height for (_, height), _ in drawn], squeeze=False)
+        for part, (_, draw_part) in zip(parts[:, 0], drawn, strict=True):
+            draw_part(part)
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.set(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)  # type: ignore[call-arg]
-        return save(figure, folder, "tokens")
+        path = save(figure, folder, "tokens")
+    _frame(shown).to_csv(folder / "tokens.csv", index=False)
+    return path
 
 
 def faded_colour(image: np.ndarray) -> tuple[int, int, int]:
@@ -67,29 +86,11 @@ def _layers(gallery: Gallery) -> list[int]:
     return sorted({round(place) for place in np.linspace(1, layers, min(layers, MOST_LAYERS))})
 
 
-def _size(gallery: Gallery) -> tuple[float, float]:
-    """Width, without the labels, and height of a block in inches."""
+def _size(gallery: ImageGallery) -> tuple[float, float]:
+    """Width and height of a block in inches."""
     shown = min(len(gallery.labels), MOST_IMAGES)
-    if isinstance(gallery, TextGallery):
-        return max(6.0, MOST_WORDS * CELL), shown * (int(gallery.layers) * LINE + LONGEST_WORD * LETTER) + 0.6
-    return (1 + len(_layers(gallery))) * TILE, shown * TILE + 0.92
-
-
-def _draw_texts(part: SubFigure, title: str, gallery: TextGallery) -> None:
-    """A map a text: a column a word, a row a layer, dark where the layer reads the word."""
-    shown, layers = min(len(gallery.labels), MOST_IMAGES), int(gallery.layers)
-    axes = part.subplots(shown, 1, squeeze=False)[:, 0]
-    part.suptitle(f"{title}: words that each layer reads, first layer on top", fontsize=10)
-    for index, axis in enumerate(axes):
-        length = min(gallery.length(index), MOST_WORDS)
-        axis.imshow(gallery.alive[index, :-1, :length], cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
-        words = [shorten(str(word), LONGEST_WORD, placeholder="…") or "…" for word in gallery.words[index, :length]]
-        axis.set_xticks(range(length), words, rotation=90, fontsize=6)
-        axis.set_yticks([0, layers - 1], ["1", str(layers)], fontsize=6)
-        axis.set_xlim(-0.5, MOST_WORDS - 0.5)
-        axis.tick_params(length=0)
-        axis.grid(False)
-        _name(axis, gallery, index)
+    widest = max(len(line) for index in range(len(gallery.labels)) for line in _lines(gallery, index))
+    return (1 + len(_layers(gallery))) * TILE + widest * LETTER, shown * TILE + 0.92
 
 
 def _draw_images(part: SubFigure, title: str, gallery: ImageGallery) -> None:
@@ -97,7 +98,7 @@ def _draw_images(part: SubFigure, title: str, gallery: ImageGallery) -> None:
     alive = gallery.patches_alive[:MOST_IMAGES]
     layers = _layers(gallery)
     axes = part.subplots(len(images), 1 + len(layers), squeeze=False)
-    part.suptitle(f"{title}:\npatches that each layer reads", fontsize=10)
+    part.suptitle(title, fontsize=10)
     for index, image in enumerate(images):
         _show(axes[index, 0], fade(image, np.ones_like(alive[index, 0])))
         for axis, layer in zip(axes[index, 1:], layers, strict=True):
@@ -129,3 +130,15 @@ def _show(axis: Axes, image: np.ndarray) -> None:
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set(visible=True, linewidth=0.5, color="#BBBBBB")
+
+
+def _frame(shown: Sequence[tuple[str, str, Gallery, int]]) -> pd.DataFrame:
+    """A line a token: how many layers read it. Words as the tokenizer gives them; images have no words."""
+    lines = []
+    for title, name, gallery, samples in shown:
+        for sample in range(samples):
+            words = gallery.words[sample] if isinstance(gallery, TextGallery) else [""] * gallery.alive.shape[-1]
+            length = gallery.length(sample) if isinstance(gallery, TextGallery) else len(words)
+            depth = gallery.alive[sample, :-1].sum(axis=0)
+            lines += [(title, name, sample, token, words[token], depth[token]) for token in range(length)]
+    return pd.DataFrame(lines, columns=["data", "model", "sample", "token", "word", "layers"])

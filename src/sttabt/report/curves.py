@@ -1,0 +1,87 @@
+"""Curves of a metric against a cost, and their colours, which are the same in every panel of a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sttabt.report.figures import COLOURS, OTHER_COLOURS
+from sttabt.report.points import Point, Value
+from sttabt.report.rows import LABELS
+
+MARKERS = "osD^vPX<>p"
+LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn: colour by method, marker by curve, line by curve within the method."""
+
+    colour: str
+    marker: str
+    line: Any
+    size: int
+
+
+def curve_styles(points: Sequence[Point]) -> dict[str, Style]:
+    """A style for each curve of all data sets of a figure, in the order in which tables show methods."""
+    known = list(LABELS.values())
+    labels = {point.series: point.label for point in points}
+    ranks = {label: known.index(label) if label in known else len(known) for label in labels.values()}
+    others = sorted({label for label in labels.values() if label not in COLOURS})
+    seen: dict[str, int] = {}
+    styles: dict[str, Style] = {}
+    for series, label in sorted(labels.items(), key=lambda item: (ranks[item[1]], item[1])):
+        colour = COLOURS.get(label) or OTHER_COLOURS[others.index(label) % len(OTHER_COLOURS)]
+        nth = seen[label] = seen.get(label, -1) + 1
+        dense = label == "dense"
+        marker = "*" if dense else MARKERS[len(styles) % len(MARKERS)]
+        styles[series] = Style(colour, marker, ":" if dense else LINES[nth % len(LINES)], 10 if dense else 5)
+    return styles
+
+
+def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str) -> None:
+    """A curve a method through the means over seeds, with bars of one standard deviation, against the cost `name`."""
+    for series, group in groupby(points, key=lambda point: point.series):
+        own, style = list(group), styles[series]
+        known = [(x, y) for point in own if (x := place(point, name)) and (y := point.value("score"))]
+        known.sort(key=lambda pair: pair[0].mean)
+        if own[0].label == "dense":
+            for _, score in known:
+                panel.axhline(100 * score.mean, color=style.colour, linestyle=":", linewidth=1)
+        panel.errorbar(
+            [x.mean for x, _ in known],
+            [100 * y.mean for _, y in known],
+            xerr=[x.deviation or 0 for x, _ in known] if any(x.deviation for x, _ in known) else None,
+            yerr=[100 * (y.deviation or 0) for _, y in known] if any(y.deviation for _, y in known) else None,
+            color=style.colour, marker=style.marker, linestyle=style.line, markersize=style.size,
+            linewidth=1.4, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+
+
+def place(point: Point, name: str) -> Value | None:
+    """Where the point is on the panel's axis; the dense model's time is its own reference, measured or not."""
+    value = point.value(name)
+    return Value(1.0, None) if value is None and name == "time_ratio" and point.label == "dense" else value
+
+
+def add_legend(figure: Figure, styles: dict[str, Style], more: Sequence[Artist] = ()) -> None:
+    """Below all panels; `more` are labelled handles after the curves'."""
+    handles: list[Artist] = [
+        Line2D(
+            [], [], color=style.colour, marker=style.marker, markersize=style.size, linestyle=style.line,
+            linewidth=1.4, label=series,
+        )
+        for series, style in styles.items()
+    ]  # fmt: skip
+    handles += more
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(1, int(14 * figure.get_figwidth() / (widest + 8))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
