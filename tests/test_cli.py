@@ -175,7 +175,7 @@ def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "experiment=NAME" in text
-    assert "experiment: debug, quickstart" in text
+    assert "experiment: debug, glue_concrete, " in text and ", quickstart" in text
     monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
     main()
     text = capsys.readouterr().out
