@@ -59,7 +59,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(BertConfig(vocab_size=80, max_position_embeddings=128, **sizes)).save_pretrained(folder / "bert")
     (folder / "corpus.txt").write_text("\n".join(sentences(80, seed=3)), encoding="utf-8")
     for task in TASKS:
-        tables = glue_tables(glue_settings(task))
+        tables = glue_tables(glue_settings(task, f"model.huggingface={folder / 'bert'}"))
         frames = {split: Dataset.from_pandas(frame, preserve_index=False) for split, frame in tables.items()}
         DatasetDict(frames).save_to_disk(str(folder / "glue" / task))
     scores = np.linspace(-3.9, 3.9, 200)
