@@ -41,12 +41,12 @@ def test_order_is_the_slow_one(counts: list[int], propagation: float) -> None:
 
 
 def test_counts_of_a_plan_that_needs_no_union_give_that_plan() -> None:
-    trace = random_trace(5, [12], layers=1, heads=2)
-    plan = backtrack(trace, keep=[6]).plan
-    if plan.alive[0, 0].sum() == 6:
+    traces = [random_trace(seed, [12], layers=1, heads=2) for seed in range(8)]
+    plans = [(trace, backtrack(trace, keep=[6]).plan) for trace in traces]
+    alike = [(trace, plan) for trace, plan in plans if plan.alive[0, 0].sum() == 6]  # the class token was among them
+    assert alike
+    for trace, plan in alike:
         assert torch.equal(fixed_plan(backtrack_fixed(trace, [6, 1]), [6, 1], 12).alive, plan.alive)
-    else:
-        assert plan.alive[0, 0].sum() == 7  # the class token came on top
 
 
 def test_mean_counts_of_a_plan_with_these_counts() -> None:
