@@ -1,9 +1,13 @@
-"""What pyproject.toml cannot say: conf/ lives at the top of the repository and goes into the wheel as sttabt/conf."""
+"""What pyproject.toml cannot say.
+
+conf/ lives at the top of the repository and goes into the wheel as sttabt/conf. The kernels for CPUs are built where
+there is a C++ compiler; sttabt.native says when they are missing. One build holds several instruction sets.
+"""
 
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 
@@ -18,4 +22,13 @@ class BuildWithConf(build_py):
             shutil.copytree("conf", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-setup(cmdclass={"build_py": BuildWithConf})
+KERNELS = Extension(
+    "sttabt.native._kernels",
+    ["src/sttabt/native/kernels.cpp"],
+    depends=["src/sttabt/native/kernels_body.inc"],
+    extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_link_args=["-fopenmp"],
+    optional=True,
+)
+
+setup(cmdclass={"build_py": BuildWithConf}, ext_modules=[KERNELS])

@@ -8,10 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from transformers import BertConfig
 
+from sttabt import native
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert, new_model
@@ -152,3 +155,10 @@ def backbone_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=sorted(BACKBONES))
 def vision_name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def torch_alone() -> Iterator[None]:
+    """Without the kernels of sttabt.native, whose work torch's counters do not see."""
+    with native.switched_off():
+        yield

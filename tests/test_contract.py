@@ -104,6 +104,7 @@ def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None
         torch.testing.assert_close(wide.logits, tight.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_name: str) -> None:
     # Online methods pad a batch of unequal counts, so that they are counted a sample at a time.
@@ -116,6 +117,7 @@ def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_
         assert sum(model.macs(run.plan, run.real).values()) == pytest.approx(counted, rel=1e-3)
 
 
+@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where padding would cost more than calls, attention runs a text at a time, in the trace as in the model."""
@@ -132,6 +134,19 @@ def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) ->
         alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
         for part in ("stem", "projections", "attention", "feed_forward", "head", "approximate_network"):
             assert macs[part] == pytest.approx(sum(each[part] for each in alone) / 4), part
+
+
+@torch.inference_mode()
+def test_kernels_compute_no_padding() -> None:
+    """A batch costs what its texts cost alone, the longest one's padding included nowhere."""
+    inputs = make_inputs("bert")
+    for method, changes in (("backtracking", {"keep_ratio": 0.6}), ("concrete", {"p_logit": -0.5})):
+        model = make_model("bert", method, changes)
+        run = model(inputs)
+        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
+        for part, macs in model.macs(run.plan, run.real).items():
+            if part != "planning":  # is counted as if every sample had the longest one's keys
+                assert macs == pytest.approx(sum(each[part] for each in alone) / len(alone)), part
 
 
 @torch.inference_mode()

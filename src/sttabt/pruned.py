@@ -93,11 +93,11 @@ class PrunedModel(nn.Module):
         samples = [self._sample_macs(sample, own, longest) for sample, own in zip(counts, tokens, strict=True)]
         mean = _mean(samples)
         if isinstance(self.method, PlannedMethod):
-            mean["attention"] += padding_macs(counts, self.base.architecture.width) / len(samples)
+            mean["attention"] += padding_macs(counts, self.base.architecture.width, plan.alive.device) / len(samples)
             if self.method.attention is not None:
                 part, traced = self._traced()
                 boundaries = [[own] * traced.layers for own in tokens]  # its last layer attends to nothing
-                mean[part] += padding_macs(boundaries, traced.architecture.width) / len(samples)
+                mean[part] += padding_macs(boundaries, traced.architecture.width, plan.alive.device) / len(samples)
                 sizes = real.shape[1], traced.architecture.width, traced.heads
                 mean["planning"] += self.method.planning_macs(plan.scored, *sizes)
         return mean

@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sttabt import native
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -121,3 +124,27 @@ def check_factor(sizes: Architecture, factor: int) -> None:
 def gated(rows: Tensor, gate: Tensor | None) -> Tensor:
     """`rows` (..., D) times the gate (..., 1), where there is one."""
     return rows if gate is None else rows * gate
+
+
+def linear(layer: nn.Linear, rows: Tensor, part: slice = slice(None), residual: Tensor | None = None) -> Tensor:
+    """The layer's outputs `part` of rows (..., D), and the residual added, where there is one."""
+    weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
+    if bias is not None and _is_native(layer, rows):
+        return native.linear(rows, weight, bias, residual)
+    found = layer(rows) if part == slice(None) else F.linear(rows, weight, bias)
+    return found if residual is None else residual + found
+
+
+def linear_activated(layer: nn.Linear, activation: nn.Module, rows: Tensor, gate: Tensor | None) -> Tensor:
+    """activation(gate * layer(rows)), where there is a gate."""
+    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    exact = exact or getattr(activation, "act", None) is F.gelu  # as transformers writes it
+    if gate is None and exact and layer.bias is not None and _is_native(layer, rows):
+        return native.linear(rows, layer.weight, layer.bias, gelu=True)
+    return activation(gated(layer(rows), gate))
+
+
+def _is_native(layer: nn.Linear, rows: Tensor) -> bool:
+    """Not under torch.compile, which joins a layer with what follows by itself, nor past somebody's hooks."""
+    plain = type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return plain and not torch.compiler.is_compiling() and native.fits(rows, layer.weight)

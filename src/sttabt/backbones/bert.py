@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from sttabt.backbones.base import Backbone, Rows, check_factor, gated
+from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
@@ -66,18 +66,19 @@ class Bert(Backbone):
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attention = self._layer(layer).attention.self
-        return attention.query(x if written is None else written(x)), attention.key(x), attention.value(x)
+        query = linear(attention.query, x if written is None else written(x))
+        return query, linear(attention.key, x), linear(attention.value, x)
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         attention = self._layer(layer).attention.self
-        return attention.query(x), attention.key(x)
+        return linear(attention.query, x), linear(attention.key, x)
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         return _join(self._layer(layer).attention.output, x, attended, gate)
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         intermediate = self._layer(layer).intermediate
-        hidden = intermediate.intermediate_act_fn(gated(intermediate.dense(x), gate))
+        hidden = linear_activated(intermediate.dense, intermediate.intermediate_act_fn, x, gate)
         return _join(self._layer(layer).output, x, hidden, gate)
 
     def head(self, x: Tensor) -> Tensor:
@@ -127,6 +128,8 @@ def new_model(config: BertConfig) -> BertForSequenceClassification:
 
 def _join(output: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
     """A branch's result onto its residual: projection, dropout, gate, sum, norm."""
+    if gate is None and not output.training:
+        return output.LayerNorm(linear(output.dense, rows, residual=x))
     return output.LayerNorm(gated(output.dropout(output.dense(rows)), gate) + x)
 
 

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone, Rows, check_factor, gated
+from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
 from sttabt.weights import load_views
@@ -75,23 +75,27 @@ class ViT(Backbone):
         block, width = self._block(layer), self.architecture.width
         normed, projection = block.norm1(x), block.attn.qkv
         if written is None:
-            query, key, value = projection(normed).split(width, dim=-1)
+            query, key, value = linear(projection, normed).split(width, dim=-1)
             return query, key, value
-        key, value = _part(projection, normed, width, 3 * width).split(width, dim=-1)
-        return _part(projection, written(normed), 0, width), key, value
+        key, value = linear(projection, normed, slice(width, None)).split(width, dim=-1)
+        return linear(projection, written(normed), slice(width)), key, value
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block, width = self._block(layer), self.architecture.width
-        query, key = _part(block.attn.qkv, block.norm1(x), 0, 2 * width).split(width, dim=-1)
+        query, key = linear(block.attn.qkv, block.norm1(x), slice(2 * width)).split(width, dim=-1)
         return query, key
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
+        if gate is None and _is_plain(block, block.ls1):
+            return linear(block.attn.proj, attended, residual=x)
         return x + block.drop_path1(block.ls1(gated(block.attn.proj_drop(block.attn.proj(attended)), gate)))
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block, mlp = self._block(layer), self._block(layer).mlp
-        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)), gate)))
+        hidden = mlp.drop1(linear_activated(mlp.fc1, mlp.act, block.norm2(x), gate))
+        if gate is None and _is_plain(block, block.ls2):
+            return linear(mlp.fc2, hidden, residual=x)
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
     def head(self, x: Tensor) -> Tensor:
@@ -198,9 +202,9 @@ def _official_name(name: str) -> str:
     return name
 
 
-def _part(projection: nn.Linear, rows: Tensor, start: int, stop: int) -> Tensor:
-    bias = None if projection.bias is None else projection.bias[start:stop]
-    return F.linear(rows, projection.weight[start:stop], bias)
+def _is_plain(block: Any, scale: nn.Module) -> bool:
+    """Whether a branch goes into its residual as it is: no layer scale, no dropout and no dropped path at work."""
+    return not block.training and isinstance(scale, nn.Identity)
 
 
 def _refuse_unsupported(model: VisionTransformer) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sttabt.core.fixed import check_counts, extend
-from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep, weighty_rows
+from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 
 DYNAMIC_SHARE = 0.00625  # a token counts when its importance exceeds this share of the largest
@@ -39,19 +39,19 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
     keeps = _by_layer(keep, layers)
     alive = output_tokens(real, outputs)
     impact = alive.to(trace.queries[0].dtype) / outputs
-    boundaries, impacts, scored = [alive], [], []
+    boundaries, impacts = [alive], []
     for layer in reversed(range(layers)):
         weight = (propagation * impact + (1 - propagation)) * alive / alive.sum(-1, keepdim=True)
-        places, weight = weighty_rows(weight)
-        importance = (weight[:, None, None] @ trace.probabilities(layer, places))[:, :, 0].mean(1)
+        importance = trace.received(layer, weight)
         count = _count(keeps[layer], importance, real)
         alive = largest(importance, count, among=real) | alive
         impact = importance * alive
         impact = impact / impact.sum(-1, keepdim=True)
         boundaries.append(alive)
         impacts.append(impact)
-        scored.append(places.shape[-1])
-    plan = TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
+    boundaries.reverse()
+    scored = torch.stack(boundaries[1:], 1).sum(-1)
+    plan = TokenPlan(torch.stack(boundaries, 1), trace.rows_computed(scored))
     return Backtracking(plan, torch.stack(impacts[::-1], 1))
 
 
@@ -70,7 +70,7 @@ def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: f
     impact = queries.new_full(order.shape, 1 / outputs)
     for layer in reversed(range(trace.layers)):
         weight = (propagation * impact + (1 - propagation)) / order.shape[1]
-        importance = (weight[:, None, None] @ trace.probabilities(layer, order))[:, :, 0].mean(1)
+        importance = trace.received(layer, weight, order)
         order = extend(order, importance, counts[layer])
         impact = importance.gather(1, order)
         impact = impact / impact.sum(-1, keepdim=True)

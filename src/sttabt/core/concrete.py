@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
+from sttabt import native
 from sttabt.core.plan import TokenPlan, output_tokens, weighty_rows
 from sttabt.core.trace import AttentionTrace
 
@@ -37,25 +39,25 @@ def concrete_plan(
     tokens and 0 elsewhere. negligible: rows that weigh no more than this are not scored, which moves a token's
     importance (before it is divided by the largest) by at most N * negligible; None scores every row.
     """
-    real = trace.real
+    real, padding = trace.real, trace.padding
     mask = importance = output_tokens(real, outputs).to(p_logit.dtype)
-    boundaries, scored = [mask], []
+    boundaries, weights = [mask], []
     for layer in reversed(range(trace.layers)):
         weight = mask * (propagation * importance + (1 - propagation))
-        queries, keys = trace.queries[layer], trace.keys[layer].to(p_logit.dtype)
         if negligible is not None:
-            places, weight = weighty_rows(weight, negligible)
-            queries = trace.rows(layer, places)
-        padding = real if trace.is_padded else None
-        importance = weighted_standing(queries.to(p_logit.dtype), keys, weight, padding)
+            weight = threshold(weight, negligible, 0.0)
+        importance = _standing(trace, layer, weight, padding, skip=negligible is not None)
         importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
         importance = (FLOOR + (1 - FLOOR) * importance) * real
         logit = _logit(torch.sigmoid(p_logit[layer])) + _logit(importance)
         mask = torch.maximum(torch.sigmoid(logit / temperature) * real, mask)
         boundaries.append(mask)
-        scored.append(weight.shape[-1])
-    return TokenPlan(torch.stack(boundaries[::-1], 1), tuple(scored[::-1]))
+        weights.append(weight)
+    scored: tuple[float, ...] = (real.shape[-1],) * trace.layers
+    if negligible is not None:
+        scored = trace.rows_computed(torch.stack(weights[::-1], 1).count_nonzero(-1))
+    return TokenPlan(torch.stack(boundaries[::-1], 1), scored)
 
 
 def concrete_loss(
@@ -94,6 +96,19 @@ def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tenso
     errors = standard.erf() if standard.requires_grad else standard.erf_()
     standing = 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1))
     return standing if real is None else standing * real
+
+
+def _standing(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
+    """`weighted_standing` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0."""
+    queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
+    if native.fits(queries, keys, weight):
+        errors = native.sum_rows(queries, keys, weight, padding, 1.0, 0.0, standing=True)
+        standing = 0.5 * (weight.sum(-1, keepdim=True) + errors)
+        return standing if padding is None else standing * padding
+    if skip:
+        places, weight = weighty_rows(weight)
+        queries = trace.rows(layer, places).to(weight.dtype)
+    return weighted_standing(queries, keys, weight, padding)
 
 
 def _logit(probability: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ class TokenPlan:
     """An encoder of L layers has L+1 boundaries; layer l reads boundary l and writes boundary l+1.
 
     alive: (B, L+1, N); bool is a hard plan, float in [0, 1] a soft one. 1 means keep. The sets are nested:
-    a token that is gone stays gone. scored: rows of attention, by layer, that were computed for each sample to make
+    a token that is gone stays gone. scored: rows of attention a sample, by layer, that were computed to make
     the plan; empty where none were.
     """
 
     alive: Tensor
-    scored: tuple[int, ...] = ()
+    scored: tuple[float, ...] = ()
 
     @property
     def layers(self) -> int:

@@ -36,5 +36,5 @@ class Backtracking(PlannedMethod):
         """Tokens (B, counts[0]) by how long they live, see core.fixed."""
         return backtrack_fixed(trace, self.counts, self.settings.propagation, self.outputs)
 
-    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+    def planning_macs(self, scored: tuple[float, ...], tokens: int, width: int, heads: int) -> float:
         return sum(rows * tokens * (width + heads) for rows in scored)

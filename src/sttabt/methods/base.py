@@ -48,7 +48,7 @@ class PlannedMethod(Method):
     def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
         """The hard plan of a batch. real: (B, N) bool; trace: the attention asked for, None if none was."""
 
-    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+    def planning_macs(self, scored: tuple[float, ...], tokens: int, width: int, heads: int) -> float:
         """Multiply-adds of planning one sample, apart from the trace.
 
         scored: the plan's; tokens: of the longest sample; width, heads: of the traced network.

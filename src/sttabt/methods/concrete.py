@@ -48,6 +48,6 @@ class Concrete(PlannedMethod, TrainedMethod):
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.p_logit, self.settings.p_logit_rate)]
 
-    def planning_macs(self, scored: tuple[int, ...], tokens: int, width: int, heads: int) -> float:
+    def planning_macs(self, scored: tuple[float, ...], tokens: int, width: int, heads: int) -> float:
         covariance = width // heads * width  # a key's part in the covariance of a head, and a query's product with it
         return sum(rows * tokens * (width + heads) + (rows + tokens) * covariance for rows in scored)
