@@ -21,7 +21,7 @@ from sttabt.run import main
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 MISTAKES = {
-    "": "no experiment is chosen: give experiment=NAME, one of: debug, glue_concrete, ",
+    "": "no experiment is chosen: give experiment=NAME, one of: debug, deit_concrete, ",
     "experiment=quikstart": "experiment=quikstart is unknown: did you mean 'quickstart'?",
     "experiment=debug model=digts_vit": "model=digts_vit is unknown: did you mean 'digits_vit'?",
     "modle=test_vit": "modle is not a setting: did you mean 'model'?",
@@ -76,6 +76,15 @@ MISTAKES = {
     "experiment=debug dataset=image_folder": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=debug dataset=image_folder model=deit_tiny dataset.path=nowhere": "nowhere is no folder",
     "experiment=debug model.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
+    "experiment=debug approx.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
+    "experiment=debug approx.stem=shard": "approx.stem=shard is unknown: did you mean 'shared'?",
+    "experiment=debug model.sha256=cd65": "model.sha256=cd65 is no checksum: give the 64 hex digits",
+    "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give exactly",
+    "experiment=debug model.timm= model.lvvit=smal": "model.lvvit=smal is unknown: did you mean 'small'?",
+    "experiment=debug model.pretrained=true model.mean=[0.5,0.5]": "model.mean=[0.5, 0.5] has 2 entries for "
+    "dataset.channels=1",
+    "experiment=debug model.pretrained=true model.mean=[0.5] model.deviation=[0]": "model.deviation=[0.0] is out of range",
+    "experiment=deit_topk": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
     "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",
     "-m experiment=debug approx.factor=1,2,3": "job 3/3 (experiment=debug approx.factor=3): approx.factor=3",
