@@ -79,11 +79,12 @@ MISTAKES = {
     "experiment=debug approx.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
     "experiment=debug approx.stem=shard": "approx.stem=shard is unknown: did you mean 'shared'?",
     "experiment=debug model.sha256=cd65": "model.sha256=cd65 is no checksum: give the 64 hex digits",
-    "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give exactly",
+    "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give",
     "experiment=debug model.timm= model.lvvit=smal": "model.lvvit=smal is unknown: did you mean 'small'?",
     "experiment=debug model.pretrained=true model.mean=[0.5,0.5]": "model.mean=[0.5, 0.5] has 2 entries for "
     "dataset.channels=1",
-    "experiment=debug model.pretrained=true model.mean=[0.5] model.deviation=[0]": "model.deviation=[0.0] is out of range",
+    "experiment=debug model.pretrained=true model.mean=[0.5] model.deviation=[0]": "model.deviation=[0.0] is out of",
+    "experiment=debug model.deviation=[0.5]": "model.mean=[], model.deviation=[0.5]: give both or none",
     "experiment=deit_topk": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
     "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",

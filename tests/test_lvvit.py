@@ -147,4 +147,6 @@ def test_what_there_is_none_of_is_said() -> None:
         build_lvvit("smal", {}, 5, 3, 32)
     with pytest.raises(UserError, match=r"model\.arguments\.skip_lamb is unknown to LV-ViT: did you mean 'skip_lam'"):
         build_lvvit("small", {"skip_lamb": 1}, 5, 3, 32)
+    with pytest.raises(UserError, match=r"model\.patch_size=7 is odd"):
+        build_lvvit("small", {**LVVIT, "patch_size": 7}, 5, 3, 28)
     assert tuple(SIZES) == LVVIT_SIZES

@@ -37,7 +37,6 @@ class Sizes:
     stem_width: int = 64
     mlp_ratio: float = 3.0
     patch_size: int = 16
-    drop_path_rate: float = 0.0
 
 
 SIZES = {
@@ -140,7 +139,6 @@ class LvVit(ViT):
             num_heads=sizes.num_heads,
             mlp_ratio=sizes.mlp_ratio,
             qkv_bias=False,
-            drop_path_rate=sizes.drop_path_rate,
             norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
             embed_layer=stem,
         )
@@ -180,7 +178,6 @@ class LvVit(ViT):
             self.sizes,
             embed_dim=self.sizes.embed_dim // factor,
             stem_width=self.sizes.stem_width if share_stem else math.ceil(self.sizes.stem_width / factor),
-            drop_path_rate=0.0,
         )
         model: Any = self.model
         return LvVit(sizes, model.num_classes, model.in_chans, self.image_size, own_stem=not share_stem)
@@ -220,4 +217,7 @@ def build_lvvit(
     for name in arguments:
         if name not in known:
             raise UserError(f"model.arguments.{name} is unknown to LV-ViT: {nearest(name, known)}")
-    return LvVit(replace(SIZES[size], **arguments), classes, channels, image_size, auxiliary)
+    sizes = replace(SIZES[size], **arguments)
+    if sizes.patch_size % 2:
+        raise UserError(f"model.patch_size={sizes.patch_size} is odd, but LV-ViT's stem halves the image: make it even")
+    return LvVit(sizes, classes, channels, image_size, auxiliary)

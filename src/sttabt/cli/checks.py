@@ -199,6 +199,8 @@ def _check_model(settings: Settings) -> None:
             f"model.patch_size={model.patch_size} does not divide dataset.image_size={dataset.image_size}:"
             " choose one that does"
         )
+    if bool(model.mean) != bool(model.deviation):
+        raise UserError(f"model.mean={model.mean}, model.deviation={model.deviation}: give both or none")
     if normalisation(model):
         for key, values in (("mean", model.mean), ("deviation", model.deviation)):
             if len(values) != dataset.channels:
