@@ -81,9 +81,8 @@ MISTAKES = {
     "experiment=debug model.sha256=cd65": "model.sha256=cd65 is no checksum: give the 64 hex digits",
     "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give",
     "experiment=debug model.timm= model.lvvit=smal": "model.lvvit=smal is unknown: did you mean 'small'?",
-    "experiment=debug model.pretrained=true model.mean=[0.5,0.5]": "model.mean=[0.5, 0.5] has 2 entries for "
-    "dataset.channels=1",
-    "experiment=debug model.pretrained=true model.mean=[0.5] model.deviation=[0]": "model.deviation=[0.0] is out of",
+    "experiment=deit_topk dataset.path=x dataset.channels=1": "has 3 entries for dataset.channels=1",
+    "experiment=deit_topk dataset.path=x model.deviation=[0,1,1]": "model.deviation=[0.0, 1.0, 1.0] is out of range",
     "experiment=debug model.deviation=[0.5]": "model.mean=[], model.deviation=[0.5]: give both or none",
     "experiment=deit_topk": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
@@ -185,7 +184,7 @@ def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "experiment=NAME" in text
-    assert "experiment: debug, glue_concrete, " in text and ", quickstart" in text
+    assert "experiment: debug, deit_concrete, deit_topk, glue_concrete, " in text and ", quickstart" in text
     monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
     main()
     text = capsys.readouterr().out

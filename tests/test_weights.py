@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional as F
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
@@ -300,18 +302,24 @@ def test_an_approximate_network_loads_from_any_kind_of_file(how: str, tmp_path: 
 
 
 def test_images_are_normalised_as_the_weights_want(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save({}, path)
-    own = compose_settings(["experiment=debug"])
-    given = compose_settings(
-        ["experiment=debug", f"model.checkpoint={path}", "model.mean=[0.5]", "model.deviation=[0.25]"]
-    )
-    before, after = (load_splits(settings.dataset, settings.model) for settings in (own, given))
-    assert (after.mean, after.deviation) == ((0.5,), (0.25,)) and before.mean == (0.305,)
-    pixels = before.test[3].inputs * before.deviation[0] + before.mean[0]
-    torch.testing.assert_close(after.test[3].inputs, (pixels - 0.5) / 0.25)
-    given.model.checkpoint = ""
-    assert load_splits(given.dataset, given.model).mean == (0.305,), "without given weights the data's own"
+    for part, place in ((part, place) for part in ("train", "val") for place in range(10)):
+        folder = tmp_path / part / f"class_{place % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (20 * place, 128, 255)).save(folder / f"{place}.png")
+    common = ["name=test", "dataset=image_folder", f"dataset.path={tmp_path}", "dataset.classes=2"]
+    common += ["dataset.validation_share=0.2", "dataset.image_size=32", "model.patch_size=16"]
+    vit, deit = (compose_settings([*common, f"model={name}"]) for name in ("vit_base", "deit_tiny"))
+    images = {}
+    for settings in (vit, deit):
+        splits = load_splits(settings.dataset, settings.model)
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
+        images[settings.model.name] = splits.test[3].inputs * deviation + mean
+        assert splits.test[3].inputs.max() == pytest.approx((1 - splits.mean[2]) / splits.deviation[2])
+    assert (splits.mean, splits.deviation) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    torch.testing.assert_close(images["vit_base"], images["deit_tiny"])
+    assert load_splits(vit.dataset, vit.model).mean == (0.5, 0.5, 0.5)
+    vit.model.pretrained = False
+    assert load_splits(vit.dataset, vit.model).mean == IMAGENET_DEFAULT_MEAN, "without given weights the data's own"
 
 
 # --- through the command line

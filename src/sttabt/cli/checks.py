@@ -30,6 +30,7 @@ from sttabt.settings import (
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 TEXT_SETTINGS = ("columns", "label_column", "class_names", "max_tokens")
+NORMALISATION = ("mean", "deviation")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
@@ -156,8 +157,8 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("approx.training", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
         ("model.auxiliary", bool(model.lvvit), "it is for LV-ViT"),
         ("model.sha256", bool(model.checkpoint), "there is no model.checkpoint to check"),
-        ("model.mean", given and not text, "there are no given weights that want it"),
-        ("model.deviation", given and not text, "there are no given weights that want it"),
+        *((f"model.{name}", given and not text, "there are no given weights of images") for name in NORMALISATION),
+        *((f"model.{name}", source != "digits", "digits are normalised in their own way") for name in NORMALISATION),
         ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
         ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
         ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
@@ -201,7 +202,7 @@ def _check_model(settings: Settings) -> None:
         )
     if bool(model.mean) != bool(model.deviation):
         raise UserError(f"model.mean={model.mean}, model.deviation={model.deviation}: give both or none")
-    if normalisation(model):
+    if normalisation(model) and dataset.source != "digits":
         for key, values in (("mean", model.mean), ("deviation", model.deviation)):
             if len(values) != dataset.channels:
                 raise UserError(
