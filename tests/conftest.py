@@ -18,12 +18,16 @@ from sttabt import native
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert, new_model
-from sttabt.backbones.vit import build_vit
+from sttabt.backbones.lvvit import build_lvvit
+from sttabt.backbones.vit import ViT, build_vit
 from sttabt.core.text import Text
 
 torch.set_num_threads(1)
 
-# Every vision backbone variant that the adapter promises to prune: (timm name, arguments, channels, size, factor).
+LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_width": 8}
+
+# Every vision backbone variant that an adapter promises to prune: (timm name or lvvit, arguments, channels, size,
+# factor).
 BACKBONES = {
     "test_vit": ("test_vit", {"patch_size": 8}, 3, 32, 2),
     "digits": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3}, 1, 28, 4),
@@ -56,6 +60,9 @@ BACKBONES = {
         32,
         2,
     ),
+    "lvvit": ("lvvit", LVVIT, 3, 32, 2),
+    "lvvit_shared_stem": ("lvvit", {**LVVIT, "depth": 2}, 1, 24, 4),
+    "lvvit_auxiliary": ("lvvit", LVVIT, 3, 32, 2),
 }
 
 BERT = {
@@ -83,12 +90,22 @@ def make_backbone(name: str) -> Backbone:
     if name == "bert":
         base: Backbone = make_bert()
     else:
-        timm_name, arguments, channels, size, _ = BACKBONES[name]
-        base = build_vit(timm_name, arguments, classes=5, channels=channels, image_size=size)
+        base = new_vision(name)
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        for buffer in base.buffers():  # of batch norms: mean and variance
+            if buffer.is_floating_point():
+                buffer.add_(0.5 * torch.rand_like(buffer))
     return base.eval()
+
+
+def new_vision(name: str) -> ViT:
+    """A small vision backbone, as it starts."""
+    kind, arguments, channels, size, _ = BACKBONES[name]
+    if kind == "lvvit":
+        return build_lvvit("small", arguments, 5, channels, size, auxiliary=name == "lvvit_auxiliary")
+    return build_vit(kind, arguments, classes=5, channels=channels, image_size=size)
 
 
 def factor_of(name: str) -> int:
@@ -97,7 +114,7 @@ def factor_of(name: str) -> int:
 
 def make_approx(base: Backbone, name: str) -> ApproximateNetwork:
     torch.manual_seed(8)
-    network = ApproximateNetwork(base, factor_of(name))
+    network = ApproximateNetwork(base, factor_of(name), share_stem=name == "lvvit_shared_stem")
     network.start_from(base)
     return network.eval()
 

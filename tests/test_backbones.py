@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import BACKBONES, factor_of, make_approx, make_backbone, make_bert, make_inputs
+from conftest import factor_of, make_approx, make_backbone, make_bert, make_images, make_inputs, new_vision
 from sttabt.backbones.vit import build_vit
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
@@ -36,13 +36,29 @@ def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
 def test_official_names_go_both_ways(backbone_name: str) -> None:
     base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     torch.manual_seed(99)
-    if backbone_name == "bert":
-        other = make_bert().eval()
-    else:
-        name, arguments, channels, size, _ = BACKBONES[backbone_name]
-        other = build_vit(name, arguments, 5, channels, size).eval()
+    other = (make_bert() if backbone_name == "bert" else new_vision(backbone_name)).eval()
     other.load_official_state(base.official_state())
     assert torch.equal(other(inputs), base(inputs))
+
+
+@torch.inference_mode()
+def test_a_distilled_deit_predicts_by_the_mean_of_its_two_heads() -> None:
+    base, images = make_backbone("distilled"), make_images("distilled")
+    x = base.model.forward_features(images)
+    expected = (base.model.head(x[:, 0]) + base.model.head_dist(x[:, 1])) / 2
+    torch.testing.assert_close(run_dense(base, images).logits, expected)
+    assert base.outputs == base.architecture.classifiers == 2
+
+
+def test_an_interpolated_start_takes_over_no_head(backbone_name: str) -> None:
+    base = make_backbone(backbone_name)
+    network = make_approx(base, backbone_name)
+    own, before = network.backbone.official_state(), base.narrow(factor_of(backbone_name), network.share_stem)
+    taken = {name for name in own if not name.startswith(base.own_start)}
+    assert taken == {name for name in base.official_state() if not name.startswith(base.own_start)}
+    assert before.official_state().keys() == own.keys()
+    left = [name for name in own if "classifier" in name or "head" in name]
+    assert left and not taken & set(left)
 
 
 def test_weights_of_another_architecture_are_refused() -> None:
@@ -59,7 +75,10 @@ def test_a_narrow_copy_has_the_same_depth_and_heads(backbone_name: str) -> None:
     base = make_backbone(backbone_name)
     factor = factor_of(backbone_name)
     sizes, narrow = base.architecture, make_approx(base, backbone_name).backbone.architecture
-    assert (narrow.layers, narrow.heads, narrow.patch_inputs) == (sizes.layers, sizes.heads, sizes.patch_inputs)
+    assert (narrow.layers, narrow.heads) == (sizes.layers, sizes.heads)
+    of_own_stem = backbone_name in ("lvvit", "lvvit_auxiliary")  # whose channels are as much fewer
+    assert narrow.patch_inputs * (factor if of_own_stem else 1) == sizes.patch_inputs
+    assert bool(narrow.stem) == of_own_stem
     assert (narrow.width * factor, narrow.feed_forward * factor) == (sizes.width, sizes.feed_forward)
 
 

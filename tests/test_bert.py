@@ -330,7 +330,7 @@ def test_settings_choose_the_backbone_and_must_say_what_it_is(folder: Path) -> N
         build_base(settings, 5, 0, 0, pretrained=False)
     for timm, huggingface in (("", ""), ("vit_tiny_patch16_224", str(folder))):
         settings.timm, settings.huggingface = timm, huggingface
-        with pytest.raises(UserError, match="set one of the two"):
+        with pytest.raises(UserError, match="set one of them"):
             build_base(settings, 5, 0, 0, pretrained=False)
 
 

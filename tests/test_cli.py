@@ -21,7 +21,7 @@ from sttabt.run import main
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 MISTAKES = {
-    "": "no experiment is chosen: give experiment=NAME, one of: debug, glue_concrete, ",
+    "": "no experiment is chosen: give experiment=NAME, one of: debug, deit_concrete, ",
     "experiment=quikstart": "experiment=quikstart is unknown: did you mean 'quickstart'?",
     "experiment=debug model=digts_vit": "model=digts_vit is unknown: did you mean 'digits_vit'?",
     "modle=test_vit": "modle is not a setting: did you mean 'model'?",
@@ -76,6 +76,15 @@ MISTAKES = {
     "experiment=debug dataset=image_folder": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=debug dataset=image_folder model=deit_tiny dataset.path=nowhere": "nowhere is no folder",
     "experiment=debug model.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
+    "experiment=debug approx.checkpoint=nowhere.pt": "nowhere.pt is no file: give a weights file",
+    "experiment=debug approx.stem=shard": "approx.stem=shard is unknown: did you mean 'shared'?",
+    "experiment=debug model.sha256=cd65": "model.sha256=cd65 is no checksum: give the 64 hex digits",
+    "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give",
+    "experiment=debug model.timm= model.lvvit=smal": "model.lvvit=smal is unknown: did you mean 'small'?",
+    "experiment=deit_topk dataset.path=x dataset.channels=1": "has 3 entries for dataset.channels=1",
+    "experiment=deit_topk dataset.path=x model.deviation=[0,1,1]": "model.deviation=[0.0, 1.0, 1.0] is out of range",
+    "experiment=debug model.deviation=[0.5]": "model.mean=[], model.deviation=[0.5]: give both or none",
+    "experiment=deit_topk": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
     "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",
     "-m experiment=debug approx.factor=1,2,3": "job 3/3 (experiment=debug approx.factor=3): approx.factor=3",
@@ -175,7 +184,7 @@ def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "experiment=NAME" in text
-    assert "experiment: debug, glue_concrete, " in text and ", quickstart" in text
+    assert "experiment: debug, deit_concrete, deit_topk, glue_concrete, " in text and ", quickstart" in text
     monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
     main()
     text = capsys.readouterr().out

@@ -58,7 +58,8 @@ def _sweep_jobs(experiment: str, *overrides: str) -> list[list[str]]:
 def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
-    fitting = ["dataset.image_size=224"] if choice.startswith("deit") else []
+    large = choice.startswith(("deit", "lvvit", "vit_base"))
+    fitting = ["dataset.image_size=224", "dataset.channels=3"] if large else []
     fitting += ["model=deit_tiny", f"dataset.path={tmp_path}"] if choice == "image_folder" else []
     if choice in TEXT_MODELS or choice in TEXT_DATA:
         fitting += [f"model={choice if choice in TEXT_MODELS else 'bert_base'}", f"model.huggingface={tmp_path}"]
@@ -85,6 +86,10 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
     assert f"experiment={experiment}" in card
     of_text = any(f"/model: {model}" in text for model in TEXT_MODELS)
     here = [f"model.huggingface={tmp_path}", f"dataset.path={tmp_path}"] if of_text else []  # fetches nothing
+    if "/dataset: image_folder" in text:
+        here = [f"dataset.path={tmp_path}"]
+        for part in ("train", "val"):
+            (tmp_path / part / "cat").mkdir(parents=True)
     jobs = _sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]
     for job in _covering(jobs):
         assert compose_settings(job).name == experiment
@@ -128,6 +133,26 @@ def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(expe
         training = settings.sparsity.training
         assert settings.sparsity.hard_from * training.epochs == pytest.approx(0.8 * (training.epochs - 1))
         assert (training.weight_decay, training.label_smoothing, settings.sparsity.distillation) == (0.05, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "points"), [("deit_concrete", 9 * 2), ("lvvit_concrete", 5), ("deit_topk", 6 * 3)]
+)
+def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: str, points: int, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    jobs = _sweep_jobs(experiment, f"dataset.path={tmp_path}")
+    assert len(jobs) == 1 + points and "sparsity=dense" in jobs[0]
+    settings = compose_settings(jobs[-1])
+    assert settings.dataset.image_size == 224 and update_size(settings, "prune") == 512
+    training = settings.approx.training
+    assert (training.epochs, training.learning_rate, training.weight_decay, training.clip) == (30, 1e-4, 0, 0.5)
+    if experiment != "deit_topk":
+        training = settings.sparsity.training
+        assert (training.epochs, training.warmup_epochs, training.label_smoothing) == (20, 14, 0.1)
+        assert (training.learning_rate, training.final_learning_rate, training.weight_decay) == (1e-5, 5e-7, 0.05)
+        sparsity = settings.sparsity
+        assert (sparsity.lambda_mask, sparsity.lambda_p, sparsity.distillation) == (100, 1e-3, 0.5)
 
 
 def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:

@@ -17,7 +17,10 @@ BERT_BASE = Architecture(layers=12, width=768, heads=12, feed_forward=3072, clas
 
 def slow_macs(arch: Architecture, reads: list[int], writes: list[int], stem_patches: int) -> dict[str, int]:
     """Method section 6, one multiply-add as 1: add up what every token costs, one token and one pair at a time."""
-    macs = {"stem": 0, "projections": 0, "attention": 0, "feed_forward": 0, "head": arch.width * arch.classes}
+    macs = {"stem": arch.stem, "projections": 0, "attention": 0, "feed_forward": 0, "head": 0}
+    for token in range(writes[-1]):
+        if token < arch.classifiers or arch.auxiliary:
+            macs["head"] += arch.width * arch.classes
     if arch.pooler:
         macs["head"] += arch.width * arch.width
     for _patch in range(stem_patches):
@@ -49,8 +52,13 @@ def encoders(draw) -> tuple[Architecture, list[int], list[int], int]:
         classes=draw(st.integers(2, 5)),
         patch_inputs=draw(st.integers(0, 12)),
         pooler=draw(st.booleans()),
+        stem=draw(st.integers(0, 99)),
+        classifiers=draw(st.integers(1, 2)),
+        auxiliary=draw(st.booleans()),
     )
-    alive = sorted(draw(st.lists(st.integers(1, 9), min_size=layers + 1, max_size=layers + 1)), reverse=True)
+    alive = sorted(
+        draw(st.lists(st.integers(arch.classifiers, 9), min_size=layers + 1, max_size=layers + 1)), reverse=True
+    )
     return arch, alive[:-1], alive[1:], draw(st.integers(0, 9))
 
 
@@ -73,8 +81,10 @@ def measured_macs(arch: Architecture, reads: list[int], writes: list[int], stem_
             queries = split(linear(x[:write], arch.width))
             attended = ((queries @ keys.transpose(1, 2)) @ values).transpose(0, 1).flatten(1)
             x = linear(linear(linear(attended, arch.width), arch.feed_forward), arch.width)
-        linear(linear(x[:1], arch.width) if arch.pooler else x[:1], arch.classes)
-    return counter.get_total_flops() / 2
+        if arch.pooler:
+            linear(x[:1], arch.width)
+        linear(x if arch.auxiliary else x[: arch.classifiers], arch.classes)
+    return counter.get_total_flops() / 2 + arch.stem
 
 
 @EXAMPLES

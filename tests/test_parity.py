@@ -18,10 +18,16 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_every_quantity_of_every_case_agrees(capsys: pytest.CaptureFixture) -> None:
     assert main([str(GOLDEN)]) == 0
     printed = capsys.readouterr().out
-    assert "354 ok, 0 failed or missing, 17 not compared" in printed
+    assert "357 ok, 0 failed or missing, 17 not compared" in printed
     assert "FAIL" not in printed and "missing" not in printed.splitlines()[-2]
     assert "concrete.soft.grad.approx.layer0.query.weight          -          -  not compared: the official" in printed
-    for quantity in ("dense.logits", "topk.absatt.0.masks", "concrete.soft.grad.p_logit", "concrete.hard.loss"):
+    for quantity in (
+        "logits.cls_plus_half_max_aux",
+        "dense.logits",
+        "topk.absatt.0.masks",
+        "concrete.soft.grad.p_logit",
+        "concrete.hard.loss",
+    ):
         assert f" {quantity} " in printed
 
 
@@ -48,6 +54,19 @@ def test_a_wrong_or_a_missing_quantity_fails(
         else:
             assert code == 1
             assert "1 failed or missing" in printed
+
+
+def test_a_wrong_or_a_missing_quantity_of_lvvit_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for how in ("wrong", "missing", "unknown"):
+        case = tmp_path / how
+        shutil.copytree(GOLDEN / "lvvit_tiny", case)
+        vectors = load_file(case / "vectors.safetensors")
+        value = vectors.pop("logits.cls_only")
+        if how != "missing":
+            vectors["logits.cls_only" if how == "wrong" else "logits.other"] = value + 0.01
+        save_file(vectors, case / "vectors.safetensors")
+        assert main([str(case)]) == 1
+        assert f"{2 if how == 'unknown' else 1} failed or missing" in capsys.readouterr().out
 
 
 def test_other_architectures_are_left_out_aloud(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

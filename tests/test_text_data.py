@@ -540,7 +540,7 @@ def test_a_corpus_that_is_not_there(model: ModelSettings, tmp_path: Path) -> Non
 
 
 CHECKED = {
-    "model.timm=test_vit": "give exactly one of them, timm for images, huggingface for text",
+    "model.timm=test_vit": "give exactly one of them, timm or lvvit for images, huggingface for text",
     "model.huggingface=": "give exactly one of them",
     "model=test_vit model.huggingface=": "dataset.source=text_file gives text, which model.timm=test_vit cannot read",
     "dataset=digits": "dataset.source=digits gives images, which model.huggingface=",

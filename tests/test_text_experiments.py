@@ -83,7 +83,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_experiment_of_text_is_run_here() -> None:
     experiments = {path.stem for path in (config_folder() / "experiment").glob("*.yaml")}
-    assert set(RUNS) == experiments - {"debug", "quickstart"}
+    assert set(RUNS) == experiments - {"debug", "quickstart", "deit_concrete", "deit_topk", "lvvit_concrete"}
 
 
 @pytest.mark.parametrize("experiment", RUNS)

@@ -23,12 +23,16 @@ ATTENTION_LOSSES = ("kldiv", "tinybert")
 
 
 class ApproximateNetwork(nn.Module):
-    """A backbone `factor` times narrower with its own embedding and head, and maps from its width to the base's."""
+    """A backbone `factor` times narrower with its own embedding and head, and maps from its width to the base's.
 
-    def __init__(self, base: Backbone, factor: int) -> None:
+    share_stem: where the base has a convolutional stem, read its output instead of owning a narrow one. Inputs must
+    then be what the base's `prepare` makes of them.
+    """
+
+    def __init__(self, base: Backbone, factor: int, share_stem: bool = False) -> None:
         super().__init__()
-        self.factor = factor
-        self.backbone = base.narrow(factor)
+        self.factor, self.share_stem = factor, share_stem
+        self.backbone = base.narrow(factor, share_stem)
         narrow, wide = self.backbone.architecture.width, base.architecture.width
         self.transfer_hidden = nn.ModuleList(nn.Linear(narrow, wide) for _ in range(base.layers))
         self.transfer_embedding = nn.Linear(narrow, wide)
@@ -42,7 +46,7 @@ class ApproximateNetwork(nn.Module):
         state = self.backbone.official_state()
         with torch.no_grad():
             for name, wide in base.official_state().items():
-                if not name.startswith("classifier"):
+                if not name.startswith(base.own_start):
                     state[name].copy_(resize_flat(wide, state[name].shape))
 
     def is_head(self, name: str) -> bool:
@@ -60,7 +64,7 @@ class ApproximateNetwork(nn.Module):
         encoder = {
             name.removeprefix("bert."): value
             for name, value in state.items()
-            if name.startswith(("bert.", "classifier.")) and not any(word in name for word in unused)
+            if not name.startswith("transfer_") and not any(word in name for word in unused)
         }
         self.backbone.load_official_state(encoder)
         own = {name: value for name, value in state.items() if name.startswith("transfer_")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from sttabt.backbones.base import Backbone
 from sttabt.errors import UserError
 from sttabt.hub import find_pretrained
@@ -12,27 +10,47 @@ from sttabt.settings import ModelSettings
 
 def build_base(model: ModelSettings, classes: int, channels: int, image_size: int, pretrained: bool) -> Backbone:
     """Raises UserError when the model is not what the settings, which checks rely on, say that it is."""
-    if bool(model.timm) == bool(model.huggingface):
-        raise UserError(f"model.timm={model.timm!r} and model.huggingface={model.huggingface!r}: set one of the two")
-    arguments = dict(model.arguments)
-    base: Backbone
-    if model.huggingface:
-        from sttabt.backbones.bert_files import build_bert  # transformers takes seconds to import
-
-        name, base = (
-            model.huggingface,
-            build_bert(str(find_pretrained(model.huggingface)), classes, pretrained, arguments),
+    named = [name for name in (model.timm, model.lvvit, model.huggingface) if name]
+    if len(named) != 1:
+        raise UserError(
+            f"model.timm={model.timm!r}, model.lvvit={model.lvvit!r} and model.huggingface={model.huggingface!r}:"
+            " set one of them"
         )
-    else:
-        from sttabt.backbones.vit import build_vit
-
-        name, base = model.timm, build_vit(model.timm, arguments, classes, channels, image_size, pretrained)
+    base = _build(model, classes, channels, image_size, pretrained)
     built = {"width": base.architecture.width, "depth": base.layers, "heads": base.heads}
-    if model.timm:
-        built["patch_size"] = math.isqrt(base.architecture.patch_inputs // channels)
+    if model.patch_size:
+        built["patch_size"] = image_size // base.grid[0]
     for setting, value in built.items():
         if value != getattr(model, setting):
             raise UserError(
-                f"model.{setting}={getattr(model, setting)}, but {name} has {value}: set model.{setting}={value}"
+                f"model.{setting}={getattr(model, setting)}, but {named[0]} has {value}: set model.{setting}={value}"
             )
     return base
+
+
+def _build(model: ModelSettings, classes: int, channels: int, image_size: int, pretrained: bool) -> Backbone:
+    arguments = dict(model.arguments)
+    # Imported where they are used: each takes seconds.
+    if model.timm:
+        from sttabt.backbones.vit import build_vit
+
+        return build_vit(model.timm, arguments, classes, channels, image_size, pretrained)
+    if model.lvvit:
+        from sttabt.backbones.lvvit import build_lvvit
+
+        base = build_lvvit(model.lvvit, arguments, classes, channels, image_size, model.auxiliary)
+        if pretrained:
+            from sttabt.backbones.lvvit_files import NORMALISED_BY, fetch_released
+            from sttabt.weights import load_weights
+
+            base.head_is_new = load_weights(base, fetch_released(model.lvvit, image_size), "model.lvvit", new_head=True)
+            base.normalised_by = NORMALISED_BY
+        return base
+    source = find_pretrained(model.huggingface)
+    if model.patch_size:
+        from sttabt.backbones.vit_files import build_huggingface_vit
+
+        return build_huggingface_vit(source, arguments, classes, channels, image_size, pretrained)
+    from sttabt.backbones.bert_files import build_bert
+
+    return build_bert(source, classes, pretrained, arguments)

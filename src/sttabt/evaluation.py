@@ -168,7 +168,7 @@ def attention_error(
     total = {name: {"kl": 0.0, "mse": 0.0} for name in networks}
     samples = 0
     for batch in _progress(evaluation_loader(dataset, batch_size), batches, "approximation error"):
-        inputs = move_data_to_device(batch.inputs, device)
+        inputs = base.prepare(move_data_to_device(batch.inputs, device))
         target = run_dense(base, inputs).trace
         layers = range(target.layers)
         actual = [target.probabilities(layer) for layer in layers]

@@ -30,6 +30,7 @@ class FixedModel(nn.Module):
         self.pruned, self.method = pruned, pruned.method
 
     def forward(self, inputs: Any) -> Tensor:
+        inputs = self.pruned.base.prepare(inputs)
         trace = self.pruned.trace(inputs)
         assert trace is not None, "back-tracking reads a trace"
         return run_fixed(self.pruned.base, inputs, self.method.order(trace), self.method.counts)

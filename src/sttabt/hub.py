@@ -38,18 +38,25 @@ def use_hub() -> bool:
     minutes: here it gets one connection and PATIENCE seconds.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-        if "https" in urllib.request.getproxies():
-            return True  # the proxy knows the way
-        hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-        try:
-            socket.create_connection((hub.hostname, hub.port or 443), timeout=PATIENCE).close()
+        if reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
             return True
-        except OSError:
-            os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_HUB_OFFLINE"] = "1"
     for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
         if module in sys.modules:  # read the variable when they were imported
             setattr(sys.modules[module], name, True)
     return False
+
+
+def reachable(url: str) -> bool:
+    """Whether the host of `url` takes a connection within PATIENCE seconds, or a proxy is set, which knows the way."""
+    if "https" in urllib.request.getproxies():
+        return True
+    host = urlsplit(url)
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout=PATIENCE).close()
+        return True
+    except OSError:
+        return False
 
 
 def _in_package(name: str) -> Path:

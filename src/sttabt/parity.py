@@ -59,7 +59,7 @@ def check_case(case: Path) -> Iterator[Check]:
         yield Check(case.name, "all", skipped="not supported yet: the paper's counting convention")
         return
     meta = json.loads((case / "meta.json").read_text())
-    arch = meta.get("arch", "lvvit")
+    arch = meta.get("arch")
     if arch == "vit":
         from sttabt.parity_vit import check_vit
 
@@ -68,6 +68,10 @@ def check_case(case: Path) -> Iterator[Check]:
         from sttabt.parity_bert import check_bert
 
         yield from check_bert(case, meta)
+    elif arch == "lvvit":
+        from sttabt.parity_lvvit import check_lvvit
+
+        yield from check_lvvit(case, meta)
     else:
         yield Check(case.name, "all", skipped=f"not supported yet: architecture {arch}")
 

@@ -58,14 +58,14 @@ def check_quantities(case: Case) -> Iterator[Check]:
     start = load_file(folder / "approx_interpolated_init.safetensors")
     started = network.backbone.official_state()
     for key in sorted(set(start) | {key for key in started if not key.startswith("classifier")}):
-        yield _compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
+        yield compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
     network.load_official_state(load_file(folder / "approx.safetensors"))
 
     vectors = load_file(folder / "vectors.safetensors")
     left = {key for key in vectors if not key.startswith(GIVEN)}
     for quantity, value, tolerance in _quantities(case, network, vectors):
         left.discard(quantity)
-        yield _compare(name, quantity, value.detach(), vectors.get(quantity), tolerance)
+        yield compare(name, quantity, value.detach(), vectors.get(quantity), tolerance)
     for quantity in sorted(left):
         if quantity.startswith("forward."):
             yield Check(name, quantity, skipped=FORWARD)
@@ -178,7 +178,8 @@ def _official_keep(keep: Any) -> Keep:
     return float(keep) if keep < 1 else int(keep)
 
 
-def _compare(case: str, quantity: str, ours: Tensor | None, theirs: Tensor | None, tolerance: float) -> Check:
+def compare(case: str, quantity: str, ours: Tensor | None, theirs: Tensor | None, tolerance: float = ABSOLUTE) -> Check:
+    """One line of the table: how far apart the two are; NaN on their side alone is not compared."""
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return Check(case, quantity, None, tolerance)
     if theirs.isnan().any() and not ours.isnan().any():

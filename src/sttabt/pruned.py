@@ -47,35 +47,40 @@ class PrunedModel(nn.Module):
         self.base, self.method, self.approx = base, method, approx
 
     def forward(self, inputs: Any, masked: bool = False) -> PrunedRun:
-        real = self.base.real(inputs)
+        real, prepared = self.base.real(inputs), self.base.prepare(inputs)
         if isinstance(self.method, OnlineMethod):
-            run = (run_online_masked if masked else run_online_dropped)(self.base, inputs, self.method.rule(real))
+            run = (run_online_masked if masked else run_online_dropped)(self.base, prepared, self.method.rule(real))
             return PrunedRun(run.logits, run.plan, real)
         if isinstance(self.method, MergingMethod):
             if masked:
                 raise UserError(f"{self.method.card.title} merges tokens: it has no masked form")
-            merged = run_merged(self.base, inputs, self.method.merged)
+            merged = run_merged(self.base, prepared, self.method.merged)
             return PrunedRun(merged.logits, merged.plan, real)
-        plan = self.plan(inputs)
-        logits = (run_masked if masked else run_dropped)(self.base, inputs, plan)
+        plan = self.plan(inputs, prepared)
+        logits = (run_masked if masked else run_dropped)(self.base, prepared, plan)
         return PrunedRun(logits, plan, real)
 
     def soft(self, inputs: Any) -> SoftRun:
         """The run that a trained method learns on, with its gradients."""
         assert isinstance(self.method, TrainedMethod), f"{self.method.card.title} has nothing to train"
+        inputs = self.base.prepare(inputs)
         return self.method.soft(self.base, inputs, self.trace(inputs))
 
     @torch.no_grad()
-    def plan(self, inputs: Any) -> TokenPlan:
-        """The hard plan of a method that decides beforehand; what trains on it learns under the plan as it stands."""
+    def plan(self, inputs: Any, prepared: Any = None) -> TokenPlan:
+        """The hard plan of a method that decides beforehand; what trains on it learns under the plan as it stands.
+
+        prepared: the base model's `prepare` of the inputs, where it is at hand.
+        """
         assert isinstance(self.method, PlannedMethod), f"{self.method.card.title} decides while the model runs"
-        return self.method.plan(inputs, self.base.real(inputs), self.trace(inputs))
+        plan = self.method.plan(inputs, self.base.real(inputs), self.trace(inputs if prepared is None else prepared))
+        return plan.with_survivors() if self.base.reads_survivors else plan
 
     def trace(self, inputs: Any) -> AttentionTrace | None:
         """The attention that the method reads, None if it reads none."""
         if self.method.attention == "approximate":
             assert self.approx is not None, "checked when constructed"
-            return self.approx(inputs)
+            return self.approx(self.base.prepare(inputs) if self.approx.share_stem else inputs)
         if self.method.attention == "actual":
             with torch.no_grad():
                 return trace_attention(self.base, inputs)
@@ -87,6 +92,7 @@ class PrunedModel(nn.Module):
         real: (B, N) bool. What planning and attention spend on padding counts, so that a batch of equal lengths is
         the cheapest.
         """
+        plan = plan.with_survivors() if self.base.reads_survivors else plan
         counts = plan.alive.sum(-1).tolist()
         tokens = real.sum(-1).tolist()
         longest = [max(boundary) for boundary in zip(*counts, strict=True)]
@@ -143,6 +149,8 @@ class PrunedModel(nn.Module):
         if self.method.attention is not None:
             part, traced = self._traced()
             parts[part] += trace_macs(traced.architecture, tokens, tokens - outputs)
+            if traced is self.base:
+                parts[part] -= architecture.stem  # computed once for the trace and the run
         return parts
 
 

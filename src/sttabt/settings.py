@@ -13,6 +13,8 @@ from omegaconf import MISSING
 
 STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 
+LVVIT_SIZES = ("tiny", "small", "medium", "large")
+
 # The modules of sttabt.data that give splits, and what a batch of theirs holds.
 SOURCES = {"digits": "images", "image_folder": "images", "glue": "text", "text_file": "text"}
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -25,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
     "approx.attention_loss": ("kldiv", "tinybert"),
     "approx.start": ("interpolated", "random", "general"),
+    "approx.stem": ("own", "shared"),
     "sparsity.attention": ("approximate", "actual"),
     "hardware.accelerator": ("cpu", "gpu", "cuda"),
     "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
@@ -50,13 +53,18 @@ class TrainingSettings:
 class ModelSettings:
     name: str = MISSING  # the name in result rows
     timm: str = ""  # for images: a timm VisionTransformer, e.g. deit_small_patch16_224
-    huggingface: str = ""  # for text: a BERT's folder, its hub id, or package:NAME/FOLDER of an installed package
+    lvvit: str = ""  # for images: one of LVVIT_SIZES, which timm has not
+    huggingface: str = ""  # a BERT's, ViT's or DeiT's folder, hub id, or package:NAME/FOLDER of an installed package
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
     patch_size: int = 0  # side in pixels; 0 for text
-    pretrained: bool = False  # the weights that timm or huggingface names, from the hub, its cache or the folder
+    pretrained: bool = False  # the weights that timm, lvvit or huggingface names, from the hub, its cache or the folder
     checkpoint: str = ""  # a local weights file instead
+    sha256: str = ""  # the checkpoint's checksum, or how it begins; "": not checked
+    mean: list[float] = field(default_factory=list)  # that given weights want images normalised by, a channel each
+    deviation: list[float] = field(default_factory=list)  # likewise; both [] and without given weights: the data's own
+    auxiliary: bool = False  # lvvit: predict as released, with half the maximum of the second head over patches left
     fine_tune: bool = False  # the base stage trains given weights on; otherwise it uses them as they are
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -95,6 +103,8 @@ class ApproxSettings:
     factor: int = 4  # how many times narrower than the base model
     attention_loss: str = "kldiv"  # kldiv | tinybert
     start: str = "interpolated"  # interpolated | random | general: from the one distilled on `corpus`
+    stem: str = "own"  # own | shared: of models with a convolutional stem, a narrow one or the base model's
+    checkpoint: str = ""  # a local weights file, which is used as it is: nothing is distilled
     attention_weight: float = 1.0
     hidden_weight: float = 0.01
     embedding_weight: float = 1.0
@@ -217,6 +227,13 @@ class Settings:
     resume: str = "auto"  # auto | never: go on with an interrupted stage, or begin it again
     seed: int = 0
     fast_dev_run: int = 0  # > 0: so many steps a stage, on as many batches; for tests
+
+
+def normalisation(model: ModelSettings | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation that images are normalised by for the sake of given weights; None: the data set's own."""
+    if model is None or not model.mean or not (model.pretrained or model.checkpoint):
+        return None
+    return tuple(model.mean), tuple(model.deviation)
 
 
 def update_size(settings: Settings, stage: str) -> int:

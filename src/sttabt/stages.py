@@ -41,9 +41,9 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row
-from sttabt.settings import Settings, update_size
+from sttabt.settings import SOURCES, Settings, update_size
 from sttabt.task import Task
-from sttabt.weights import load_weights
+from sttabt.weights import load_approx, load_weights, verify
 
 Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 
@@ -162,7 +162,10 @@ class Stages:
             }
             if settings.start == "general":
                 controls["general"] = copy.deepcopy(network)
-            self._fit(Approximation(network, base, settings, self.task), folder)
+            if settings.checkpoint:
+                load_approx(network, Path(settings.checkpoint), "approx.checkpoint")
+            else:
+                self._fit(Approximation(network, base, settings, self.task), folder)
             networks = {"distilled": network.eval(), **controls}
             errors = attention_error(
                 {name: each.to(self.device) for name, each in networks.items()},
@@ -175,6 +178,9 @@ class Stages:
 
         elsewhere = ("corpus", "corpus_training")  # the general network's own
         own = {name: value for name, value in asdict(settings).items() if name not in elsewhere}
+        if settings.checkpoint:
+            own = {name: own[name] for name in ("factor", "stem")}
+            own["checkpoint"] = verify(Path(settings.checkpoint), "", "approx.checkpoint")
         described = {**self._keys(artifacts), "approx": own, "dataset": self._data()}
         described |= self._training_context("approx")
         artifacts["approx"] = self._obtain("approx", described, make)
@@ -211,7 +217,7 @@ class Stages:
         described = {
             **self._keys(artifacts),
             "model": settings.model.name,
-            "dataset": asdict(settings.dataset),
+            "dataset": {**self._data(), "metric": settings.dataset.metric},
             "sparsity": asdict(settings.sparsity),
             "evaluation": asdict(settings.evaluation),
             "experiment": settings.name,
@@ -243,28 +249,28 @@ class Stages:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
         base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
-        if not (model.timm and model.pretrained):
-            return base
-        expected = base.model.pretrained_cfg["mean"], base.model.pretrained_cfg["std"]
-        if expected != (self.splits.mean, self.splits.deviation):
+        expected = base.normalised_by
+        if expected and expected != (self.splits.mean, self.splits.deviation):
+            mean, deviation = ("[" + ",".join(map(str, values)) + "]" for values in expected)
             raise UserError(
-                f"model.timm={model.timm} was trained on images normalised by mean and deviation {expected}, but"
-                f" dataset.source={data.source} gives {self.splits.mean, self.splits.deviation}: choose other weights"
+                f"model.name={model.name}: its weights want images normalised by mean {mean} and deviation {deviation},"
+                f" not by {list(self.splits.mean)} and {list(self.splits.deviation)}:"
+                f" set model.mean={mean} model.deviation={deviation}"
             )
         return base
 
     def _load_checkpoint(self, base: Backbone, new_head: bool) -> None:
         path = self.settings.model.checkpoint
         if path:
-            load_weights(base.model, Path(path), "model.checkpoint", base.head_prefixes if new_head else ())
+            load_weights(base, Path(path), "model.checkpoint", new_head)
 
     def _weights(self) -> dict[str, Any]:
         """What decides the weights that training starts from, but for the seed and the head."""
         model, data = asdict(self.settings.model), self.settings.dataset
-        for name in ("name", "training", "fine_tune"):
+        if model["checkpoint"]:  # the same name may hold other weights
+            model["checkpoint"] = verify(Path(model["checkpoint"]), model["sha256"], "model.checkpoint")
+        for name in ("name", "training", "fine_tune", "sha256", "mean", "deviation"):
             del model[name]
-        if model["checkpoint"]:
-            model["checkpoint"] = checksum(Path(model["checkpoint"]))  # the same name may hold other weights
         if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
             weights = ("*.safetensors", "*.bin", "config.json")
             files = sorted(path for pattern in weights for path in folder.glob(pattern))
@@ -274,11 +280,12 @@ class Stages:
 
     def _data(self) -> dict[str, Any]:
         """What decides the batches of training, and the loss."""
-        return {name: value for name, value in asdict(self.settings.dataset).items() if name != "metric"}
+        data = {name: value for name, value in asdict(self.settings.dataset).items() if name != "metric"}
+        return data | {"normalised": [self.splits.mean, self.splits.deviation]}
 
     def _words(self) -> Callable[[Tensor], list[str]] | None:
         """What turns a text's vocabulary places into words; None for images."""
-        if not self.settings.model.huggingface:
+        if SOURCES[self.settings.dataset.source] != "text":
             return None
         from sttabt.data.text import load_tokenizer  # transformers takes seconds to import
 
@@ -290,7 +297,8 @@ class Stages:
 
     def _new_approx(self, base: Backbone, interpolated: bool) -> ApproximateNetwork:
         L.seed_everything(self.settings.seed, verbose=False)
-        network = ApproximateNetwork(base, self.settings.approx.factor)
+        settings = self.settings.approx
+        network = ApproximateNetwork(base, settings.factor, settings.stem == "shared")
         if interpolated:
             network.start_from(base)
         return network

@@ -27,11 +27,14 @@ class Backbone(nn.Module, ABC):
     model: Any  # the library's own module; weight files use its names
     head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
     head_is_new: bool = False  # the weights are pretrained, but they came without a head for these classes
+    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation of pretraining's images
     architecture: Architecture
     tokens: int  # tokens of one sample, class token included; of text, whose length varies, the most that it may have
     outputs: int
     may_pad: bool = False  # whether samples of a batch may differ in length
     grid: tuple[int, int]  # rows and columns of patches; (0, 0) for text
+    reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
+    own_start: tuple[str, ...] = ("classifier.",)  # official names that an interpolated start does not take over
 
     @property
     def layers(self) -> int:
@@ -49,6 +52,13 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def real(self, inputs: Any) -> Tensor:
         """Which tokens are real, (B, N) bool; False on padding."""
+
+    def prepare(self, inputs: Any) -> Any:
+        """Inputs with what is computed of them whole, whichever tokens are kept: a convolutional stem's output.
+
+        What it gives may stand for the inputs everywhere, so that several networks share it. Twice is as once.
+        """
+        return inputs
 
     @abstractmethod
     def embed(self, inputs: Any) -> Tensor:
@@ -85,19 +95,32 @@ class Backbone(nn.Module, ABC):
         return self.feed_forward(layer, self.project(layer, x, attended, gate), gate)
 
     @abstractmethod
-    def head(self, x: Tensor) -> Tensor:
-        """Logits (B, classes) from the output tokens (B, outputs, D) after the last layer."""
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        """Logits (B, classes) from what the last layer wrote, (B, n, D), the output tokens first.
+
+        alive: (B, n) bool, which rows are tokens that are left; None for all. It matters to `reads_survivors` alone.
+        """
 
     @abstractmethod
     def embeddings(self) -> list[nn.Parameter]:
         """What the paper's recipe freezes while it prunes: class token and position embedding; nothing of text."""
 
     @abstractmethod
-    def narrow(self, factor: int) -> Backbone:
+    def narrow(self, factor: int, share_stem: bool = False) -> Backbone:
         """A new encoder of the same depth and heads, `factor` times narrower, with random weights.
 
+        share_stem: where this one has a convolutional stem, read what `prepare` gives of it, instead of owning a
+        narrow one.
         Raises UserError when the factor does not divide the width of a head.
         """
+
+    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights under the names of `model`, changed to what it holds where the two differ."""
+        return dict(state)
+
+    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of `model` whose position embedding is of this many tokens, where it can be resized."""
+        return dict(state)
 
     @abstractmethod
     def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -81,14 +81,14 @@ class Bert(Backbone):
         hidden = linear_activated(intermediate.dense, intermediate.intermediate_act_fn, x, gate)
         return _join(self._layer(layer).output, x, hidden, gate)
 
-    def head(self, x: Tensor) -> Tensor:
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.bert.pooler(x)))
 
     def embeddings(self) -> list[nn.Parameter]:
         """None: the paper's recipe for text trains the embeddings on."""
         return []
 
-    def narrow(self, factor: int) -> Bert:
+    def narrow(self, factor: int, share_stem: bool = False) -> Bert:
         sizes = self.architecture
         check_factor(sizes, factor)
         if sizes.feed_forward % factor:
@@ -99,6 +99,9 @@ class Bert(Backbone):
         config.hidden_size = sizes.width // factor
         config.intermediate_size = sizes.feed_forward // factor
         return Bert(new_model(config))
+
+    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if name.removeprefix("bert.") != OLD_BUFFER}
 
     def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name.removeprefix("bert."): value for name, value in values.items()}

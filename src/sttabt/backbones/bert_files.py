@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification
-from transformers.utils import logging as library_logging
 
 from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.hub_files import quiet_library, read_hub
 from sttabt.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -23,8 +20,6 @@ CLASSIFIER = {"classifier.weight", "classifier.bias"}
 POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 STALE = {"bert.embeddings.position_ids", "embeddings.position_ids"}  # constants that older versions saved
 
-Made = TypeVar("Made")
-
 
 def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapping[str, Any] | None = None) -> Bert:
     """A BERT-architecture model by hub id or local folder, with a head of `classes` outputs.
@@ -33,14 +28,14 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
     arguments: on top of the configuration (`hidden_dropout_prob`, ...). Raises UserError when nothing can be read
     there, when it is another kind of model, or when any other weight is missing, left over or of another shape.
     """
-    with _quiet():
-        config = _read(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
+    with quiet_library():
+        config = read_hub(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
         if type(config) is not BertConfig:
             raise UserError(f"model.huggingface={huggingface} is a {config.model_type}, not a BERT: choose a BERT")
         _change(config, {**(arguments or {}), "num_labels": classes})
         if not pretrained:
-            return Bert(_read(huggingface, lambda: new_model(config)))
-        loaded: Any = _read(
+            return Bert(read_hub(huggingface, lambda: new_model(config)))
+        loaded: Any = read_hub(
             huggingface,
             lambda: BertForSequenceClassification.from_pretrained(
                 huggingface,
@@ -56,19 +51,6 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
     base = Bert(model.train())  # as every new module: the library hands it out in evaluation mode
     base.head_is_new = bool(fresh)
     return base
-
-
-def _read(huggingface: str, read: Callable[[], Made]) -> Made:
-    try:
-        return read()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if Path(huggingface).is_dir():
-            raise UserError(f"model.huggingface={huggingface} cannot be loaded from that folder: {reason}") from error
-        raise UserError(
-            f"model.huggingface={huggingface} is no folder here and was not found on the hub or in its cache: give a"
-            f" local folder with config.json and model.safetensors, or load it once with a network ({reason})"
-        ) from error
 
 
 def _change(config: BertConfig, arguments: dict[str, Any]) -> None:
@@ -104,17 +86,3 @@ def _check(huggingface: str, found: Mapping[str, Any]) -> set[str]:
     if pretraining:
         log.info("%s: %d tensors of its pretraining head are left out", huggingface, len(pretraining))
     return fresh
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's own report of what it loaded would repeat, at length, what is checked here."""
-    verbosity, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(verbosity)
-        if bars:
-            library_logging.enable_progress_bar()

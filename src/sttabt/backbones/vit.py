@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
+from sttabt.backbones.vit_names import from_official, is_official, to_official
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
+from sttabt.hub import use_hub
 from sttabt.weights import load_views
 
 MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's prefixes of a hub id and of a folder, with their own config
+
+log = logging.getLogger(__name__)
 
 
 class ViT(Backbone):
@@ -26,7 +35,8 @@ class ViT(Backbone):
     Raises UserError for a variant whose computation this adapter would not reproduce.
     """
 
-    head_prefixes = ("head.", "head_dist.")
+    head_prefixes: tuple[str, ...] = ("head.", "head_dist.")
+    own_start: tuple[str, ...] = ("classifier.", "cls_classifier.", "distillation_classifier.")
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
@@ -40,6 +50,7 @@ class ViT(Backbone):
             feed_forward=block.mlp.fc1.out_features,
             classes=model.num_classes,
             patch_inputs=projection.weight[0].numel(),
+            classifiers=2 if hasattr(model, "head_dist") else 1,
         )
         self.outputs = model.num_prefix_tokens
         self.grid = model.patch_embed.grid_size
@@ -56,14 +67,15 @@ class ViT(Backbone):
         return self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(inputs)))
 
     def embed_tokens(self, inputs: Tensor, sample: Tensor, token: Tensor) -> Tensor:
+        return self._embed_patches(inputs, sample, token)
+
+    def _embed_patches(self, pixels: Tensor, sample: Tensor, token: Tensor) -> Tensor:
+        """`embed_tokens` of an image (B, C, height, width) of which each patch is projected by itself."""
         model, (rows, columns), width = self.model, self.grid, self.architecture.width
         shape = (1, rows, columns, width) if model.dynamic_img_size else (1, rows * columns, width)
         # Position embedding of an empty image: the prefix tokens as they are, and every patch's position.
-        x = model._pos_embed(inputs.new_zeros(shape))[0, token]
-        height, length = model.patch_embed.patch_size
-        patches = (
-            inputs.unflatten(2, (rows, height)).unflatten(4, (columns, length)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        )
+        x = model._pos_embed(pixels.new_zeros(shape))[0, token]
+        patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         # The few prefix tokens pick a patch too, whose embedding is not added: no shape depends on who is kept.
         picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1)
         projection = model.patch_embed.proj
@@ -98,14 +110,14 @@ class ViT(Backbone):
             return linear(mlp.fc2, hidden, residual=x)
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
-    def head(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(x))
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        return self.model.forward_head(self.model.norm(x[:, : self.outputs]))
 
     def embeddings(self) -> list[nn.Parameter]:
         names = ("cls_token", "dist_token", "reg_token", "pos_embed")
         return [parameter for name, parameter in self.model.named_parameters() if name in names]
 
-    def narrow(self, factor: int) -> ViT:
+    def narrow(self, factor: int, share_stem: bool = False) -> ViT:
         model, block, sizes = self.model, self._block(0), self.architecture
         kind = cast(Callable[..., VisionTransformer], type(model))
         norm = cast(Callable[..., nn.Module], type(block.norm1))
@@ -135,15 +147,25 @@ class ViT(Backbone):
         return self.model.blocks[layer]
 
     def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        official: dict[str, Tensor] = {}
-        for name, value in values.items():
-            if ".attn.qkv." in name:
-                stem, kind = name.split("attn.qkv.")
-                for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                    official[_official_name(f"{stem}attn.{part}.{kind}")] = piece
-            else:
-                official[_official_name(name)] = value
-        return official
+        return to_official(values)
+
+    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return from_official(state) if is_official(state) else dict(state)
+
+    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Resizes by bicubic interpolation what was learned at another image size; logs a warning."""
+        state, model = dict(state), self.model
+        here, there = model.pos_embed, state.get("pos_embed")
+        prefix = 0 if model.no_embed_class else self.outputs
+        if there is None or there.shape == here.shape or there.ndim != 3 or there.shape[2] != here.shape[2]:
+            return state
+        side = math.isqrt(there.shape[1] - prefix)
+        if side**2 + prefix != there.shape[1]:
+            return state  # not of a square image: it will not fit
+        rows, columns = self.grid
+        state["pos_embed"] = resample_abs_pos_embed(there.float(), [rows, columns], [side, side], prefix)
+        warn_of_positions((side, side), (rows, columns))
+        return state
 
     def official_state(self) -> dict[str, Tensor]:
         return self.official_names(self.model.state_dict())
@@ -155,51 +177,56 @@ class ViT(Backbone):
 def build_vit(
     name: str, arguments: dict, classes: int, channels: int, image_size: int, pretrained: bool = False
 ) -> ViT:
-    """A timm VisionTransformer by name; `arguments` go to timm.create_model on top of the data set's sizes.
+    """A timm VisionTransformer by name, hub id (`hf-hub:`) or folder (`local-dir:`).
 
-    Raises UserError when timm does not know the name, or when it is another kind of model.
+    `arguments` go to timm.create_model on top of the data set's sizes.
+    Raises UserError when timm does not know the name, when it is another kind of model, or when the pretrained weights
+    are neither on this machine nor to be had from the hub.
     """
-    architecture = name.split(".")[0]
+    setting, architecture = f"model.timm={name}", name.split(".")[0]
     known = [known for module in MODULES for known in timm.list_models(module=module)]
-    if architecture not in known:
-        raise UserError(
-            f"model.timm={name} is not a ViT or DeiT of timm {timm.__version__}: {nearest(architecture, known)}"
-        )
+    if not name.startswith(ELSEWHERE) and architecture not in known:
+        raise UserError(f"{setting} is not a ViT or DeiT of timm {timm.__version__}: {nearest(architecture, known)}")
+    if pretrained or name.startswith(ELSEWHERE):
+        use_hub()  # an unreachable one is then not asked again and again
     try:
         model: Any = timm.create_model(
             name, pretrained=pretrained, num_classes=classes, in_chans=channels, img_size=image_size, **arguments
         )
     except TypeError as error:
-        raise UserError(f"model.arguments={arguments} do not fit model.timm={name}: {error}") from error
+        raise UserError(f"model.arguments={arguments} do not fit {setting}: {error}") from error
+    except (OSError, HfHubHTTPError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if "Invalid pretrained tag" in reason:
+            raise UserError(f"{setting}: {reason} {nearest(name, timm.list_pretrained(f'{architecture}*'))}") from error
+        if isinstance(error, RuntimeError) and "No pretrained weights" not in reason:
+            raise
+        raise UserError(
+            f"{setting}: its weights are not on this machine and could not be fetched: load them once with a network"
+            f" (they are kept in HF_HOME), or set model.pretrained=false model.checkpoint=FILE ({reason})"
+        ) from error
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"{setting} is a {type(model).__name__}, which cannot be pruned here: choose a ViT or DeiT")
     base = ViT(model)
-    base.head_is_new = pretrained and model.pretrained_cfg["num_classes"] != classes
+    if pretrained:
+        given: Any = model.pretrained_cfg
+        base.head_is_new = given["num_classes"] != classes
+        base.normalised_by = tuple(given["mean"]), tuple(given["std"])
+        trained_at = given["input_size"][-1]
+        if trained_at != image_size:  # timm has resized it
+            height, length = model.patch_embed.patch_size
+            warn_of_positions((trained_at // height, trained_at // length), base.grid)
     return base
 
 
-_RENAMED = (  # ours, the official implementation's (Hugging Face transformers 4)
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-    ("blocks.", "encoder.layer."),
-    ("attn.query.", "attention.attention.query."),
-    ("attn.key.", "attention.attention.key."),
-    ("attn.value.", "attention.attention.value."),
-    ("attn.proj.", "attention.output.dense."),
-    ("norm1.", "layernorm_before."),
-    ("norm2.", "layernorm_after."),
-    ("mlp.fc1.", "intermediate.dense."),
-    ("mlp.fc2.", "output.dense."),
-)
-
-
-def _official_name(name: str) -> str:
-    if name.startswith("norm."):
-        return f"layernorm.{name.removeprefix('norm.')}"
-    if name.startswith("head."):
-        return f"classifier.{name.removeprefix('head.')}"
-    for ours, theirs in _RENAMED:
-        name = name.replace(ours, theirs)
-    return name
+def warn_of_positions(there: tuple[int, int], here: tuple[int, int]) -> None:
+    """Say that a position embedding was resized, from and to rows and columns of patches."""
+    log.warning(
+        "the weights' position embedding is resized from %dx%d to %dx%d patches: they were trained at another image"
+        " size, so that accuracy is only what it was after fine-tuning at this one",
+        *there,
+        *here,
+    )
 
 
 def _is_plain(block: Any, scale: nn.Module) -> bool:

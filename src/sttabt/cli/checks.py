@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
@@ -15,6 +16,7 @@ from sttabt.hub import find_pretrained
 from sttabt.settings import (
     CHOICES,
     GLUE_TASKS,
+    LVVIT_SIZES,
     METRICS,
     SOURCES,
     STAGES,
@@ -22,11 +24,13 @@ from sttabt.settings import (
     ModelSettings,
     Settings,
     TrainingSettings,
+    normalisation,
     steps_of,
 )
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 TEXT_SETTINGS = ("columns", "label_column", "class_names", "max_tokens")
+NORMALISATION = ("mean", "deviation")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
@@ -148,6 +152,13 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
     uses = (
         ("approx", approximate, f"{method} uses no approximate network here"),
         ("skip_approx", approximate, f"{method} uses no approximate network here"),
+        ("approx.stem", bool(model.lvvit), "the model has no convolutional stem"),
+        ("approx.start", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
+        ("approx.training", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
+        ("model.auxiliary", bool(model.lvvit), "it is for LV-ViT"),
+        ("model.sha256", bool(model.checkpoint), "there is no model.checkpoint to check"),
+        *((f"model.{name}", given and not text, "there are no given weights of images") for name in NORMALISATION),
+        *((f"model.{name}", source != "digits", "digits are normalised in their own way") for name in NORMALISATION),
         ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
         ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
         ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
@@ -184,11 +195,22 @@ def _check_model(settings: Settings) -> None:
             raise UserError(f"{key}={value} contradicts model.{stated}={getattr(model, stated)}: change both")
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is no multiple of model.heads={model.heads}: choose one that is")
-    if model.timm and dataset.image_size % model.patch_size:
+    if model.patch_size and dataset.image_size % model.patch_size:
         raise UserError(
             f"model.patch_size={model.patch_size} does not divide dataset.image_size={dataset.image_size}:"
             " choose one that does"
         )
+    if bool(model.mean) != bool(model.deviation):
+        raise UserError(f"model.mean={model.mean}, model.deviation={model.deviation}: give both or none")
+    if normalisation(model) and dataset.source != "digits":
+        for key, values in (("mean", model.mean), ("deviation", model.deviation)):
+            if len(values) != dataset.channels:
+                raise UserError(
+                    f"model.{key}={values} has {len(values)} entries for dataset.channels={dataset.channels}: give one"
+                    " for each channel"
+                )
+        if min(model.deviation) <= 0:
+            raise UserError(f"model.deviation={model.deviation} is out of range: every entry must be above 0")
     head_width = model.width // model.heads
     if head_width % factor:
         valid = ", ".join(str(f) for f in range(1, head_width + 1) if head_width % f == 0)
@@ -215,6 +237,14 @@ def _check_weights(settings: Settings) -> None:
     given = model.pretrained or bool(model.checkpoint)
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
+    if model.sha256 and not re.fullmatch("[0-9a-fA-F]{8,64}", model.sha256):
+        raise UserError(
+            f"model.sha256={model.sha256} is no checksum: give the 64 hex digits of SHA-256, or the first 8"
+        )
+    if approx.checkpoint and approx.start == "general":
+        raise UserError(
+            f"approx.checkpoint={approx.checkpoint} needs approx.start=interpolated: nothing is left to distil"
+        )
     if model.fine_tune and not given:
         raise UserError("model.fine_tune=true has no weights to start from: set model.pretrained or model.checkpoint")
     if approx.start != "general":
@@ -238,21 +268,24 @@ def _check_weights(settings: Settings) -> None:
 
 def _check_kinds(model: ModelSettings, dataset: DatasetSettings) -> None:
     """Text goes to a model of text, images to one of images."""
-    if bool(model.timm) == bool(model.huggingface):
-        raise UserError(
-            f"model.timm='{model.timm}', model.huggingface='{model.huggingface}': give exactly one of them,"
-            " timm for images, huggingface for text"
-        )
+    named = {name: getattr(model, name) for name in ("timm", "lvvit", "huggingface")}
+    if sum(map(bool, named.values())) != 1:
+        given = ", ".join(f"model.{name}='{value}'" for name, value in named.items())
+        raise UserError(f"{given}: give exactly one of them, timm or lvvit for images, huggingface for text or images")
+    if model.lvvit:
+        _choose("model.lvvit", model.lvvit, LVVIT_SIZES)
     text = SOURCES[dataset.source] == "text"
-    if text and model.timm:
-        raise UserError(
-            f"dataset.source={dataset.source} gives text, which model.timm={model.timm} cannot read:"
-            " choose a model of text, e.g. model=minilm_l6, or a data set of images"
-        )
-    if not text and model.huggingface:
+    for name in ("timm", "lvvit"):
+        if text and named[name]:
+            raise UserError(
+                f"dataset.source={dataset.source} gives text, which model.{name}={named[name]} cannot read:"
+                " choose a model of text, e.g. model=minilm_l6, or a data set of images"
+            )
+    if not text and model.huggingface and not model.patch_size:
         raise UserError(
             f"dataset.source={dataset.source} gives images, which model.huggingface={model.huggingface} cannot read:"
-            " choose a model of images, e.g. model=deit_small, or a data set of text"
+            " choose a model of images, e.g. model=deit_small (or, of a vision transformer, set model.patch_size), or a"
+            " data set of text"
         )
     for key, value in (("model.patch_size", model.patch_size), ("dataset.image_size", dataset.image_size)):
         if text and value:
@@ -319,8 +352,9 @@ def _check_counts(settings: Settings) -> None:
 
 def _check_files(settings: Settings) -> None:
     checkpoint, dataset = settings.model.checkpoint, settings.dataset
-    if checkpoint and not Path(checkpoint).is_file():
-        raise UserError(f"model.checkpoint={checkpoint} is no file: give a weights file")
+    for key, file in (("model.checkpoint", checkpoint), ("approx.checkpoint", settings.approx.checkpoint)):
+        if file and not Path(file).is_file():
+            raise UserError(f"{key}={file} is no file: give a weights file")
     find_pretrained(settings.model.huggingface)
     if dataset.source == "glue":
         _choose("dataset.task_name", dataset.task_name, GLUE_TASKS)

@@ -59,6 +59,7 @@ def read_settings(config: DictConfig) -> Settings:
     _make_absolute(settings.paths, "artifacts", "output")
     _make_absolute(settings.dataset, "path")
     _make_absolute(settings.model, "checkpoint")
+    _make_absolute(settings.approx, "checkpoint")
     if Path(to_absolute_path(settings.model.huggingface)).is_dir():  # else a hub id or package:...
         _make_absolute(settings.model, "huggingface")
     check(settings)

@@ -18,6 +18,9 @@ class Architecture:
 
     patch_inputs: numbers that a patch is embedded from, C*p*p; 0 for text, whose embedding is looked up.
     pooler: the head maps the output token through a square layer before it classifies.
+    stem: multiply-adds of what is computed whole, whichever patches are embedded: convolutions (LV-ViT).
+    classifiers: output tokens, each with a classifier of its own (distilled DeiT has two).
+    auxiliary: one classifier more reads every patch that the last layer writes (LV-ViT as released).
     """
 
     layers: int
@@ -27,6 +30,9 @@ class Architecture:
     classes: int
     patch_inputs: int
     pooler: bool = False
+    stem: int = 0
+    classifiers: int = 1
+    auxiliary: bool = False
 
 
 def encoder_macs(
@@ -49,12 +55,15 @@ def encoder_macs(
     layers = list(zip(reads, writes, queries, projected, strict=True))
     if len(layers) != architecture.layers:
         raise ValueError(f"{len(layers)} layers counted for an architecture of {architecture.layers}")
+    classified: float = architecture.classifiers
+    if architecture.auxiliary:
+        classified += writes[-1] - architecture.classifiers
     return {
-        "stem": stem_patches * architecture.patch_inputs * width,
+        "stem": architecture.stem + stem_patches * architecture.patch_inputs * width,
         "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
         "attention": sum((query + out) * read for read, _, query, out in layers) * width,
         "feed_forward": sum(2 * write for write in writes) * width * architecture.feed_forward,
-        "head": width * (architecture.classes + width * architecture.pooler),
+        "head": width * (architecture.classes * classified + width * architecture.pooler),
     }
 
 

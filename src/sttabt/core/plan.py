@@ -48,6 +48,11 @@ class TokenPlan:
             return self.alive.float().mean(-1)
         return (self.alive * real[:, None]).float().sum(-1) / real.sum(-1, keepdim=True)
 
+    def with_survivors(self) -> TokenPlan:
+        """The plan whose last layer writes all that it reads, for a head that reads every token that is left."""
+        alive = torch.cat([self.alive[:, :-1], self.alive[:, -2:-1]], dim=1)
+        return TokenPlan(alive, self.scored)
+
     def harden(self, threshold: float = 0.5) -> TokenPlan:
         """The hard plan of a soft one: alive where the mask is at least `threshold` (METHOD section 3)."""
         return self if self.is_hard else TokenPlan(self.alive >= threshold, self.scored)

@@ -10,16 +10,17 @@ from sttabt.settings import SOURCES, DatasetSettings, ModelSettings
 
 
 def load_splits(settings: DatasetSettings, model: ModelSettings | None = None) -> Splits:
-    """Train, validation and test data of `dataset.source`; text is tokenised for `model`, images need none.
+    """Train, validation and test data of `dataset.source`.
+
+    Text is tokenised for `model`; images are normalised for it, or without one by the data set's own mean.
 
     Raises UserError naming what does not fit.
     """
     if settings.source not in SOURCES:
         raise UserError(f"dataset.source={settings.source} is unknown: {nearest(settings.source, SOURCES)}")
-    load = importlib.import_module(f"{__name__}.{settings.source}").load
+    splits = importlib.import_module(f"{__name__}.{settings.source}").load(settings, model)
     if SOURCES[settings.source] == "text":
-        return load(settings, model)
-    splits = load(settings)
+        return splits
     if len(splits.class_names) != settings.classes:
         raise UserError(
             f"dataset.classes={settings.classes} but the data has {len(splits.class_names)} classes:"

@@ -9,14 +9,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sttabt.data.base import AugmentedImages, Images, Splits, split_indices
-from sttabt.settings import DatasetSettings
+from sttabt.settings import DatasetSettings, ModelSettings
 
 TEST_SHARE, TEST_SEED = 0.2, 0  # the data set has no test split of its own: this one never changes
 MEAN, DEVIATION = 0.305, 0.376  # of the training pixels after scaling to [0, 1]
 
 
-def load(settings: DatasetSettings) -> Splits:
-    """Images scaled to `image_size` by bilinear interpolation, one channel."""
+def load(settings: DatasetSettings, _: ModelSettings | None = None) -> Splits:
+    """Images scaled to `image_size` by bilinear interpolation, one channel; normalised in their own way."""
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16.0).float()[:, None]
     labels = [int(label) for label in digits.target]

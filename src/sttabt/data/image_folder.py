@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
@@ -9,10 +10,10 @@ from torchvision.datasets import ImageFolder
 
 from sttabt.data.base import AugmentedImages, Images, Splits, split_indices
 from sttabt.errors import UserError
-from sttabt.settings import DatasetSettings
+from sttabt.settings import DatasetSettings, ModelSettings, normalisation
 
 
-def load(settings: DatasetSettings) -> Splits:
+def load(settings: DatasetSettings, model: ModelSettings | None = None) -> Splits:
     """val/ is the test split; validation is a stratified share of train/. Raises UserError naming what is missing."""
     train_images, test_images = (_open(Path(settings.path) / part) for part in ("train", "val"))
     if train_images.classes != test_images.classes:
@@ -22,18 +23,17 @@ def load(settings: DatasetSettings) -> Splits:
             f" ({len(differing)} in one only, the first is {differing[0]}): give both the same class folders"
         )
     train, validation = split_indices(train_images.targets, settings.validation_share, settings.split_seed)
-    size = settings.image_size
-    plain = create_transform(size, crop_pct=0.875, interpolation="bicubic")
-    augmented = create_transform(
-        size, is_training=True, auto_augment="rand-m9-mmax9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
-    )
+    mean, deviation = normalisation(model) or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    make = partial(create_transform, settings.image_size, interpolation="bicubic", mean=mean, std=deviation)
+    plain = make(crop_pct=0.875)
+    augmented = make(is_training=True, auto_augment="rand-m9-mmax9-mstd0.5-inc1", re_prob=0.25)
     return Splits(
         train=AugmentedImages(train_images, train, augmented if settings.augment else plain, seed=settings.split_seed),
         validation=Images(train_images, validation, plain),
         test=Images(test_images, range(len(test_images)), plain),
         class_names=tuple(train_images.classes),
-        mean=IMAGENET_DEFAULT_MEAN,
-        deviation=IMAGENET_DEFAULT_STD,
+        mean=mean,
+        deviation=deviation,
     )
 
 

@@ -36,7 +36,7 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         keys.append(split_heads(key, backbone.heads))
         x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias, backbone.attention_dropout))
     trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
-    return DenseRun(backbone.head(x[:, : backbone.outputs]), tuple(hidden), trace)
+    return DenseRun(backbone.head(x), tuple(hidden), trace)
 
 
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:

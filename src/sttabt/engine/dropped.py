@@ -13,7 +13,7 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
-from sttabt.engine.packed import attend_packed
+from sttabt.engine.packed import attend_packed, present_places, unpack
 
 
 def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
@@ -26,6 +26,7 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     if not plan.is_hard:
         raise ValueError("only a hard plan can drop tokens: call harden() first")
     plan.check(backbone.outputs)
+    plan = plan.with_survivors() if backbone.reads_survivors else plan
     layout = _layout(plan)
     x = backbone.embed_tokens(inputs, layout.sample, layout.token)
     if layout.uniform:
@@ -38,6 +39,7 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
 
     No shape and no branch depends on a tensor: torch.compile takes it whole.
     """
+    counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
     return _run_sliced(backbone, x.unflatten(0, order.shape), counts)
@@ -82,7 +84,8 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
         query, key, value = backbone.qkv(layer, x, written)
         attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout)
         x = backbone.finish(layer, x if written is None else written(x), attended)
-    return backbone.head(x.unflatten(0, (len(counts), -1)))
+    present = present_places([sample[-1] for sample in counts], x.device)
+    return backbone.head(unpack(x, present), present)
 
 
 def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
     mask's logarithm to the scores is the same and lets attention stay fused; epsilon=1e-7 is the term that it
     adds when it renormalises, where dropping tokens has none.
     """
+    plan = plan.with_survivors() if backbone.reads_survivors else plan
     x = backbone.embed(inputs)
     real = backbone.real(inputs).to(x.dtype)  # the term is for tokens that are dropped: padding weighs nothing
     for layer in range(backbone.layers):
@@ -29,4 +30,4 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
         gated = query * write, key * read, value * read
         attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout)
         x = backbone.finish(layer, x, attended, gate=write)
-    return backbone.head(x[:, : backbone.outputs])
+    return backbone.head(x, plan.alive[:, -1] >= 0.5)

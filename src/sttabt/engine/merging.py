@@ -24,16 +24,16 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
     token = torch.arange(real.shape[1], device=real.device).expand_as(real)
     size = torch.ones_like(x[..., :1])
     boundaries = [real]
-    last = backbone.layers - 1
+    last, survivors = backbone.layers - 1, backbone.reads_survivors
     for layer in range(backbone.layers):
-        written = (lambda rows: rows[:, : backbone.outputs]) if layer == last else None
+        written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
         query, key, value = backbone.qkv(layer, x, written)
         if layer == 0:
             attended = attend(query, key, value, backbone.heads)
         else:
             attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log())
         if layer == last:
-            x = backbone.finish(layer, x[:, : backbone.outputs], attended)
+            x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break
         x = backbone.project(layer, x, attended)
         matching = match_tokens(split_heads(key, backbone.heads).mean(1), merged, backbone.outputs)
@@ -41,5 +41,5 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
         x = backbone.feed_forward(layer, x / size)
         token = token.gather(1, matching.stay)
         boundaries.append(torch.zeros_like(real).scatter_(1, token, True))
-    boundaries.append(output_tokens(real, backbone.outputs))
+    boundaries.append(boundaries[-1] if survivors else output_tokens(real, backbone.outputs))
     return OnlineRun(backbone.head(x), TokenPlan(torch.stack(boundaries, 1)))

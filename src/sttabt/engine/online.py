@@ -47,15 +47,18 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     """
     real = backbone.real(inputs)
     x = backbone.embed(inputs)
-    masks = []
+    masks: list[Tensor] = []
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         probabilities = _probabilities(query, key, real, backbone.heads)
         attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
         mask = rule(layer, probabilities, real)
+        if layer == backbone.layers - 1 and backbone.reads_survivors:
+            mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
         x = backbone.finish(layer, x, attended) * mask[..., None].to(x.dtype)
         masks.append(mask)
-    return OnlineSoftRun(backbone.head(x[:, : backbone.outputs]), torch.stack(masks, 1))
+    left = torch.stack([real, *(mask >= 0.5 for mask in masks[:-1])]).all(0)  # what the last layer would read
+    return OnlineSoftRun(backbone.head(x, left), torch.stack(masks, 1))
 
 
 def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
@@ -67,13 +70,11 @@ def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
         query, key, value = backbone.qkv(layer, x)
         probabilities = _probabilities(query, key, alive, backbone.heads)
         attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
-        if layer == backbone.layers - 1:
-            alive = output_tokens(alive, backbone.outputs)
-        else:
-            alive = rule(layer, probabilities, alive)
+        last = layer == backbone.layers - 1
+        alive = _last(alive, backbone) if last else rule(layer, probabilities, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
         boundaries.append(alive)
-    return OnlineRun(backbone.head(x[:, : backbone.outputs]), TokenPlan(torch.stack(boundaries, 1)))
+    return OnlineRun(backbone.head(x, alive), TokenPlan(torch.stack(boundaries, 1)))
 
 
 def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
@@ -93,12 +94,13 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
     for layer in range(backbone.layers):
         present = _first(torch.bincount(sample, minlength=batch))
         if layer == backbone.layers - 1:
-            outputs = token < backbone.outputs
-            query, key, value = backbone.qkv(layer, x, lambda rows: rows[outputs])  # noqa: B023
-            query, key, value = query.unflatten(0, (batch, -1)), unpack(key, present), unpack(value, present)
+            boundaries.append(_last(boundaries[-1], backbone))
+            written = boundaries[-1][sample, token]
+            left = _first(boundaries[-1].sum(1))
+            query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])  # noqa: B023
+            query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
             attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout)
-            x = backbone.finish(layer, x[outputs], attended.flatten(0, 1))
-            boundaries.append(output_tokens(real, backbone.outputs))
+            x = unpack(backbone.finish(layer, x[written], attended[left]), left)
             break
         query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
         probabilities = _probabilities(query, key, present, heads)
@@ -111,7 +113,12 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
         x = backbone.finish(layer, x[kept], attended[written])
         sample, token = sample[kept], token[kept]
         boundaries.append(torch.zeros_like(real).index_put((sample, token), keep.new_ones(())))
-    return OnlineRun(backbone.head(x.unflatten(0, (batch, -1))), TokenPlan(torch.stack(boundaries, 1)))
+    return OnlineRun(backbone.head(x, left), TokenPlan(torch.stack(boundaries, 1)))
+
+
+def _last(alive: Tensor, backbone: Backbone) -> Tensor:
+    """What the last layer writes of the tokens (B, N) that it reads: what the head reads."""
+    return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
 
 def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:

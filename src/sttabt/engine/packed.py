@@ -45,6 +45,11 @@ def unpack(rows: Tensor, present: Tensor) -> Tensor:
     return rows.new_zeros(*present.shape, rows.shape[-1]).masked_scatter(present[..., None], rows)
 
 
+def present_places(counts: list[int], device: torch.device) -> Tensor:
+    """(B, n): which places hold a row when samples are padded to the longest."""
+    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+
+
 def _wasted_macs(read: list[int], write: list[int], width: int) -> int:
     """What attention would spend on padding if it ran once on samples padded to the longest."""
     padded = len(read) * max(read) * max(write)
@@ -61,12 +66,7 @@ def _attend_segments(
 def _attend_padded(
     query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int], dropout: float
 ) -> Tensor:
-    reads, writes = _present(read, query.device), _present(write, query.device)
+    reads, writes = present_places(read, query.device), present_places(write, query.device)
     bias = reads[:, None, None, :]
     padded = unpack(query, writes), unpack(key, reads), unpack(value, reads)
     return attend(*padded, heads, bias, dropout)[writes]
-
-
-def _present(counts: list[int], device: torch.device) -> Tensor:
-    """(B, n): which places hold a row when samples are padded to the longest."""
-    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]

@@ -50,8 +50,9 @@ class Approximation(TrainingStage):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            target = run_dense(self.base.module, batch.inputs)
-        loss = approximation_loss(self.trained, batch.inputs, target, self.settings.attention_loss, self.weights)
+            inputs = self.base.module.prepare(batch.inputs)
+            target = run_dense(self.base.module, inputs)
+        loss = approximation_loss(self.trained, inputs, target, self.settings.attention_loss, self.weights)
         return {
             "attention": loss.attention,
             "hidden": loss.hidden,
@@ -60,7 +61,7 @@ class Approximation(TrainingStage):
         }
 
     def predict(self, inputs: Any) -> Tensor:
-        return self.trained.backbone(inputs)
+        return self.trained.backbone(self.base.module.prepare(inputs))
 
 
 class GeneralApproximation(Approximation):

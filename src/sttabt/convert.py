@@ -1,0 +1,62 @@
+"""`python -m sttabt.convert in=FILE out=FILE`: checkpoints of the official implementation to this project's, and back.
+
+Exit codes: 0, 2 for a user's mistake.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sttabt.errors import UserError, nearest
+
+USAGE = """usage: python -m sttabt.convert in=FILE out=FILE
+
+From a checkpoint of the official STTABT implementation (its entries `model` and `approx_bert`, or either of them alone)
+to a .safetensors file, which model.checkpoint and approx.checkpoint read; and from that, or from an artifact of this
+project (artifacts/STAGE/.../model.safetensors), to a file with the official names. Which way it goes, the input's names
+say. Vision transformers and BERT.
+
+For example: python -m sttabt.convert in=deit-small.pth out=deit-small.safetensors
+"""
+KEYS = ("in", "out")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(USAGE)
+        return 0
+    try:
+        files = _read(arguments)
+        # Imported after the checks: torch takes seconds to load.
+        from sttabt.official import convert
+
+        sys.stdout.write(f"{convert(files['in'], files['out'])}\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _read(arguments: Sequence[str]) -> dict[str, Path]:
+    given: dict[str, Path] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in KEYS:
+            raise UserError(f"{argument} is not a setting of this command: {nearest(key, KEYS)}")
+        if not equals or not value or key in given:
+            raise UserError(f"cannot read '{argument}': give {key}=FILE once")
+        given[key] = Path(value)
+    for key in KEYS:
+        if key not in given:
+            raise UserError(f"{key} is missing: give {key}=FILE (python -m sttabt.convert --help)")
+    if given["out"].exists():
+        raise UserError(f"out={given['out']} is there already: remove it, or give another name")
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
