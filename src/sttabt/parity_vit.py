@@ -22,8 +22,12 @@ WEIGHTS = {"kldiv": ApproximationWeights(), "tinybert": ApproximationWeights(att
 
 def check_vit(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is vit."""
-    base = _base(meta["config"])
-    return check_quantities(Case(folder, meta, base, lambda vectors: vectors["input.pixel_values"], "vit.", WEIGHTS))
+    return check_quantities(vit_case(folder, meta))
+
+
+def vit_case(folder: Path, meta: dict[str, Any]) -> Case:
+    """The case in `folder`, whose `arch` is vit."""
+    return Case(folder, meta, _base(meta["config"]), lambda vectors: vectors["input.pixel_values"], "vit.", WEIGHTS)
 
 
 def _base(config: dict[str, Any]) -> ViT:
