@@ -184,7 +184,7 @@ class HardwareSettings:
 @dataclass
 class EvaluationSettings:
     batch_size: int = 64
-    timing_batch: int = 32  # samples in the timed forward
+    timing_batch: int = 32  # samples in the timed forward; a few samples are also timed one at a time
     timing_rounds: int = 15  # interleaved rounds; 0 = no timing
     gallery: int = 8  # test images or texts whose tokens are kept for drawing
 
