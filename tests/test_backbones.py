@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import BACKBONES, factor_of, make_approx, make_backbone, make_bert, make_inputs
+from conftest import BACKBONES, TEXTS, factor_of, make_approx, make_backbone, make_bert, make_distilbert, make_inputs
 from sttabt.backbones.vit import build_vit
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
@@ -36,8 +36,8 @@ def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
 def test_official_names_go_both_ways(backbone_name: str) -> None:
     base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     torch.manual_seed(99)
-    if backbone_name == "bert":
-        other = make_bert().eval()
+    if backbone_name in TEXTS:
+        other = (make_bert if backbone_name == "bert" else make_distilbert)().eval()
     else:
         name, arguments, channels, size, _ = BACKBONES[backbone_name]
         other = build_vit(name, arguments, 5, channels, size).eval()

@@ -50,7 +50,9 @@ class TrainingSettings:
 class ModelSettings:
     name: str = MISSING  # the name in result rows
     timm: str = ""  # for images: a timm VisionTransformer, e.g. deit_small_patch16_224
-    huggingface: str = ""  # for text: a BERT's folder, its hub id, or package:NAME/FOLDER of an installed package
+    huggingface: str = (
+        ""  # for text: a (Distil)BERT's folder, its hub id, or package:NAME/FOLDER of an installed package
+    )
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
