@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, DistilBertConfig, DistilBertForSequenceClassification
 
 from sttabt import native
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.distilbert import DistilBert
 from sttabt.backbones.lvvit import build_lvvit
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.core.text import Text
@@ -74,6 +75,7 @@ BERT = {
     "max_position_embeddings": 24,
     "num_labels": 5,
 }
+TEXTS = ("bert", "distilbert")  # the backbones of text
 TEXT_FACTOR = 4
 LENGTHS = (9, 2, 13, 6)  # tokens of the texts; the third is the longest
 
@@ -84,11 +86,19 @@ def make_bert(**changes: object) -> Bert:
     return Bert(new_model(BertConfig(**{**BERT, **changes})))
 
 
+def make_distilbert(**changes: object) -> DistilBert:
+    """As make_bert, of the same sizes."""
+    torch.manual_seed(7)
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    sizes = {(names | {"intermediate_size": "hidden_dim"}).get(name, name): value for name, value in BERT.items()}
+    return DistilBert(new_model(DistilBertConfig(**{**sizes, **changes}), DistilBertForSequenceClassification))
+
+
 def make_backbone(name: str) -> Backbone:
     """A small backbone with weights far enough from their start that its attention differs from row to row."""
     torch.manual_seed(7)
-    if name == "bert":
-        base: Backbone = make_bert()
+    if name in TEXTS:
+        base: Backbone = make_bert() if name == "bert" else make_distilbert()
     else:
         base = new_vision(name)
     with torch.no_grad():
@@ -109,7 +119,7 @@ def new_vision(name: str) -> ViT:
 
 
 def factor_of(name: str) -> int:
-    return TEXT_FACTOR if name == "bert" else BACKBONES[name][4]
+    return TEXT_FACTOR if name in TEXTS else BACKBONES[name][4]
 
 
 def make_approx(base: Backbone, name: str) -> ApproximateNetwork:
@@ -126,7 +136,7 @@ def make_images(name: str, batch: int = 4) -> torch.Tensor:
 
 def make_inputs(name: str) -> torch.Tensor | Text:
     """Four images, or four texts of unequal length."""
-    return make_text() if name == "bert" else make_images(name)
+    return make_text() if name in TEXTS else make_images(name)
 
 
 def make_text(lengths: tuple[int, ...] = LENGTHS) -> Text:
@@ -164,7 +174,7 @@ def pad_text(text: Text, more: int) -> Text:
     )
 
 
-@pytest.fixture(params=[*sorted(BACKBONES), "bert"])
+@pytest.fixture(params=[*sorted(BACKBONES), *TEXTS])
 def backbone_name(request: pytest.FixtureRequest) -> str:
     return request.param
 

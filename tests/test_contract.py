@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import make_approx, make_backbone, make_inputs, one_by_one, pad_text, pick
+from conftest import TEXTS, make_approx, make_backbone, make_inputs, one_by_one, pad_text, pick
 from sttabt.backbones.lvvit import Stemmed
 from sttabt.core.plan import keep_all, output_tokens
 from sttabt.core.text import Text
@@ -49,7 +49,7 @@ def make_model(backbone_name: str, method: str, variant: dict) -> PrunedModel:
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())]))
 def model(request: pytest.FixtureRequest, backbone_name: str) -> PrunedModel:
-    if backbone_name == "bert" and request.param[0] == "tome":
+    if backbone_name in TEXTS and request.param[0] == "tome":
         pytest.skip("merging does not run on text: see test_merging_of_text_is_refused")
     return make_model(backbone_name, *request.param)
 
@@ -96,7 +96,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name
         torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backbone_name", ["bert"], indirect=True)
+@pytest.mark.parametrize("backbone_name", TEXTS, indirect=True)
 @torch.inference_mode()
 def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None:
     inputs = make_inputs(backbone_name)

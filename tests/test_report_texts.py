@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from PIL import Image
 
 from sttabt.report.build import make_report
 from sttabt.report.curves import curve_styles
 from sttabt.report.gallery import TextGallery, choose
 from sttabt.report.literature import LABEL, published_curves
+from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.rows import LABELS, Row
 from sttabt.report.table import format_points, format_table
@@ -119,6 +121,14 @@ def test_data_sets_stay_apart(two):
     for point in points["movie_reviews"]:
         if point.setting:
             assert means["movie_reviews", point.series, point.setting] == pytest.approx(point.rows[0].score)
+
+
+def test_many_data_sets_stand_beside_each_other(tmp_path):
+    rows = [make_text_row(method, dataset=name) for name in "abcde" for method in ("dense", "ltp")]
+    path = draw_pareto(points_by_dataset(rows), tmp_path)
+    width, height = Image.open(path).size
+    assert (width, height) == (15 * 200, round((0.9 + 3 * 2.3) * 200)), "five data sets are three lines"
+    assert set(pd.read_csv(tmp_path / "pareto.csv")["dataset"]) == set("abcde")
 
 
 def test_curves_look_the_same_in_all_panels():

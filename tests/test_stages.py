@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +143,23 @@ def test_the_same_job_again_makes_nothing_and_gives_the_same_row(caplog: pytest.
     assert again == first
     assert [_made(stage) for stage in ("base", "approx", "prune", "evaluate")] == made
     assert [message.split(":")[0] for message in caplog.messages] == [
-        f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate")
+        f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate", "timing")
     ]
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["row.json", "tokens.npz"]
     assert not list(Path("artifacts").rglob("*.ckpt")), "a finished stage needs no checkpoint"
+
+
+def test_time_is_measured_again_without_scoring_again() -> None:
+    first = _run("evaluation.timing_rounds=0")
+    assert first.time is None and not _made("timing")
+    scored = _made("evaluate")
+    timed = _run("evaluation.timing_rounds=2")
+    assert _made("evaluate") == scored
+    assert replace(timed, time=None, time_baseline=None) == first
+    assert timed.time is not None and timed.time["rounds"] == 2 and timed.time_baseline == "batch"
+    assert timed.single_time_ratio == timed.time["single_ratio"] > 0
+    assert _run("evaluation.timing_rounds=2").time == timed.time
+    assert len(_made("timing")) == 1
 
 
 def test_training_does_not_depend_on_what_was_made_before() -> None:

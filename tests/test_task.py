@@ -17,16 +17,14 @@ from safetensors.torch import load_file
 from scipy import stats
 from sklearn import metrics as reference
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-import sttabt.evaluation
 import sttabt.stages
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
 from sttabt.data import load_splits
-from sttabt.data.base import Batch, Images, Splits
+from sttabt.data.base import Batch, Images, Sequences, Splits
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, evaluate, gallery, mean_loss, padded_occupancy, time_against_dense
@@ -246,13 +244,13 @@ class _WordReader(ViT):
         return self.table(inputs.ids[sample, token]) + self.places(token)
 
 
-class _Sentences(Dataset):
+class _Sentences(Sequences):
     """Sentences of 3 to 12 words, with the labels that the dense model gives half of them."""
 
     def __init__(self, base: _WordReader, count: int) -> None:
         generator = torch.Generator().manual_seed(9)
-        self.lengths = torch.randint(3, 13, (count,), generator=generator).tolist()
-        self.texts = [torch.randint(1, 30, (length,), generator=generator) for length in self.lengths]
+        self.lengths = torch.randint(3, 13, (count,), generator=generator).numpy()
+        self.texts = [torch.randint(1, 30, (int(length),), generator=generator) for length in self.lengths]
         with torch.no_grad():
             predicted = [int(base(_text([ids])).argmax()) for ids in self.texts]
         self.labels = [label if index % 2 else 0 for index, label in enumerate(predicted)]
@@ -263,6 +261,9 @@ class _Sentences(Dataset):
     def __getitem__(self, index: int) -> Batch:
         return Batch(_text([self.texts[index]]), torch.tensor([self.labels[index]]))
 
+    def collate(self, items: Sequence[Batch]) -> Batch:
+        return Batch(_text([item.inputs.ids[0] for item in items]), torch.cat([item.labels for item in items]))
+
 
 def _text(rows: Sequence[Tensor]) -> Text:
     lengths = torch.tensor([len(row) for row in rows])
@@ -272,21 +273,8 @@ def _text(rows: Sequence[Tensor]) -> Text:
     return Text(ids, torch.zeros_like(ids), real)
 
 
-def _loader(dataset: Any, batch_size: int, workers: int = 0) -> DataLoader:
-    """Longest first, as a loader of texts gives them."""
-    whole = dataset.dataset if hasattr(dataset, "dataset") else dataset
-    indices = list(getattr(dataset, "indices", range(len(whole))))
-    order = sorted(range(len(indices)), key=lambda place: -whole.lengths[indices[place]])
-
-    def collate(items: Sequence[Batch]) -> Batch:
-        return Batch(_text([item.inputs.ids[0] for item in items]), torch.cat([item.labels for item in items]))
-
-    return DataLoader(dataset, batch_size, sampler=order, collate_fn=collate)
-
-
 @pytest.fixture
-def sentences(monkeypatch: pytest.MonkeyPatch) -> tuple[_WordReader, _Sentences]:
-    monkeypatch.setattr(sttabt.evaluation, "evaluation_loader", _loader)
+def sentences() -> tuple[_WordReader, _Sentences]:
     base = _WordReader().eval()
     return base, _Sentences(base, 23)
 
@@ -356,6 +344,21 @@ def test_time_of_padded_texts_is_compared_with_the_faster_dense_run(sentences: t
     assert faster.median == min(timing.median for timing in found.dense.values())
     pairs = zip(found.pruned.seconds, faster.seconds, strict=True)
     assert found.pruned.ratios == [own / other for own, other in pairs]
+
+
+def test_texts_one_at_a_time_are_of_many_lengths_and_have_both_dense_runs(
+    sentences: tuple[_WordReader, _Sentences], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, dataset = sentences
+    model, seen = _pruned(base, "forward_topk"), []
+    forward = PrunedModel.forward
+    monkeypatch.setattr(PrunedModel, "forward", lambda self, inputs: seen.append(inputs) or forward(self, inputs))
+    found = time_against_dense(model, dataset, batch_size=1, rounds=1, batches=5)
+    assert set(found.dense) == {"batch", "unpadded"}, "a text alone has no padding, but a last layer for the head alone"
+    shapes = [tuple(base.real(inputs).shape) for inputs in seen]
+    assert all(rows == 1 for rows, _ in shapes) and len(shapes) == 3 * 5, "two rounds of warm-up"
+    ranks = [2, 6, 11, 16, 20]  # the middles of five equal parts of 23 texts
+    assert sorted(length for _, length in shapes[:5]) == np.sort(dataset.lengths)[ranks].tolist()
 
 
 @pytest.mark.parametrize("scores", [False, True])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import Subset
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
@@ -26,7 +26,7 @@ from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
 from sttabt.data.corpus import load_corpus
-from sttabt.data.glue import TEST_SPLITS
+from sttabt.data.glue import HUB_ID, TEST_SPLITS
 from sttabt.data.tables import normalised
 from sttabt.data.text import load_tokenizer
 from sttabt.errors import UserError
@@ -474,6 +474,37 @@ def test_glue_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
         load_splits(glue_settings("rte", folder, f"dataset.path={tmp_path}"), model)
     with pytest.raises(UserError, match=r"is not in the cache and the hub is out of reach .* dataset.path=FOLDER"):
         load_splits(glue_settings("rte", folder), model)
+
+
+def test_glue_through_the_library_from_a_copy_of_the_hubs_repository(
+    model: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`load_dataset` takes a folder of the repository's name for the repository: all but the download is real."""
+    given = replace(glue_settings("mrpc", f"model.huggingface={model.huggingface}"), max_tokens=64)
+    repository = tmp_path / HUB_ID
+    tables = glue_tables(given)
+    features = Features(
+        {name: Value("string") for name in given.columns}
+        | {"label": ClassLabel(names=["not_equivalent", "equivalent"]), "idx": Value("int32")}
+    )
+    card = ["---", "configs:"]
+    for task in ("mrpc", "wnli"):  # two of the repository's configurations
+        card += [f"- config_name: {task}", "  data_files:"]
+        (repository / task).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            card += [f"  - split: {split}", f"    path: {task}/{split}-*"]
+            file = repository / task / f"{split}-00000-of-00001.parquet"
+            Dataset.from_pandas(tables[split], features=features, preserve_index=False).to_parquet(file)
+    (repository / "README.md").write_text("\n".join([*card, "---", ""]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    splits = load_splits(given, model)
+    assert [len(part) for part in parts(splits)] == [85, 15, len(tables["test"])]
+    np.testing.assert_array_equal(splits.test.labels.numpy(), tables["test"]["label"])
+    first = [tables["test"][name][0] for name in given.columns]
+    assert splits.test[0].inputs.ids.tolist() == AutoTokenizer.from_pretrained(model.huggingface)(*first)["input_ids"]
+    copied = replace(given, path=str(repository))
+    assert parts(load_splits(copied, model))[2].labels.tolist() == splits.test.labels.tolist(), "as a folder, too"
 
 
 def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,10 @@ RUNS = {  # what narrows the grids, and the methods of a task's rows
         ["dense", "concrete", "concrete"],
     ),
     "movie_reviews": (
-        ["sparsity.keep_ratio=0.3", "approx.factor=4", "sparsity.p_logit=0", "sparsity.mask_weight=0.1"],
+        [
+            *("sparsity.keep_ratio=0.3", "approx.factor=4", "sparsity.p_logit=0", "sparsity.mask_weight=0.1"),
+            "sparsity.temperature=0.1",
+        ],
         ["dense", "forward_topk", "backtracking actual", "backtracking approximate", "concrete", "ltp"],
     ),
     "movie_review_scores": (["sparsity.p_logit=-1", "sparsity.mask_weight=0.1"], ["dense", "concrete", "ltp"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,22 +137,23 @@ class DenseComparison:
 
 
 @torch.inference_mode()
-def time_against_dense(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> DenseComparison:
-    """Whole forwards of one batch, planning included, beside the base model's own.
+def time_against_dense(
+    model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int, batches: int = 1
+) -> DenseComparison:
+    """Whole forwards of so many batches one after the other, planning included, beside the base model's own.
 
-    Texts are drawn from the data set's lengths at even ranks; one text alone has the median length.
-    A pruned model leaves padding out, too; without a baseline that does so, that would pass for pruning. The method
-    `dense` is timed as the base model's forward itself.
+    Texts are drawn from the data set's lengths at even ranks. A pruned model leaves padding out, too; without a
+    baseline that does so, that would pass for pruning. The method `dense` is timed as the base model's forward itself.
     """
-    batch = next(iter(evaluation_loader(_typical(dataset, batch_size), batch_size)))
-    inputs = move_data_to_device(batch.inputs, next(model.base.parameters()).device)
+    device = next(model.base.parameters()).device
+    loader = evaluation_loader(_typical(dataset, batch_size * batches), batch_size)
+    each = [move_data_to_device(batch.inputs, device) for batch in loader]
+    variants = {"batch": _over(each, model.base)}
+    if model.base.may_pad:
+        plans = [keep_all(model.base.real(inputs), model.base.layers, model.base.outputs) for inputs in each]
+        variants["unpadded"] = _over(list(zip(each, plans, strict=True)), lambda pair: run_dropped(model.base, *pair))
     pruned = model.base if isinstance(model.method, Dense) else model
-    variants: dict[str, Callable[[], object]] = {"batch": lambda: model.base(inputs)}
-    real = model.base.real(inputs)
-    if not bool(real.all()):
-        every = keep_all(real, model.base.layers, model.base.outputs)
-        variants["unpadded"] = lambda: run_dropped(model.base, inputs, every)
-    timing = time_interleaved(variants | {"pruned": lambda: pruned(inputs)}, "batch", rounds)
+    timing = time_interleaved(variants | {"pruned": _over(each, pruned)}, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
     return DenseComparison(
         timing["pruned"].against(timing[baseline]), {name: timing[name] for name in variants}, baseline
@@ -234,6 +235,14 @@ def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
     turns = max(map(len, by_class.values()))
     order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
     return order[:samples]
+
+
+def _over(items: Sequence[Any], run: Callable[[Any], object]) -> Callable[[], object]:
+    def all_of_them() -> None:
+        for item in items:
+            run(item)
+
+    return all_of_them
 
 
 def _typical(dataset: Dataset, samples: int) -> Subset:

@@ -21,8 +21,12 @@ WEIGHTS = dict.fromkeys(("kldiv", "tinybert"), ApproximationWeights(hidden=1.0, 
 
 def check_bert(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is bert."""
-    base = Bert(new_model(BertConfig(**meta["config"])))
-    return check_quantities(Case(folder, meta, base, _text, "bert.", WEIGHTS))
+    return check_quantities(bert_case(folder, meta))
+
+
+def bert_case(folder: Path, meta: dict[str, Any]) -> Case:
+    """The case in `folder`, whose `arch` is bert."""
+    return Case(folder, meta, Bert(new_model(BertConfig(**meta["config"]))), _text, "bert.", WEIGHTS)
 
 
 def _text(vectors: dict[str, Tensor]) -> Text:

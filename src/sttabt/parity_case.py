@@ -17,14 +17,17 @@ from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximatio
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import Backtracking, Keep, backtrack
 from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
-from sttabt.core.plan import TokenPlan
+from sttabt.core.forward import received_attention
+from sttabt.core.ltp import hard_mask, mask_loss, soft_mask
+from sttabt.core.plan import TokenPlan, largest
 from sttabt.core.trace import AttentionTrace
+from sttabt.engine.attention import merge_heads, split_heads
 from sttabt.engine.dense import DenseRun, run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
+from sttabt.engine.online import OnlineSoftRun, attention_probabilities, run_online_masked, run_online_soft
 from sttabt.parity import ABSOLUTE, EXACT, RELATIVE, Check
 
-FORWARD = "not compared: here the class token always stays and the sets are nested"
 UNDEFINED = "not compared: the official value is NaN"
 GIVEN = ("input.", "concrete.p_logit", "ltp.threshold")  # what the official implementation was given
 
@@ -46,13 +49,16 @@ class Case:
     prefix: str
     weights: dict[str, ApproximationWeights]
 
+    def loaded_base(self) -> Backbone:
+        """The base model with the weights of the folder."""
+        weights = load_file(self.folder / "base.safetensors")
+        self.base.load_official_state({key.removeprefix(self.prefix): value for key, value in weights.items()})
+        return self.base.eval()
+
 
 def check_quantities(case: Case) -> Iterator[Check]:
     """Every quantity of a case."""
-    name, folder, meta, base = case.folder.name, case.folder, case.meta, case.base.eval()
-    base.load_official_state(
-        {key.removeprefix(case.prefix): value for key, value in load_file(folder / "base.safetensors").items()}
-    )
+    name, folder, meta, base = case.folder.name, case.folder, case.meta, case.loaded_base()
     network = ApproximateNetwork(base, meta["factor"]).eval()
     network.start_from(base)
     start = load_file(folder / "approx_interpolated_init.safetensors")
@@ -67,12 +73,7 @@ def check_quantities(case: Case) -> Iterator[Check]:
         left.discard(quantity)
         yield compare(name, quantity, value.detach(), vectors.get(quantity), tolerance)
     for quantity in sorted(left):
-        if quantity.startswith("forward."):
-            yield Check(name, quantity, skipped=FORWARD)
-        elif quantity.startswith("ltp."):
-            yield Check(name, quantity, skipped="not supported yet: learned thresholds")
-        else:
-            yield Check(name, quantity)  # nothing here computes it: that is a failure, not a choice
+        yield Check(name, quantity)  # nothing here computes it: that is a failure, not a choice
 
 
 def _quantities(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor]) -> Iterator[Found]:
@@ -91,8 +92,12 @@ def _quantities(case: Case, network: ApproximateNetwork, vectors: dict[str, Tens
             for source, trace in (("approx", approx.trace), ("absatt", dense.trace)):
                 found = backtrack(trace, _official_keep(keep), meta["abt_p"])
                 yield from _topk(base, inputs, found, f"topk.{source}.{index}")
+            if f"forward.{index}.output_masks" in vectors:
+                yield from _forward(base, inputs, keep, vectors[f"forward.{index}.output_masks"], f"forward.{index}")
     if "concrete" in meta:
         yield from _concrete(case, network, vectors)
+    if "ltp" in meta:
+        yield from _ltp(case, vectors)
 
 
 def _run(name: str, run: DenseRun) -> Iterator[Found]:
@@ -106,6 +111,61 @@ def _topk(base: Backbone, inputs: Any, found: Backtracking, name: str) -> Iterat
     yield f"{name}.masks", found.plan.alive[:, :-1].float(), EXACT
     yield f"{name}.impacts", found.impacts, ABSOLUTE
     yield f"{name}.logits", run_dropped(base, inputs, found.plan), ABSOLUTE
+
+
+@torch.no_grad()
+def _forward(base: Backbone, inputs: Any, keeps: list[float], official: Tensor, name: str) -> Iterator[Found]:
+    """The official rule in this project's engine: its choice is among all real tokens, the class token like any other.
+
+    Where a layer keeps more than the one before it, tokens come back that received no attention at all: they tie at
+    exactly 0, and which of them the official implementation took (`official`, (B, L, N)) is taken from it.
+    """
+    real = base.real(inputs)
+
+    def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
+        received = received_attention(probabilities, alive)
+        importance = received.where(received > 0, official[:, layer] - 1)
+        count = (keeps[layer] * real.sum(-1).double()).floor().long().clamp_min(1)
+        return largest(importance, count, among=real)
+
+    run = run_online_masked(base, inputs, select)
+    yield f"{name}.output_masks", run.plan.alive[:, 1:].float(), EXACT
+    yield f"{name}.logits", run.logits, ABSOLUTE
+
+
+@torch.no_grad()
+def _ltp(case: Case, vectors: dict[str, Tensor]) -> Iterator[Found]:
+    """The official rule: scores and loss count every row, padding and dropped ones too, and the class token can go."""
+    base, settings, inputs = case.base, case.meta["ltp"], case.inputs(vectors)
+    labels, threshold = vectors["input.labels"], vectors["ltp.threshold"]
+    every = torch.ones_like(base.real(inputs))
+
+    def soft(layer: int, probabilities: Tensor, real: Tensor) -> Tensor:
+        return soft_mask(received_attention(probabilities, every), threshold[layer], settings["temperature"])
+
+    runs = {
+        "soft": (run_online_soft(base, inputs, soft), ABSOLUTE),
+        "hard": (_official_hard_ltp(base, inputs, threshold), EXACT),
+    }
+    for kind, (run, tolerance) in runs.items():
+        loss = F.cross_entropy(run.logits, labels) + mask_loss(run.masks, every, settings["lambda_"])
+        yield f"ltp.{kind}.masks", run.masks, tolerance
+        yield f"ltp.{kind}.logits", run.logits, ABSOLUTE
+        yield f"ltp.{kind}.loss", loss[None], RELATIVE
+
+
+def _official_hard_ltp(base: Backbone, inputs: Any, threshold: Tensor) -> OnlineSoftRun:
+    """Dropped rows are set to 0 and are not attended to, but go on to weigh as queries in the scores."""
+    x, alive = base.embed(inputs), base.real(inputs)
+    every, masks = torch.ones_like(alive), []
+    for layer in range(base.layers):
+        query, key, value = base.qkv(layer, x)
+        probabilities = attention_probabilities(query, key, alive, base.heads)
+        x = base.finish(layer, x, merge_heads(probabilities @ split_heads(value, base.heads)))
+        alive = alive & hard_mask(received_attention(probabilities, every), threshold[layer])
+        x = x * alive[..., None]
+        masks.append(alive.float())
+    return OnlineSoftRun(base.head(x[:, : base.outputs]), torch.stack(masks, 1))
 
 
 def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor]) -> Iterator[Found]:

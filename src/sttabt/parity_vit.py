@@ -17,6 +17,11 @@ WEIGHTS = {"kldiv": ApproximationWeights(), "tinybert": ApproximationWeights(att
 
 def check_vit(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is vit."""
+    return check_quantities(vit_case(folder, meta))
+
+
+def vit_case(folder: Path, meta: dict[str, Any]) -> Case:
+    """The case in `folder`, whose `arch` is vit."""
     config = meta["config"]
     base = ViT(vit_of_config(config, config["num_labels"], config.get("num_channels", 3), config["image_size"]))
-    return check_quantities(Case(folder, meta, base, lambda vectors: vectors["input.pixel_values"], "vit.", WEIGHTS))
+    return Case(folder, meta, base, lambda vectors: vectors["input.pixel_values"], "vit.", WEIGHTS)

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import evaluate, mean_loss, time_against_dense
+from sttabt.evaluation import DenseComparison, evaluate, mean_loss, time_against_dense
 from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.task import Task
+
+SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
 
 # Settings of methods that have a field of their own in a row, or show in one.
 FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "mask_weight", "propagation")
@@ -25,7 +28,7 @@ FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "
 def make_row(
     model: PrunedModel, splits: Splits, settings: Settings, job: Job, config_hash: str, notes: dict[str, dict[str, Any]]
 ) -> Row:
-    """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage.
+    """Evaluate `model` on the test split, once; `notes`: of the artifacts it is made of, by stage.
 
     A model that was trained under its method is measured on the validation split too: choices go by that alone.
     """
@@ -37,7 +40,6 @@ def make_row(
     trained, validation_loss = isinstance(sparsity, TrainedSettings), None
     if trained:
         validation_loss = mean_loss(model, splits.validation, task, evaluation.batch_size, settings.fast_dev_run)
-    time, baseline = _time(model, splits, settings)
     return Row(
         experiment=settings.name,
         sweep=job.sweep,
@@ -75,11 +77,23 @@ def make_row(
         occupancy_padded=scores.occupancy_padded,
         macs=scores.dense_macs if dense else scores.macs,
         macs_dense=sum(scores.dense_macs.values()),
-        time=time,
-        time_baseline=baseline,
+        time=None,  # `measure_time` gives it
+        time_baseline=None,
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
+
+
+def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> tuple[dict[str, float], str]:
+    """What a row says of time, and which dense forward a batch is compared with.
+
+    `single_...` are of samples that come one at a time, and each of them is compared with the faster dense forward of
+    its own kind.
+    """
+    batch = time_against_dense(model, dataset, batch_size, rounds)
+    single = time_against_dense(model, dataset, 1, rounds, SINGLES)
+    singles = {f"single_{name}": value for name, value in _times(single, SINGLES).items()}
+    return {"batch_size": batch_size, "rounds": rounds, **_times(batch), **singles}, batch.baseline
 
 
 def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
@@ -90,25 +104,13 @@ def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
     return own | {f"training.{name}": value for name, value in training.items()}
 
 
-def _time(model: PrunedModel, splits: Splits, settings: Settings) -> tuple[dict[str, float] | None, str | None]:
-    """What a row says of time, and which dense forward it is compared with."""
-    rounds, size = settings.evaluation.timing_rounds, settings.evaluation.timing_batch
-    if not rounds:
-        return None, None
-    found = time_against_dense(model, splits.test, size, rounds)
+def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:
     low, high = found.pruned.quartiles
-    time = {
-        "batch_size": size,
-        "rounds": rounds,
-        "dense_ms": found.dense[found.baseline].median * 1e3,
-        "ms": found.pruned.median * 1e3,
-        "ratio": found.pruned.ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-    }
+    times = {"dense_ms": found.dense[found.baseline].median, "ms": found.pruned.median}
     if len(found.dense) > 1:
-        time |= {f"dense_{name}_ms": timing.median * 1e3 for name, timing in found.dense.items()}
-    return time, found.baseline
+        times |= {f"dense_{name}_ms": timing.median for name, timing in found.dense.items()}
+    times = {name: seconds * 1e3 / samples for name, seconds in times.items()}
+    return times | {"ratio": found.pruned.ratio, "ratio_low": low, "ratio_high": high}
 
 
 def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:

@@ -54,7 +54,8 @@ class ModelSettings:
     name: str = MISSING  # the name in result rows
     timm: str = ""  # for images: a timm VisionTransformer, e.g. deit_small_patch16_224
     lvvit: str = ""  # for images: one of LVVIT_SIZES, which timm has not
-    huggingface: str = ""  # a BERT's, ViT's or DeiT's folder, hub id, or package:NAME/FOLDER of an installed package
+    # The folder, the hub id, or package:NAME/FOLDER of an installed package, of a BERT, DistilBERT, ViT or DeiT:
+    huggingface: str = ""
     width: int = MISSING  # these four say what the model is, so that a mistake shows before timm is imported
     depth: int = MISSING
     heads: int = MISSING
@@ -194,7 +195,7 @@ class HardwareSettings:
 @dataclass
 class EvaluationSettings:
     batch_size: int = 64
-    timing_batch: int = 32  # samples in the timed forward
+    timing_batch: int = 32  # samples in the timed forward; a few samples are also timed one at a time
     timing_rounds: int = 15  # interleaved rounds; 0 = no timing
     gallery: int = 8  # test images or texts whose tokens are kept for drawing
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
 from sttabt.core.cost import Architecture
@@ -27,18 +27,22 @@ class Bert(Backbone):
 
     head_prefixes = ("classifier.",)
     may_pad = True
+    library: type[PreTrainedModel] = BertForSequenceClassification
+    model_type = "bert"
+    prefix = "bert."  # of the encoder's parameters in `model`
+    feed_forward_setting = "intermediate_size"  # what the library's configuration calls that width
 
-    def __init__(self, model: BertForSequenceClassification) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        _refuse_unsupported(model)
         self.model = model
-        config = model.config
+        self._refuse_unsupported()
+        config = self.model.config
         self.architecture = Architecture(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=config.num_attention_heads,
-            feed_forward=config.intermediate_size,
-            classes=model.classifier.out_features,
+            feed_forward=getattr(config, self.feed_forward_setting),
+            classes=self.model.classifier.out_features,
             patch_inputs=0,
             pooler=True,
         )
@@ -88,7 +92,7 @@ class Bert(Backbone):
         """None: the paper's recipe for text trains the embeddings on."""
         return []
 
-    def narrow(self, factor: int, share_stem: bool = False) -> Bert:
+    def narrow(self, factor: int, share_stem: bool = False) -> Self:
         sizes = self.architecture
         check_factor(sizes, factor)
         if sizes.feed_forward % factor:
@@ -97,14 +101,14 @@ class Bert(Backbone):
             )
         config = copy.deepcopy(self.model.config)
         config.hidden_size = sizes.width // factor
-        config.intermediate_size = sizes.feed_forward // factor
-        return Bert(new_model(config))
+        setattr(config, self.feed_forward_setting, sizes.feed_forward // factor)
+        return type(self)(new_model(config, self.library))
 
     def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in state.items() if name.removeprefix("bert.") != OLD_BUFFER}
 
     def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.removeprefix("bert."): value for name, value in values.items()}
+        return {name.removeprefix(self.prefix): value for name, value in values.items()}
 
     def official_state(self) -> dict[str, Tensor]:
         return self.official_names(self.model.state_dict())
@@ -120,13 +124,31 @@ class Bert(Backbone):
         rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + tables.position_embeddings(token)
         return tables.dropout(tables.LayerNorm(rows))
 
+    def _refuse_unsupported(self) -> None:
+        config = self.model.config
+        wrong = config.model_type != self.model_type
+        problems = {f"model_type={config.model_type!r} instead of {self.model_type!r}": wrong}
+        found = [what for what, present in (problems if wrong else self._problems()).items() if present]
+        if found:
+            raise UserError(f"this text model cannot be pruned: it has {', '.join(found)}")
 
-def new_model(config: BertConfig) -> BertForSequenceClassification:
+    def _problems(self) -> dict[str, bool]:
+        """What this adapter would not reproduce, and whether the model has it."""
+        config = self.model.config
+        position = getattr(config, "position_embedding_type", "absolute")
+        return {
+            f"position_embedding_type={position!r} instead of 'absolute'": position != "absolute",
+            "cross attention": config.add_cross_attention,
+            "causal attention (is_decoder)": config.is_decoder,
+            "no pooler": self.model.bert.pooler is None,
+        }
+
+
+def new_model(
+    config: PreTrainedConfig, library: type[PreTrainedModel] = BertForSequenceClassification
+) -> PreTrainedModel:
     """Random weights, fused attention."""
-    return cast(
-        BertForSequenceClassification,
-        BertForSequenceClassification._from_config(config, attn_implementation="sdpa"),
-    )
+    return library._from_config(config, attn_implementation="sdpa")
 
 
 def _join(output: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
@@ -134,18 +156,3 @@ def _join(output: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
     if gate is None and not output.training:
         return output.LayerNorm(linear(output.dense, rows, residual=x))
     return output.LayerNorm(gated(output.dropout(output.dense(rows)), gate) + x)
-
-
-def _refuse_unsupported(model: BertForSequenceClassification) -> None:
-    config = model.config
-    position = getattr(config, "position_embedding_type", "absolute")
-    problems = {
-        f"model_type={config.model_type!r} instead of 'bert'": config.model_type != "bert",
-        f"position_embedding_type={position!r} instead of 'absolute'": position != "absolute",
-        "cross attention": config.add_cross_attention,
-        "causal attention (is_decoder)": config.is_decoder,
-        "no pooler": model.bert.pooler is None,
-    }
-    found = [what for what, present in problems.items() if present]
-    if found:
-        raise UserError(f"this text model cannot be pruned: it has {', '.join(found)}")

@@ -1,28 +1,47 @@
-"""A BERT from the Hugging Face hub or from a local folder, loaded by transformers and checked strictly."""
+"""A BERT or DistilBERT from the Hugging Face hub or a local folder, loaded by transformers and checked strictly."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, DistilBertConfig, PreTrainedConfig
 
 from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.distilbert import DistilBert
 from sttabt.backbones.hub_files import quiet_library, read_hub
 from sttabt.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
-PRETRAINING_HEAD = "cls."  # masked words and next sentence: what BERT was pretrained with
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
-POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 STALE = {"bert.embeddings.position_ids", "embeddings.position_ids"}  # constants that older versions saved
 
 
+@dataclass(frozen=True)
+class Family:
+    """adapter: of these models; pretraining: what the names of their pretraining head begin with; pooler: its names."""
+
+    adapter: type[Bert]
+    pretraining: tuple[str, ...]
+    pooler: frozenset[str]
+
+
+FAMILIES: dict[type[PreTrainedConfig], Family] = {
+    BertConfig: Family(Bert, ("cls.",), frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})),
+    DistilBertConfig: Family(
+        DistilBert,
+        ("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+        frozenset({"pre_classifier.weight", "pre_classifier.bias"}),
+    ),
+}
+
+
 def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapping[str, Any] | None = None) -> Bert:
-    """A BERT-architecture model by hub id or local folder, with a head of `classes` outputs.
+    """A model of one of the FAMILIES by hub id or local folder, with a head of `classes` outputs.
 
     pretrained: load the weights too; weights without a classification head get a fresh one, which is logged.
     arguments: on top of the configuration (`hidden_dropout_prob`, ...). Raises UserError when nothing can be read
@@ -30,14 +49,18 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
     """
     with quiet_library():
         config = read_hub(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
-        if type(config) is not BertConfig:
-            raise UserError(f"model.huggingface={huggingface} is a {config.model_type}, not a BERT: choose a BERT")
+        family = FAMILIES.get(type(config))
+        if family is None:
+            raise UserError(
+                f"model.huggingface={huggingface} is a {config.model_type}, not a BERT or DistilBERT: choose one"
+            )
+        adapter = family.adapter
         _change(config, {**(arguments or {}), "num_labels": classes})
         if not pretrained:
-            return Bert(read_hub(huggingface, lambda: new_model(config)))
+            return adapter(read_hub(huggingface, lambda: new_model(config, adapter.library)))
         loaded: Any = read_hub(
             huggingface,
-            lambda: BertForSequenceClassification.from_pretrained(
+            lambda: adapter.library.from_pretrained(
                 huggingface,
                 config=config,
                 attn_implementation="sdpa",
@@ -47,28 +70,29 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
             ),
         )
     model, found = loaded
-    fresh = _check(huggingface, found)
-    base = Bert(model.train())  # as every new module: the library hands it out in evaluation mode
+    fresh = _check(huggingface, found, family)
+    base = adapter(model.train())  # as every new module: the library hands it out in evaluation mode
     base.head_is_new = bool(fresh)
     return base
 
 
-def _change(config: BertConfig, arguments: dict[str, Any]) -> None:
+def _change(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
+    known = type(config)().to_dict()
     for name, value in arguments.items():
-        if name != "num_labels" and name not in BertConfig().to_dict():  # the library would swallow it
-            raise UserError(f"model.arguments.{name} is unknown to BERT: {nearest(name, BertConfig().to_dict())}")
+        if name != "num_labels" and name not in known:  # the library would swallow it
+            raise UserError(f"model.arguments.{name} is unknown to {config.model_type}: {nearest(name, known)}")
         try:
             setattr(config, name, value)
         except StrictDataclassError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"model.arguments.{name}={value} does not fit BERT: {reason}") from error
+            raise UserError(f"model.arguments.{name}={value} does not fit {config.model_type}: {reason}") from error
 
 
-def _check(huggingface: str, found: Mapping[str, Any]) -> set[str]:
+def _check(huggingface: str, found: Mapping[str, Any], family: Family) -> set[str]:
     """The parameters that start from random weights; raises UserError when any but a head's do."""
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"]) - STALE
-    fresh = {name for head in (CLASSIFIER, POOLER) if head <= missing for name in head}
-    pretraining = {name for name in unexpected if name.startswith(PRETRAINING_HEAD)}
+    fresh = {name for head in (CLASSIFIER, family.pooler) if head <= missing for name in head}
+    pretraining = {name for name in unexpected if name.startswith(family.pretraining)}
     if "classifier.weight" not in missing:
         fresh = set()  # a classifier without its pooler is a broken file
     wrong = [f"{name} is missing" for name in sorted(missing - fresh)]

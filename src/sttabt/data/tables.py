@@ -172,7 +172,7 @@ def _classes(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) 
     wrong = np.flatnonzero(~whole | (numbers >= settings.classes))
     if len(wrong):
         value, largest = numbers.iloc[wrong[0]], int(numbers.max())
-        remedy = f"set dataset.classes={largest + 1}" if whole.all() else "number the classes from 0"
+        remedy = f"correct it, or set dataset.classes={largest + 1}" if whole.all() else "number the classes from 0"
         raise UserError(
             f"{_cell(table, where, wrong[0], settings.label_column)}: {value:g} is none of the classes 0 to"
             f" {settings.classes - 1} (dataset.classes={settings.classes}): {remedy}"

@@ -50,7 +50,7 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     masks: list[Tensor] = []
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        probabilities = _probabilities(query, key, real, backbone.heads)
+        probabilities = attention_probabilities(query, key, real, backbone.heads)
         attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
         mask = rule(layer, probabilities, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
@@ -68,7 +68,7 @@ def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
     boundaries = [alive]
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        probabilities = _probabilities(query, key, alive, backbone.heads)
+        probabilities = attention_probabilities(query, key, alive, backbone.heads)
         attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
         alive = _last(alive, backbone) if last else rule(layer, probabilities, alive)
@@ -103,7 +103,7 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
             x = unpack(backbone.finish(layer, x[written], attended[left]), left)
             break
         query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
-        probabilities = _probabilities(query, key, present, heads)
+        probabilities = attention_probabilities(query, key, present, heads)
         keep = rule(layer, probabilities, present)
         written = _first(keep.sum(1))
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
@@ -125,7 +125,8 @@ def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:
     return F.dropout(probabilities, backbone.attention_dropout) if backbone.attention_dropout else probabilities
 
 
-def _probabilities(query: Tensor, key: Tensor, alive: Tensor, heads: int) -> Tensor:
+def attention_probabilities(query: Tensor, key: Tensor, alive: Tensor, heads: int) -> Tensor:
+    """(B, H, n, n) of queries and keys (B, n, D) with heads not split; alive: (B, n) bool, the keys that are there."""
     query, key = split_heads(query, heads), split_heads(key, heads)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     return scores.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)

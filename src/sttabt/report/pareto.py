@@ -25,20 +25,24 @@ PANELS = (
 def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
     """Writes pareto.png, pareto.pdf, pareto.svg and pareto.csv; returns the path of the first.
 
-    A row of panels a data set, with one axis of scores; soft scores are not drawn.
+    A block of panels a data set, with one axis of scores; soft scores are not drawn. More than two data sets have
+    smaller blocks, two beside each other.
     """
     styles = curve_styles([point for points in datasets.values() for point in points])
+    many = len(datasets) > 2
+    columns = 2 if many else 1
+    lines = -(-len(datasets) // columns)
     with figure_style():
-        figure = Figure(figsize=(10.5, 0.9 + 3.0 * len(datasets)), layout="constrained")
-        rows = figure.subfigures(len(datasets), 1, squeeze=False)[:, 0]
-        for row, points in zip(rows, datasets.values(), strict=True):
-            panels = row.subplots(1, len(PANELS), sharey=True)
+        figure = Figure(figsize=(15 if many else 10.5, 0.9 + (2.3 if many else 3.0) * lines), layout="constrained")
+        blocks = figure.subfigures(lines, columns, squeeze=False).flat
+        for block, points in zip(blocks, datasets.values(), strict=False):  # an odd number leaves a block empty
+            panels = block.subplots(1, len(PANELS), sharey=True)
             for panel, (name, title) in zip(panels, PANELS, strict=True):
                 _draw_panel(panel, points, styles, name)
-                panel.set_xlabel(title)
+                panel.set_xlabel(title, fontsize=8 if many else 9)
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
-            row.suptitle(heading(points), fontsize=10)
+            block.suptitle(heading(points), fontsize=9 if many else 10)
         add_legend(figure, styles)
         path = save(figure, folder, "pareto")
     _frame(datasets).to_csv(folder / "pareto.csv", index=False)

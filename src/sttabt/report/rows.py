@@ -98,7 +98,8 @@ class Row:
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
     macs: dict[str, float]  # part -> multiply-adds a sample
     macs_dense: float  # multiply-adds a sample of the dense model, without padding
-    time: dict[str, float] | None  # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles
+    # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; single_...: one sample at a time
+    time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
@@ -146,6 +147,11 @@ class Row:
     def time_ratio(self) -> float | None:
         """Measured time as a share of the dense model's; None where timing was off."""
         return self.time["ratio"] if self.time else None
+
+    @property
+    def single_time_ratio(self) -> float | None:
+        """As `time_ratio`, of samples that come one at a time; None where that was not measured."""
+        return (self.time or {}).get("single_ratio")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the file, in its order."""

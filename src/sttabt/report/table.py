@@ -64,7 +64,8 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         _column("padded keep ratio", "occupancy_padded", 1, 3),
         _column(unit, "macs_total", 1 / scale, 3),
         _column("share of dense MACs", "macs_share", 1, 3),
-        Column("share of dense time (quartiles)", _time, lambda p: _mean(p.value("time_ratio"))),
+        _time_column("share of dense time (quartiles)", "time_ratio", "ratio"),
+        _time_column("one sample at a time: share of dense time", "single_time_ratio", "single_ratio"),
     ]
     return [column for column in columns if any(column.key(point) is not None for point in points)]
 
@@ -101,6 +102,8 @@ def notes(points: Sequence[Point]) -> list[str]:
         found.append("Dense texts ran faster without padding than as a padded batch: that is the dense time.")
     if any(point.value("time_ratio") for point in points):
         found.append("Time is the median over interleaved rounds of this model's time divided by the dense model's.")
+        sizes = sorted({int(row.time["batch_size"]) for row in rows if row.time})
+        found.append(f"Samples in a timed batch: {', '.join(map(str, sizes))}.")
     else:
         found.append("Timing was off.")
     return found
@@ -157,14 +160,17 @@ def _column(title: str, name: str, scale: float, digits: int) -> Column:
     return Column(title, text, lambda point: _mean(point.value(name)))
 
 
-def _time(point: Point) -> str:
-    value = point.value("time_ratio")
-    if value is None:
-        return "-"
-    if value.deviation is not None:
-        return f"{value.mean:.3f} ± {value.deviation:.3f}"
-    time = point.rows[0].time or {}
-    return f"{value.mean:.3f} ({time['ratio_low']:.3f} to {time['ratio_high']:.3f})"
+def _time_column(title: str, name: str, key: str) -> Column:
+    def text(point: Point) -> str:
+        value = point.value(name)
+        if value is None:
+            return "-"
+        if value.deviation is not None:
+            return f"{value.mean:.3f} ± {value.deviation:.3f}"
+        time = point.rows[0].time or {}
+        return f"{value.mean:.3f} ({time[f'{key}_low']:.3f} to {time[f'{key}_high']:.3f})"
+
+    return Column(title, text, lambda point: _mean(point.value(name)))
 
 
 def _mean(value: Value | None) -> float | None:

@@ -1,0 +1,64 @@
+"""Hugging Face transformers' DistilBertForSequenceClassification: a BERT without token types, its pooler a ReLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DistilBertForSequenceClassification
+
+from sttabt.backbones.base import Rows, gated, linear, linear_activated
+from sttabt.backbones.bert import Bert
+from sttabt.core.text import Text
+
+
+class DistilBert(Bert):
+    """As Bert; the types of its inputs are not read."""
+
+    library = DistilBertForSequenceClassification
+    model_type = "distilbert"
+    prefix = "distilbert."
+    feed_forward_setting = "hidden_dim"
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.model.config.attention_dropout if self.model.training else 0.0
+
+    def forward(self, inputs: Text) -> Tensor:
+        """The library's own dense forward: the baseline that speed is measured against."""
+        return self.model(input_ids=inputs.ids, attention_mask=inputs.real, return_dict=True).logits
+
+    def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self._layer(layer).attention
+        query = linear(attention.q_lin, x if written is None else written(x))
+        return query, linear(attention.k_lin, x), linear(attention.v_lin, x)
+
+    def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        attention = self._layer(layer).attention
+        return linear(attention.q_lin, x), linear(attention.k_lin, x)
+
+    def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        block = self._layer(layer)
+        if gate is None:
+            return block.sa_layer_norm(linear(block.attention.out_lin, attended, residual=x))
+        return block.sa_layer_norm(gated(block.attention.out_lin(attended), gate) + x)
+
+    def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        block = self._layer(layer)
+        hidden = linear_activated(block.ffn.lin1, block.ffn.activation, x, gate)
+        if gate is None and not self.training:
+            return block.output_layer_norm(linear(block.ffn.lin2, hidden, residual=x))
+        return block.output_layer_norm(gated(block.ffn.dropout(block.ffn.lin2(hidden)), gate) + x)
+
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        return self.model.classifier(self.model.dropout(self.model.pre_classifier(x[:, 0]).relu()))
+
+    def _layer(self, layer: int) -> Any:
+        return self.model.distilbert.transformer.layer[layer]
+
+    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
+        tables = self.model.distilbert.embeddings
+        return tables.dropout(tables.LayerNorm(tables.word_embeddings(ids) + tables.position_embeddings(token)))
+
+    def _problems(self) -> dict[str, bool]:
+        return {}
