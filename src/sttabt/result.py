@@ -106,6 +106,7 @@ def _time(model: PrunedModel, splits: Splits, settings: Settings) -> tuple[dict[
         "ratio_low": low,
         "ratio_high": high,
     }
+    time |= {f"{part}_ratio": timing.ratio for part, timing in found.parts.items()}
     if len(found.dense) > 1:
         time |= {f"dense_{name}_ms": timing.median * 1e3 for name, timing in found.dense.items()}
     return time, found.baseline

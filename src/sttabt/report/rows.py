@@ -98,7 +98,8 @@ class Row:
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
     macs: dict[str, float]  # part -> multiply-adds a sample
     macs_dense: float  # multiply-adds a sample of the dense model, without padding
-    time: dict[str, float] | None  # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles
+    # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; parts of it, as planning_ratio
+    time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
