@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves, place
-from sttabt.report.figures import figure_style, save
-from sttabt.report.points import Point
+from sttabt.report.figures import FULL_WIDTH, figure_style, save
+from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 from sttabt.report.table import heading
 
@@ -29,7 +28,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
     """
     styles = curve_styles([point for points in datasets.values() for point in points])
     with figure_style():
-        figure = Figure(figsize=(10.5, 0.9 + 3.0 * len(datasets)), layout="constrained")
+        figure = Figure(figsize=(FULL_WIDTH, 0.9 + 2.4 * len(datasets)), layout="constrained")
         rows = figure.subfigures(len(datasets), 1, squeeze=False)[:, 0]
         for row, points in zip(rows, datasets.values(), strict=True):
             panels = row.subplots(1, len(PANELS), sharey=True)
@@ -41,7 +40,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
             row.suptitle(heading(points), fontsize=10)
         add_legend(figure, styles)
         path = save(figure, folder, "pareto")
-    _frame(datasets).to_csv(folder / "pareto.csv", index=False)
+    point_frame(datasets, [name for name, _ in PANELS]).to_csv(folder / "pareto.csv", index=False)
     return path
 
 
@@ -58,17 +57,3 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
     if missing:
         note = f"timing was off for {missing} point{'s' * (missing > 1)}"
         panel.set_title(note, fontsize=8, color="#555555")
-
-
-def _frame(datasets: dict[str, list[Point]]) -> pd.DataFrame:
-    lines = []
-    for dataset, points in datasets.items():
-        for point in points:
-            line: dict[str, object] = {"dataset": dataset, "curve": point.series, "setting": point.setting}
-            line |= {"seeds": len(point.rows), "metric": point.rows[0].metric}
-            for name in ("score", *(name for name, _ in PANELS)):
-                value = point.value(name)
-                line[name] = value.mean if value else None
-                line[f"{name}_deviation"] = value.deviation if value else None
-            lines.append(line)
-    return pd.DataFrame(lines)
