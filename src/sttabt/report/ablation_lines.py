@@ -21,7 +21,7 @@ from sttabt.report.rows import METRICS, Row
 from sttabt.report.table import heading
 
 LABEL = "published (BERT-base)"
-HEIGHT, LINE = 2.4, 0.16  # inches: panels of a data set, a line of their legend
+HEIGHT, LINE = 2.4, 0.15  # inches: panels of a data set, a line of their legend
 COLUMNS = {
     "score": "",  # the metric's own title
     "occupancy": "keep ratio (real tokens)",
@@ -80,7 +80,7 @@ def _draw(
                 panel.set(xlabel=setting[1], ylabel=COLUMNS[field] or f"{metric.title} ({metric.unit})")
                 _scale(panel, field, [value for each in own for (value,) in each.points], setting[1] == "factor")
             part.suptitle(heading(datasets[key]), fontsize=9)
-            part.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=7)
+            part.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=7, handlelength=3)
         path = save(figure, folder, name)
     frames = [_frame(own, setting[1], columns, published(firsts[key])) for key, own in found.items()]
     pd.concat(frames).to_csv(folder / f"{name}.csv", index=False)
@@ -106,7 +106,7 @@ def _scale(panel: Axes, field: str, values: Sequence[float], doubling: bool) -> 
         panel.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         panel.xaxis.set_minor_locator(NullLocator())
     if field != "score":
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * panel.dataLim.ymax)
 
 
 def _styles(own: Sequence[Ablation]) -> list[dict[str, Any]]:

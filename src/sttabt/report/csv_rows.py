@@ -22,27 +22,23 @@ def read_table(path: Path) -> tuple[list[Row], int]:
     A line that is cut off or makes no row is named in a warning and skipped.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = csv.reader(text.splitlines(keepends=True))
+    lines = text.splitlines()
     rows: list[Row] = []
     broken = 0
-    head = next(lines, [])
-    cut = bool(text) and not text.endswith("\n")  # the last number may have lost digits
-    count = text.count("\n") + cut
-    while True:
+    head = next(csv.reader(lines[:1]), [])
+    for number, line in enumerate(lines[1:], 2):
         try:
-            cells = next(lines)
+            if number == len(lines) and not text.endswith("\n"):
+                raise ValueError("it is cut off: it ends without a line break")  # its last number may lack digits
+            # Each by itself: a quotation mark that a cut line lacks would swallow the next ones.
+            (cells,) = csv.reader([line], strict=True)
             if len(cells) != len(head):
                 raise ValueError(f"it has {len(cells)} cells, and the first line {len(head)}")
-            if cut and lines.line_num == count:
-                raise ValueError("it is cut off: it ends without a line break")
-            row = Row.from_dict(_unflatten(dict(zip(head, cells, strict=True))), path.parent)
-        except StopIteration:
-            return rows, broken
+            rows.append(Row.from_dict(_unflatten(dict(zip(head, cells, strict=True))), path.parent))
         except (ValueError, csv.Error) as error:
-            log.warning("skipped %s, line %d: %s", path, lines.line_num, error)
+            log.warning("skipped %s, line %d: %s", path, number, error)
             broken += 1
-        else:
-            rows.append(row)
+    return rows, broken
 
 
 def _unflatten(cells: Mapping[str, str]) -> dict[str, Any]:

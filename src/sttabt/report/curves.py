@@ -22,6 +22,9 @@ DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": 
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
+LEGEND_LINE = 0.16  # inches
+
+
 @dataclass(frozen=True)
 class Style:
     """How a curve is drawn: colour by method, marker by curve, line by curve within the method."""
@@ -114,7 +117,16 @@ def add_legend(
         for series, style in styles.items()
     ]  # fmt: skip
     handles += more
-    widest = max(len(str(handle.get_label())) for handle in handles)
-    beside = where == "outside right upper"
-    columns = 1 if beside else min(len(handles), max(1, int(14 * figure.get_figwidth() / (widest + 8))))
-    figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=7.5)
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = 1 if where == "outside right upper" else legend_columns(labels, figure.get_figwidth())
+    figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=7.5, handlelength=3)
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of entries fit into so many inches."""
+    return min(len(labels), max(1, int(14 * width / (max(map(len, labels)) + 8))))
+
+
+def legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that the legend takes below the panels."""
+    return 0.15 + LEGEND_LINE * -(-len(labels) // legend_columns(labels, width))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sttabt.report.curves import add_legend, curve_styles, draw_curves, draw_published, published_handles
+from sttabt.report.curves import add_legend, curve_styles, draw_curves, draw_published, legend_height, published_handles
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.literature import LABEL, curve_lines, glue_tasks, published_curves
 from sttabt.report.points import Point, point_frame
@@ -33,8 +33,10 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     panels.sort(key=lambda panel: panel[0])
     found = {dataset: own for dataset, metric in glue_tasks().items() if (own := published_curves(dataset, metric))}
     lines = -(-len(panels) // COLUMNS)
+    handles = published_handles(list(found.values()), styles, LABEL)
+    below = 0.3 + legend_height([*styles, *(str(handle.get_label()) for handle in handles)], FULL_WIDTH)
     with figure_style():
-        figure = Figure(figsize=(FULL_WIDTH, 0.9 + lines * HEIGHT), layout="constrained")
+        figure = Figure(figsize=(FULL_WIDTH, below + lines * HEIGHT), layout="constrained")
         axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
         for panel, (dataset, points) in zip(axes, panels, strict=False):
             metric = points[0].rows[0].metric if points else glue_tasks()[dataset]
@@ -52,7 +54,7 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         for panel in axes[len(panels) - COLUMNS : len(panels)]:
             panel.set_xlabel("padded keep ratio")
         figure.suptitle("GLUE, keep ratio over positions padded to the longest of 1,024 texts", fontsize=9)
-        add_legend(figure, styles, published_handles(list(found.values()), styles, LABEL))
+        add_legend(figure, styles, handles)
         path = save(figure, folder, "glue")
     frames = [point_frame(of_glue, [PADDED])]
     for dataset, published in found.items():

@@ -17,6 +17,7 @@ from sttabt.report.curves import (
     curve_styles,
     draw_curves,
     draw_published,
+    legend_height,
     published_colours,
     published_handles,
 )
@@ -39,10 +40,13 @@ def draw_keep_ratio(datasets: dict[str, list[Point]], folder: Path) -> Path | No
         return None
     published = {model: found for model in models if (found := published_imagenet(model))}
     styles = curve_styles([point for points in models.values() for point in points])
+    handles = published_handles(list(published.values()), styles, LABEL)
     columns = min(len(models), 2)
     lines = -(-len(models) // columns)
+    width = FULL_WIDTH if columns > 1 else 4.6
+    below = legend_height([*styles, *(str(handle.get_label()) for handle in handles)], width)
     with figure_style():
-        figure = Figure(figsize=(FULL_WIDTH if columns > 1 else 4.6, 1.2 + PANEL * lines), layout="constrained")
+        figure = Figure(figsize=(width, below + PANEL * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, (model, points) in zip(panels, models.items(), strict=False):
             if model in published:
@@ -53,7 +57,7 @@ def draw_keep_ratio(datasets: dict[str, list[Point]], folder: Path) -> Path | No
             panel.set_title(model, fontsize=9)
         for panel in panels[len(models) :]:
             panel.set_visible(False)
-        add_legend(figure, styles, published_handles(list(published.values()), styles, LABEL))
+        add_legend(figure, styles, handles)
         path = save(figure, folder, "imagenet_keep_ratio")
     frames = [point_frame(models, ("occupancy",))]
     for model, found in published.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves, place
+from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves, legend_height, place
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
@@ -28,7 +28,9 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
     """
     styles = curve_styles([point for points in datasets.values() for point in points])
     with figure_style():
-        figure = Figure(figsize=(FULL_WIDTH, 0.9 + 2.4 * len(datasets)), layout="constrained")
+        figure = Figure(
+            figsize=(FULL_WIDTH, legend_height(list(styles), FULL_WIDTH) + 2.4 * len(datasets)), layout="constrained"
+        )
         rows = figure.subfigures(len(datasets), 1, squeeze=False)[:, 0]
         for row, points in zip(rows, datasets.values(), strict=True):
             panels = row.subplots(1, len(PANELS), sharey=True)

@@ -48,10 +48,10 @@ def draw_attention_quality(datasets: dict[str, list[Point]], folder: Path) -> Pa
         for panel, (kind, title) in zip(panels, KINDS.items(), strict=True):
             _draw_panel(panel, frame, places, shown, kind)
             panel.set_ylabel(title)
-            if kind == "mse":
+            if frame[kind].max() > 10 * frame[kind].min() and kind == "mse":
                 panel.set_yscale("log")
             else:
-                panel.set_ylim(bottom=0)
+                panel.set_ylim(0, 1.08 * panel.dataLim.ymax)
         panels[1].set_xticks(range(len(places)), _names(places), fontsize=7.5)
         figure.suptitle("Distance of the approximate attention from the base model's", fontsize=9)
         handles = [
