@@ -22,7 +22,8 @@ from sttabt.report.build import make_report
 from sttabt.report.choice import best_by_validation
 from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.images import fade
-from sttabt.report.points import to_points
+from sttabt.report.pareto import draw_pareto
+from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.rows import Row, read_rows
 from sttabt.report.table import format_table, table_columns, to_frame
 
@@ -334,6 +335,17 @@ def test_pareto_numbers(tmp_path):
     assert line["seeds"] == 2 and line["score"] == pytest.approx(0.898) and line["occupancy"] == pytest.approx(0.5)
     assert line["score_deviation"] == pytest.approx(0.004 / 2**0.5) and line["time_ratio"] == pytest.approx(0.54)
     assert pd.isna(frame.loc[("random", "keep_ratio 0.5")]["score_deviation"])
+
+
+def test_times_of_several_batches_say_so(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.pareto.save", lambda figure, *_: figures.append(figure) or tmp_path)
+    row = make_row()
+    for sizes, label in (((32, 32), "batch 32"), ((32, 1), "batch 1 and 32")):
+        rows = [make_row(share=s, time=row.time | {"batch_size": n}) for s, n in zip((0.3, 0.5), sizes, strict=True)]
+        draw_pareto(points_by_dataset(rows), tmp_path)
+        labels = [axes.get_xlabel() for axes in figures[-1].subfigs[0].axes]
+        assert [text.partition("\n")[2] for text in labels] == ["", "", label]
 
 
 @pytest.mark.parametrize("colour", [(20,), (20, 20, 20), (20, 30, 40)])

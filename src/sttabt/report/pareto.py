@@ -36,7 +36,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
             panels = row.subplots(1, len(PANELS), sharey=True)
             for panel, (name, title) in zip(panels, PANELS, strict=True):
                 _draw_panel(panel, points, styles, name)
-                panel.set_xlabel(title)
+                panel.set_xlabel(_axis(name, title, points))
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
             row.suptitle(heading(points), fontsize=10)
@@ -44,6 +44,12 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
         path = save(figure, folder, "pareto")
     point_frame(datasets, [name for name, _ in PANELS]).to_csv(folder / "pareto.csv", index=False)
     return path
+
+
+def _axis(name: str, title: str, points: Sequence[Point]) -> str:
+    """The label of an axis; times of batches of several sizes stand in one panel, which says so."""
+    sizes = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
+    return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name == "time_ratio" and sizes else title
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str) -> None:
