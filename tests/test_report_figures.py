@@ -172,6 +172,14 @@ def test_points_that_differ_in_one_setting_alone_are_an_ablation():
     assert ablations(points, ["propagation", "p_logit"]) == [], "p_logit has no value here"
 
 
+def test_one_of_two_points_at_one_place_is_drawn_and_the_other_named(caplog):
+    rows = [row for row in make_ablation_p() if (row.factor, row.seed) == (4, 0)]
+    (points,) = points_by_dataset([*rows, replace(rows[0], config_hash="other", score=0.1)]).values()
+    (found,) = ablations(points, ["propagation"])
+    assert len(found.points) == len(PS)
+    assert "several points at propagation 0, of which the first is drawn" in caplog.text
+
+
 def test_ablation_numbers(tmp_path):
     draw_ablation_p(points_by_dataset(make_ablation_p()), tmp_path)
     frame = pd.read_csv(tmp_path / "ablation_p.csv")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sttabt.report.points import ONE_TABLE, SWEPT, VARIANTS, Point, spell
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,13 @@ def ablations(points: Sequence[Point], names: Sequence[str]) -> list[Ablation]:
     for point in points:
         described = _describe(point)
         values = tuple(described.pop(name, None) for name in names)
-        if None not in values and len(point.rows) == len({row.seed for row in point.rows}):
-            groups[tuple(sorted(described.items(), key=lambda item: item[0]))][values] = point
+        if None in values:
+            continue
+        group = groups[tuple(sorted(described.items(), key=lambda item: item[0]))]
+        if values in group:
+            named = ", ".join(f"{name} {spell(value)}" for name, value in zip(names, values, strict=True))
+            log.warning("%s: several points at %s, of which the first is drawn", point.series, named)
+        group.setdefault(values, point)
     kept = {key: group for key, group in groups.items() if all(len(set(own)) > 1 for own in zip(*group, strict=True))}
     found = []
     for key, group in kept.items():
