@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published
-from sttabt.report.figures import figure_style, save
+from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.literature import LABEL, Published, curve_lines, published_curves
 from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
@@ -48,7 +48,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     columns = -(-len(texts) // lines)
     with figure_style():
         # One data set has its three panels beside each other, several have a block of panels a cost.
-        size = (9.5, 3.6) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
+        size = (FULL_WIDTH, 3.2) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         blocks = [figure] if alone else list(figure.subfigures(len(COSTS), 1, squeeze=False)[:, 0])
         shape = (1, len(COSTS)) if alone else (lines, columns)
@@ -59,7 +59,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
             own = list(np.array_split(panels, len(COSTS))[index])
             _draw_panels(own, texts, styles, cost, beside)
             if alone:
-                own[0].set_xlabel(fill(title, 41))
+                own[0].set_xlabel(fill(title, 32))
             else:
                 blocks[index].supxlabel(title, fontsize=9)
         if alone:
