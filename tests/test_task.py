@@ -212,7 +212,7 @@ def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path
     report = make_report([tmp_path])
     table, page = report.table.read_text(), report.page.read_text()
     assert "Pearson correlation x 100" in table and "-25.00" in table and "accuracy" not in table
-    assert "Pearson correlation against cost" in page and "spearman -30.00" in page
+    assert "Pearson correlation (x 100)" in page and "spearman -30.00" in page
 
 
 # --- texts: a vision transformer that reads words
