@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,7 +195,30 @@ def test_the_dense_method_is_timed_as_the_base_model_itself() -> None:
         assert (set(timing.dense), timing.baseline) == ({"batch"}, "batch"), "images have no padding to leave out"
         for one in (timing.pruned, timing.dense["batch"]):
             assert len(one.seconds) == 3 and min(one.seconds) > 0
+        assert bool(timing.parts) == (method == "backtracking")
     assert calls == {("dense", "base"): 10, ("backtracking", "base"): 5, ("backtracking", "pruned"): 5}
+
+
+@pytest.mark.parametrize("attention", ["approximate", "actual"])
+def test_what_a_plan_takes_is_timed_part_by_part(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _pruned("digits", "backtracking", keep_ratio=0.4, attention=attention)
+    plan, trace = model.method.plan, model.trace
+
+    def slowly(wait: float, run: Callable[..., object]) -> Callable[..., object]:
+        return lambda *arguments: (time.sleep(wait), run(*arguments))[1]
+
+    monkeypatch.setattr(model, "trace", slowly(0.2, trace))
+    monkeypatch.setattr(model.method, "plan", slowly(0.02, plan))
+    found = time_against_dense(model, _Images("digits", 4), batch_size=4, rounds=3)
+    planning = found.parts["planning"].median
+    if attention == "actual":  # a dense run of the base model is part of its planning
+        assert set(found.parts) == {"planning"} and planning >= 0.2
+    else:
+        assert set(found.parts) == {"approximate_network", "planning"}
+        assert found.parts["approximate_network"].median >= 0.2 and planning < 0.15
+    for part in found.parts.values():
+        expected = [own / dense for own, dense in zip(part.seconds, found.dense["batch"].seconds, strict=True)]
+        assert part.ratios == expected
 
 
 # --- gallery

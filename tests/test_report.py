@@ -21,12 +21,14 @@ from sttabt.report.__main__ import main
 from sttabt.report.build import make_report
 from sttabt.report.choice import best_by_validation
 from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
-from sttabt.report.points import to_points
+from sttabt.report.images import fade
+from sttabt.report.pareto import draw_pareto
+from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.rows import Row, read_rows
 from sttabt.report.table import format_table, table_columns, to_frame
-from sttabt.report.tokens import fade
 
 LAYERS = 4
+SUFFIXES = ("png", "pdf", "svg", "csv")
 GRID = (4, 4)
 DENSE_MACS = 40e6
 APPROX = {"kl": 0.2, "mse": 0.01, "kl_random": 2.0, "mse_random": 0.1, "kl_interpolated": 1.5, "mse_interpolated": 0.08}
@@ -184,7 +186,7 @@ def test_unreadable_rows_are_named_skipped_and_counted(tmp_path, caplog):
         rows = read_rows([tmp_path])
     assert [row.occupancy for row in rows] == [pytest.approx(0.7)]
     assert all(f"skipped {tmp_path / job / 'row.json'}" in caplog.text for job in ("job-0", "job-1"))
-    assert "lacks seed" in caplog.text and "skipped 2 of 3 row files" in caplog.text
+    assert "lacks seed" in caplog.text and "skipped 2 of 3 rows, which cannot be read" in caplog.text
 
 
 def test_a_row_below_two_folders_is_read_once(tmp_path):
@@ -279,13 +281,26 @@ def test_frame_has_every_field_of_every_row():
     assert line["time.ratio_high"] == row.time["ratio_high"] and line["approx.kl"] == 0.2
 
 
-@pytest.mark.parametrize("name", ["split", "model", "metric"])
+@pytest.mark.parametrize("name", ["split", "metric"])
 def test_mixed_rows_are_refused(tmp_path, name):
     other = "matthews" if name == "metric" else "another"
     write_rows(tmp_path, [make_row(), make_row(share=0.7, **{name: other})])
     with pytest.raises(UserError, match=rf"the rows of digits differ in {name} \(.*{other}.*\)") as error:
         make_report([tmp_path], tmp_path / "report")
     assert "\n" not in str(error.value) and not (tmp_path / "report").exists()
+
+
+def test_models_of_one_data_set_stay_apart(tmp_path):
+    rows = [make_row(method, model=model) for model in ("large", "small") for method in ("dense", "concrete")]
+    report = make_report([write_rows(tmp_path, rows, galleries=True)])
+    frame = pd.read_csv(report.figures["pareto"].with_suffix(".csv"))
+    assert frame[["model", "curve"]].values.tolist() == [
+        [model, method] for model in ("large", "small") for method in ("dense", "concrete")
+    ]
+    text = report.table.read_text()
+    assert "## large on digits" in text and "## small on digits" in text
+    page = report.page.read_text(encoding="utf-8")
+    assert "large on digits, concrete" in page and "<h1>2 data sets: large on digits, small on digits</h1>" in page
 
 
 def test_report_repeats_byte_for_byte(tmp_path):
@@ -296,8 +311,8 @@ def test_report_repeats_byte_for_byte(tmp_path):
         make_report([folder], tmp_path / f"{name}-report")
         reports.append({path.name: path.read_bytes() for path in (tmp_path / f"{name}-report").iterdir()})
     assert set(reports[0]) == {
-        "table.md", "table.csv", "index.html",
-        "pareto.png", "pareto.pdf", "pareto.svg", "pareto.csv", "tokens.png", "tokens.pdf", "tokens.svg", "tokens.csv",
+        "table.md", "table.tex", "table.csv", "index.html",
+        *(f"{name}.{suffix}" for name in ("pareto", "attention_quality", "tokens") for suffix in SUFFIXES),
     }  # fmt: skip
     assert reports[0].keys() == reports[1].keys()
     assert [name for name in reports[0] if reports[0][name] != reports[1][name]] == []
@@ -314,12 +329,23 @@ def test_report_repeats_in_another_process(tmp_path):
 
 def test_pareto_numbers(tmp_path):
     report = make_report([write_rows(tmp_path, make_sweep())])
-    assert report.figure == tmp_path / "report" / "pareto.png"
-    frame = pd.read_csv(report.figure.with_suffix(".csv")).set_index(["curve", "setting"])
+    assert report.figures["pareto"] == tmp_path / "report" / "pareto.png"
+    frame = pd.read_csv(report.figures["pareto"].with_suffix(".csv")).set_index(["curve", "setting"])
     line = frame.loc[("concrete", "p_logit -1")]
     assert line["seeds"] == 2 and line["score"] == pytest.approx(0.898) and line["occupancy"] == pytest.approx(0.5)
     assert line["score_deviation"] == pytest.approx(0.004 / 2**0.5) and line["time_ratio"] == pytest.approx(0.54)
     assert pd.isna(frame.loc[("random", "keep_ratio 0.5")]["score_deviation"])
+
+
+def test_times_of_several_batches_say_so(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.pareto.save", lambda figure, *_: figures.append(figure) or tmp_path)
+    row = make_row()
+    for sizes, label in (((32, 32), "batch 32"), ((32, 1), "batch 1 and 32")):
+        rows = [make_row(share=s, time=row.time | {"batch_size": n}) for s, n in zip((0.3, 0.5), sizes, strict=True)]
+        draw_pareto(points_by_dataset(rows), tmp_path)
+        labels = [axes.get_xlabel() for axes in figures[-1].subfigs[0].axes]
+        assert [text.partition("\n")[2] for text in labels] == ["", "", label]
 
 
 @pytest.mark.parametrize("colour", [(20,), (20, 20, 20), (20, 30, 40)])
@@ -371,10 +397,10 @@ def test_figure_shows_the_middle_of_both_methods():
 
 def test_stale_token_figures_are_removed(tmp_path):
     folder = write_rows(tmp_path, [make_row()], galleries=True)
-    tokens = make_report([folder]).tokens
-    assert tokens is not None and len(list(tokens.parent.glob("tokens.*"))) == 4
+    tokens = make_report([folder]).figures["tokens"]
+    assert len(list(tokens.parent.glob("tokens.*"))) == 4
     (tmp_path / "job-0" / "tokens.npz").unlink()
-    assert make_report([folder]).tokens is None
+    assert "tokens" in make_report([folder]).missing
     assert not list(tokens.parent.glob("tokens.*"))
 
 

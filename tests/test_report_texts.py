@@ -27,6 +27,7 @@ from sttabt.report.texts import COLUMN, SPACE, lay_out
 from sttabt.settings import GLUE_TASKS
 from test_report import LAYERS, Page, make_row, write_rows
 
+FIGURES = ("pareto", "tasks", "glue", "attention_quality", "tokens")
 SENTENCES = (
     "[CLS] a quietly moving , beautifully un ##der ##state ##d film that earns its $ 5 tears and $ 9 ticket and never"
     " begs for them [SEP]",
@@ -100,8 +101,8 @@ def test_report_of_texts_repeats_byte_for_byte(two, tmp_path):
         if rows[index].method != "dense":
             make_text_gallery(rows[index].occupancy, seed=int(index)).write(tmp_path / f"job-{job}" / "tokens.npz")
     again = make_report([tmp_path]).page.parent
-    figures = {f"{name}.{kind}" for name in ("pareto", "tasks", "tokens") for kind in ("png", "pdf", "svg", "csv")}
-    assert {path.name for path in report.iterdir()} == figures | {"table.md", "table.csv", "index.html"}
+    figures = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "svg", "csv")}
+    assert {path.name for path in report.iterdir()} == figures | {"table.md", "table.tex", "table.csv", "index.html"}
     assert [path.name for path in report.iterdir() if path.read_bytes() != (again / path.name).read_bytes()] == []
 
 
@@ -208,7 +209,10 @@ def test_nine_data_sets_have_a_panel_each_and_empty_ones_are_hidden(tmp_path, mo
 def test_a_report_of_images_has_no_figure_of_tasks(tmp_path):
     make_report([write_rows(tmp_path / "texts", [make_text_row()])], tmp_path / "out")
     assert (tmp_path / "out" / "tasks.csv").exists()
-    assert make_report([write_rows(tmp_path / "images", [make_row()])], tmp_path / "out").tasks is None
+    assert make_report([write_rows(tmp_path / "images", [make_row()])], tmp_path / "out").missing.keys() >= {
+        "tasks",
+        "glue",
+    }
     assert not list((tmp_path / "out").glob("tasks.*"))
 
 

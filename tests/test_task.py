@@ -210,7 +210,7 @@ def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path
     report = make_report([tmp_path])
     table, page = report.table.read_text(), report.page.read_text()
     assert "Pearson correlation x 100" in table and "-25.00" in table and "accuracy" not in table
-    assert "Pearson correlation against cost" in page and "spearman -30.00" in page
+    assert "Pearson correlation (x 100)" in page and "spearman -30.00" in page
 
 
 # --- texts: a vision transformer that reads words
@@ -392,7 +392,7 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
             f"{dataset.labels[place]:.2f}" if scores else ("bad", "fair", "good")[dataset.labels[place]]
         )
     report = make_report([tmp_path])
-    assert report.tokens is not None and report.tokens.stat().st_size > 5000
+    assert report.figures["tokens"].stat().st_size > 5000
     page = report.page.read_text()
     data = json.loads(page.split('id="galleries">')[1].split("</script>")[0])
     assert data["sets"][0]["words"][0] == [word for word in read.words[0] if word]

@@ -85,8 +85,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_experiment_of_text_is_run_here() -> None:
-    experiments = {path.stem for path in (config_folder() / "experiment").glob("*.yaml")}
-    assert set(RUNS) == experiments - {"debug", "quickstart", "deit_concrete", "deit_topk", "lvvit_concrete"}
+    files = list((config_folder() / "experiment").glob("*.yaml"))
+    of_text = ("/model: minilm_l6", "/model: bert_base")
+    assert set(RUNS) == {path.stem for path in files if any(model in path.read_text() for model in of_text)}
 
 
 @pytest.mark.parametrize("experiment", RUNS)

@@ -24,7 +24,7 @@ from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod, TrainedMethod
+from sttabt.methods.base import MergingMethod, PlannedMethod, TrainedMethod
 from sttabt.methods.dense import Dense
 from sttabt.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
@@ -128,12 +128,14 @@ class DenseComparison:
     """A pruned model's time, its ratios to `baseline`: the faster of the base model's own forwards, `dense` by name.
 
     batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens
-    alone, and in the last layer only what the head reads.
+    alone, and in the last layer only what the head reads. parts: what a plan that is made beforehand takes of
+    `pruned`, by names of PARTS: the network whose attention it reads, and the planning.
     """
 
     pruned: Timing
     dense: dict[str, Timing]
     baseline: str
+    parts: dict[str, Timing]
 
 
 @torch.inference_mode()
@@ -153,10 +155,18 @@ def time_against_dense(
         plans = [keep_all(model.base.real(inputs), model.base.layers, model.base.outputs) for inputs in each]
         variants["unpadded"] = _over(list(zip(each, plans, strict=True)), lambda pair: run_dropped(model.base, *pair))
     pruned = model.base if isinstance(model.method, Dense) else model
-    timing = time_interleaved(variants | {"pruned": _over(each, pruned)}, "batch", rounds)
+    parts = _planning_parts(model, each)
+    timing = time_interleaved(variants | {"pruned": _over(each, pruned)} | parts, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
+    seconds = {name: timing[name].seconds for name in parts}
+    if len(parts) > 1:  # a plan begins with the approximate network
+        pairs = zip(seconds["planning"], seconds["approximate_network"], strict=True)
+        seconds["planning"] = [both - network for both, network in pairs]
     return DenseComparison(
-        timing["pruned"].against(timing[baseline]), {name: timing[name] for name in variants}, baseline
+        timing["pruned"].against(timing[baseline]),
+        {name: timing[name] for name in variants},
+        baseline,
+        {name: Timing(own, []).against(timing[baseline]) for name, own in seconds.items()},
     )
 
 
@@ -265,6 +275,14 @@ def _ways(model: PrunedModel) -> dict[str, Callable[[Any], Tensor]]:
     if isinstance(model.method, TrainedMethod):
         ways["soft"] = lambda inputs: model.soft(inputs).logits
     return ways
+
+
+def _planning_parts(model: PrunedModel, each: Sequence[Any]) -> dict[str, Callable[[], object]]:
+    """What can be timed by itself of a plan that is made beforehand: up to the trace, and up to the plan."""
+    if not isinstance(model.method, PlannedMethod) or model.method.attention is None:
+        return {}
+    approx = {"approximate_network": _over(each, model.trace)} if model.method.attention == "approximate" else {}
+    return approx | {"planning": _over(each, model.plan)}
 
 
 def _values(macs: dict[str, float]) -> Tensor:

@@ -110,7 +110,8 @@ def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:
     if len(found.dense) > 1:
         times |= {f"dense_{name}_ms": timing.median for name, timing in found.dense.items()}
     times = {name: seconds * 1e3 / samples for name, seconds in times.items()}
-    return times | {"ratio": found.pruned.ratio, "ratio_low": low, "ratio_high": high}
+    parts = {f"{part}_ratio": timing.ratio for part, timing in found.parts.items()}
+    return times | {"ratio": found.pruned.ratio, "ratio_low": low, "ratio_high": high} | parts
 
 
 def _approximation(notes: dict[str, Any] | None) -> dict[str, float] | None:

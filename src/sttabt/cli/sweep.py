@@ -108,11 +108,8 @@ def report_sweep(folder: Path, choose: Sequence[str] = ()) -> None:
         return
     sys.stdout.write(f"\n{files.table.read_text(encoding='utf-8')}\n")
     log.info("table: %s", files.table)
-    log.info("figure: %s", files.figure)
-    if files.tasks:
-        log.info("tasks: %s", files.tasks)
-    if files.tokens:
-        log.info("tokens: %s", files.tokens)
+    for name, path in files.figures.items():
+        log.info("%s: %s", name, path)
     log.info("page: %s", files.page)
 
 

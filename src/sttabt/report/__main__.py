@@ -1,4 +1,4 @@
-"""`python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT] [choose=SETTING,...]`: figures and a page from rows."""
+"""`python -m sttabt.report FOLDER... [figure=NAME,...] [out=FOLDER] ...`: figures, tables and a page from rows."""
 
 from __future__ import annotations
 
@@ -10,36 +10,52 @@ from pathlib import Path
 
 from sttabt.errors import UserError, nearest
 
-USAGE = """usage: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT] [choose=SETTING,...]
+USAGE = """usage: python -m sttabt.report FOLDER... [figure=NAME,...] [out=FOLDER] [title=TEXT] [choose=SETTING,...]
 
-Reads every row.json below the folders and writes table.md, table.csv, index.html, the figure pareto and, where rows are
-of texts, the figure tasks, where they have galleries, the figure tokens; each figure as .png, .pdf, .svg and .csv.
+Reads every row.json below the folders, and the table.csv of other reports that are named themselves, and writes
+table.md, table.tex, table.csv, index.html and every figure that the rows fill: as .png, .pdf, .svg and .csv.
 Data sets stay apart. out is FOLDER/report where it is not given.
+figure=NAME,... draws these alone; one whose rows are missing says which runs make them.
 choose=temperature reports, of rows that differ in that setting alone, those of the lowest validation loss.
+
+Figures:
 """
-OPTIONS = ("out", "title", "choose")
+OPTIONS = ("figure", "out", "title", "choose")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0, or 2 for a user's mistake."""
+    """Returns the exit code: 0, or 2 for a user's mistake and for a figure that was asked for and has no rows."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(USAGE)
+        sys.stdout.write(usage())
         return 0
     try:
         folders, options = _parse(arguments)
+        choose, names = _split(options.pop("choose", "")), _split(options.pop("figure", ""))
         # matplotlib and pandas load after the arguments are known to be good.
-        from sttabt.report.build import make_report
+        from sttabt.report.build import draw_figures, make_report
 
-        choose = [name for name in options.pop("choose", "").split(",") if name]
-        report = make_report(folders, **options, choose=choose)
+        if names:
+            figures, missing = draw_figures(names, folders, options.get("out"), choose)
+            shown = []
+        else:
+            report = make_report(folders, **options, choose=choose)
+            figures, missing = report.figures, report.missing
+            shown = [report.table.read_text(encoding="utf-8"), str(report.table), str(report.page)]
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    table = report.table.read_text(encoding="utf-8")
-    paths = [str(path) for path in (report.table, report.figure, report.tasks, report.tokens, report.page) if path]
-    sys.stdout.write("\n".join([table, *paths, ""]))
-    return 0
+    sys.stdout.write("".join(f"{line}\n" for line in [*shown, *map(str, figures.values())]))
+    sys.stderr.write("".join(f"{name} is not drawn: {why}\n" for name, why in missing.items()))
+    return 2 if names and missing else 0
+
+
+def usage() -> str:
+    """The help, with every figure of the catalogue."""
+    from sttabt.report.catalogue import CATALOGUE
+
+    width = max(map(len, CATALOGUE))
+    return USAGE + "".join(f"  {name:{width}}  {entry.title}\n" for name, entry in CATALOGUE.items())
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -54,9 +70,15 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             raise UserError(f"{argument}: there is no option {name}, {nearest(name, OPTIONS)}")
         else:
             folders.append(argument)
+    if "title" in options and options.get("figure"):
+        raise UserError("title= has no effect with figure=: figures alone have no page")
     if not folders:
         raise UserError("give a folder with result rows: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT]")
     return folders, options
+
+
+def _split(names: str) -> list[str]:
+    return [name for name in names.split(",") if name]
 
 
 if __name__ == "__main__":

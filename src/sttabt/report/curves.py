@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -13,11 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sttabt.report.figures import COLOURS, OTHER_COLOURS
+from sttabt.report.literature import Published
 from sttabt.report.points import Point, Value
 from sttabt.report.rows import LABELS
 
 MARKERS = "osD^vPX<>p"
+DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": "x", "markersize": 4, "alpha": 0.75}
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+LEGEND_LINE = 0.16  # inches
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ def curve_styles(points: Sequence[Point]) -> dict[str, Style]:
     return styles
 
 
-def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str) -> None:
-    """A curve a method through the means over seeds, with bars of one standard deviation, against the cost `name`."""
+def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str, scale: float = 1.0) -> None:
+    """A curve a method through the means over seeds, with bars of one standard deviation, against `scale * name`."""
     for series, group in groupby(points, key=lambda point: point.series):
         own, style = list(group), styles[series]
         known = [(x, y) for point in own if (x := place(point, name)) and (y := point.value("score"))]
@@ -57,9 +62,9 @@ def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
             for _, score in known:
                 panel.axhline(100 * score.mean, color=style.colour, linestyle=":", linewidth=1)
         panel.errorbar(
-            [x.mean for x, _ in known],
+            [scale * x.mean for x, _ in known],
             [100 * y.mean for _, y in known],
-            xerr=[x.deviation or 0 for x, _ in known] if any(x.deviation for x, _ in known) else None,
+            xerr=[scale * (x.deviation or 0) for x, _ in known] if any(x.deviation for x, _ in known) else None,
             yerr=[100 * (y.deviation or 0) for _, y in known] if any(y.deviation for _, y in known) else None,
             color=style.colour, marker=style.marker, linestyle=style.line, markersize=style.size,
             linewidth=1.4, capsize=2, elinewidth=0.9,
@@ -72,8 +77,38 @@ def place(point: Point, name: str) -> Value | None:
     return Value(1.0, None) if value is None and name == "time_ratio" and point.label == "dense" else value
 
 
-def add_legend(figure: Figure, styles: dict[str, Style], more: Sequence[Artist] = ()) -> None:
-    """Below all panels; `more` are labelled handles after the curves'."""
+def draw_published(panel: Axes, published: Published, colours: Mapping[str, str] = COLOURS) -> None:
+    """Dashed curves of others, with crosses, in the colours of their methods."""
+    panel.axhline(
+        100 * published.dense, color=COLOURS["dense"], linestyle=DASHED["linestyle"], linewidth=0.8, alpha=0.6
+    )
+    for label, curve in published.curves.items():
+        places, scores = zip(*curve, strict=True)
+        panel.plot(places, [100 * score for score in scores], color=colours[label], **DASHED)
+
+
+def published_colours(published: Iterable[Published]) -> dict[str, str]:
+    """The colour of every method, of those too that only others have."""
+    others = sorted({label for found in published for label in found.curves} - set(COLOURS))
+    return COLOURS | dict(zip(others, OTHER_COLOURS, strict=False))
+
+
+def published_handles(published: Sequence[Published], styles: Iterable[str], label: str) -> list[Artist]:
+    """For the legend: one for all published curves of methods that it has already, one each for the others."""
+    colours = published_colours(published)
+    known = {series.partition(",")[0] for series in styles}
+    others = sorted({method for found in published for method in found.curves} - known)
+    handles: list[Artist] = [Line2D([], [], color=colours[method], label=method, **DASHED) for method in others]
+    return handles + ([Line2D([], [], color="#555555", label=label, **DASHED)] if published else [])
+
+
+def add_legend(
+    figure: Figure,
+    styles: dict[str, Style],
+    more: Sequence[Artist] = (),
+    where: Literal["outside lower center", "outside right upper"] = "outside lower center",
+) -> None:
+    """Below all panels or beside them; `more` are labelled handles after the curves'."""
     handles: list[Artist] = [
         Line2D(
             [], [], color=style.colour, marker=style.marker, markersize=style.size, linestyle=style.line,
@@ -82,6 +117,16 @@ def add_legend(figure: Figure, styles: dict[str, Style], more: Sequence[Artist] 
         for series, style in styles.items()
     ]  # fmt: skip
     handles += more
-    widest = max(len(str(handle.get_label())) for handle in handles)
-    columns = min(len(handles), max(1, int(14 * figure.get_figwidth() / (widest + 8))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = 1 if where == "outside right upper" else legend_columns(labels, figure.get_figwidth())
+    figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=7.5, handlelength=3)
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of entries fit into so many inches."""
+    return min(len(labels), max(1, int(14 * width / (max(map(len, labels)) + 8))))
+
+
+def legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that the legend takes below the panels."""
+    return 0.15 + LEGEND_LINE * -(-len(labels) // legend_columns(labels, width))

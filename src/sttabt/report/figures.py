@@ -24,10 +24,11 @@ COLOURS = {
 OTHER_COLOURS = ("#8C6D00", "#004B73")
 WRONG = "#B03A00"
 FONT = "DejaVu Sans"
+FULL_WIDTH = 6.9  # inches: the text of a page in two columns, so that figures are printed as large as they are drawn
 
 SETTINGS = {
     "font.family": FONT,
-    "font.size": 9,
+    "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -58,5 +59,5 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 def remove(folder: Path, name: str) -> None:
     """Removes what an earlier report left: its figures would pass for this one's."""
-    for suffix in (".png", ".pdf", ".svg", ".csv"):
+    for suffix in (".png", ".pdf", ".svg", ".csv", ".md", ".tex"):
         (folder / f"{name}{suffix}").unlink(missing_ok=True)

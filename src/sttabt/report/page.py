@@ -8,17 +8,24 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from sttabt.report.catalogue import CATALOGUE
+from sttabt.report.chart import COSTS, chart
+from sttabt.report.curves import Style, curve_styles
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.report.images import STRENGTH, faded_colour
+from sttabt.report.overhead import TITLE as OVERHEAD
+from sttabt.report.overhead import overhead_frame, overhead_lines
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS
 from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
-from sttabt.report.tokens import STRENGTH, faded_colour
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Section:
     unit: str  # of the scores
     columns: list[Column]
     points: Sequence[Point]
+    first: int  # the page's number of the first point
+    chart: dict[str, Any]
     layers: list[list[float]]  # occupancy at each boundary, by point
     approx_heads: list[str]
     approx: list[list[str]]
@@ -38,22 +47,36 @@ def write_page(
     path: Path,
     title: str,
     datasets: dict[str, list[Point]],
-    figures: Sequence[tuple[str, Path]],
+    figures: dict[str, Path],
     galleries: Sequence[tuple[str, Gallery]],
     start: str,
 ) -> Path:
-    """Writes the page. `figures` are (heading, image); `galleries` (name, gallery), `start` is shown first."""
+    """Writes the page. `figures`: by name in the catalogue; `galleries`: (name, gallery), `start` is shown first."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("sttabt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(_file("page.html.j2"))
     points = [point for own in datasets.values() for point in own]
+    styles = curve_styles(points)
+    firsts = accumulate((len(own) for own in datasets.values()), initial=0)
+    overhead = overhead_frame(datasets)
+    overhead_heads, overhead_cells = overhead_lines(overhead) if len(overhead) else ([], [])
     path.write_text(
         template.render(
             title=title,
             heading=report_heading(datasets),
             facts=_facts(points),
-            sections=[_section(own) for own in datasets.values()],
+            style=Markup(_file("page.css")),
+            script=Markup(_file("page.js")),
+            costs=COSTS,
+            sections=[_section(own, styles, first) for own, first in zip(datasets.values(), firsts, strict=False)],
+            overhead_title=OVERHEAD,
+            overhead_heads=overhead_heads,
+            overhead=overhead_cells,
             notes=notes(points),
-            figures=[(head, _address(image.read_bytes())) for head, image in figures],
+            figures=[
+                (name, CATALOGUE[name].title, _address(path.read_bytes()))
+                for name, path in figures.items()
+                if path.suffix == ".png"
+            ],
             galleries=_galleries(galleries, start),
         ),
         encoding="utf-8",
@@ -61,11 +84,25 @@ def write_page(
     return path
 
 
-def _section(points: Sequence[Point]) -> Section:
+def _file(name: str) -> str:
+    return files("sttabt.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(points: Sequence[Point], styles: dict[str, Style], first: int) -> Section:
     rows = [row for point in points for row in point.rows]
     heads, approx = approx_table(rows)
     unit = METRICS[rows[0].metric].unit
-    return Section(heading(points), unit, table_columns(points), points, [_layers(p) for p in points], heads, approx)
+    return Section(
+        heading=heading(points),
+        unit=unit,
+        columns=table_columns(points),
+        points=points,
+        first=first,
+        chart=chart(points, styles, first),
+        layers=[_layers(point) for point in points],
+        approx_heads=heads,
+        approx=approx,
+    )
 
 
 def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves, place
-from sttabt.report.figures import figure_style, save
-from sttabt.report.points import Point
+from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves, legend_height, place
+from sttabt.report.figures import FULL_WIDTH, figure_style, save
+from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 from sttabt.report.table import heading
 
@@ -33,20 +32,28 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
     columns = 2 if many else 1
     lines = -(-len(datasets) // columns)
     with figure_style():
-        figure = Figure(figsize=(15 if many else 10.5, 0.9 + (2.3 if many else 3.0) * lines), layout="constrained")
+        width = 15 if many else FULL_WIDTH
+        height = legend_height(list(styles), width) + (2.3 if many else 2.4) * lines
+        figure = Figure(figsize=(width, height), layout="constrained")
         blocks = figure.subfigures(lines, columns, squeeze=False).flat
         for block, points in zip(blocks, datasets.values(), strict=False):  # an odd number leaves a block empty
             panels = block.subplots(1, len(PANELS), sharey=True)
             for panel, (name, title) in zip(panels, PANELS, strict=True):
                 _draw_panel(panel, points, styles, name)
-                panel.set_xlabel(title, fontsize=8 if many else 9)
+                panel.set_xlabel(_axis(name, title, points))
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
             block.suptitle(heading(points), fontsize=9 if many else 10)
         add_legend(figure, styles)
         path = save(figure, folder, "pareto")
-    _frame(datasets).to_csv(folder / "pareto.csv", index=False)
+    point_frame(datasets, [name for name, _ in PANELS]).to_csv(folder / "pareto.csv", index=False)
     return path
+
+
+def _axis(name: str, title: str, points: Sequence[Point]) -> str:
+    """The label of an axis; times of batches of several sizes stand in one panel, which says so."""
+    sizes = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
+    return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name == "time_ratio" and sizes else title
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str) -> None:
@@ -62,17 +69,3 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
     if missing:
         note = f"timing was off for {missing} point{'s' * (missing > 1)}"
         panel.set_title(note, fontsize=8, color="#555555")
-
-
-def _frame(datasets: dict[str, list[Point]]) -> pd.DataFrame:
-    lines = []
-    for dataset, points in datasets.items():
-        for point in points:
-            line: dict[str, object] = {"dataset": dataset, "curve": point.series, "setting": point.setting}
-            line |= {"seeds": len(point.rows), "metric": point.rows[0].metric}
-            for name in ("score", *(name for name, _ in PANELS)):
-                value = point.value(name)
-                line[name] = value.mean if value else None
-                line[f"{name}_deviation"] = value.deviation if value else None
-            lines.append(line)
-    return pd.DataFrame(lines)

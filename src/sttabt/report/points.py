@@ -1,6 +1,6 @@
 """From rows to points: rows that share everything but the seed become one point of one curve.
 
-Data sets stay apart: each has its own points, its own table and its own panels.
+Data sets stay apart, and so do models of one data set: each has its own points, its own table and its own panels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from sttabt.errors import UserError
 from sttabt.report.rows import LABELS, Row
 
-ONE_PANEL = ("split", "model", "metric")  # rows of one data set that differ here are not comparable
-ONE_TABLE = ("dataset", *ONE_PANEL)
+ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
+ONE_TABLE = ("dataset", "model", *ONE_PANEL)
 # Where rows of one method differ here or in their `settings`, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
 SWEPT = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what moves along a curve
@@ -58,23 +60,28 @@ class Point:
 
 
 def points_by_dataset(rows: Sequence[Row], chosen: Sequence[str] = ()) -> dict[str, list[Point]]:
-    """The points of each data set, sorted by its name; `chosen`: as `to_points`.
+    """The points of each data set, sorted by its name; of several models on one: of each `MODEL on DATASET`.
+
+    chosen: as `to_points`.
 
     Raises:
-        UserError: rows of one data set differ in split, model or metric, so that they cannot share a panel.
+        UserError: rows of one of them differ in split or metric, so that they cannot share a panel.
     """
-    found: dict[str, list[Point]] = {}
-    for dataset in sorted({row.dataset for row in rows}):
-        own = [row for row in rows if row.dataset == dataset]
+    models: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        models[row.dataset].add(row.model)
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row.dataset, row.model)):
+        groups[f"{row.model} on {row.dataset}" if len(models[row.dataset]) > 1 else row.dataset].append(row)
+    for group, own in groups.items():
         for name in ONE_PANEL:
             values = sorted({str(getattr(row, name)) for row in own})
             if len(values) > 1:
                 raise UserError(
-                    f"the rows of {dataset} differ in {name} ({', '.join(values)}) and one panel shows one {name}: "
+                    f"the rows of {group} differ in {name} ({', '.join(values)}) and one panel shows one {name}: "
                     f"make a report for each from a folder that holds its rows alone"
                 )
-        found[dataset] = to_points(own, chosen)
-    return found
+    return {group: to_points(own, chosen) for group, own in groups.items()}
 
 
 def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
@@ -91,12 +98,12 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
     points = []
     for group in groups.values():
         first = group[0]
-        variant = [f"{name} {_text(_variant(first, name))}" for name in varying[first.label]]
+        variant = [f"{name} {spell(_variant(first, name))}" for name in varying[first.label]]
         if first.method == "backtracking" and first.keep_ratio is None:
             variant.append("dynamic count")
-        setting = [f"{name} {_text(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
+        setting = [f"{name} {spell(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
         own = tuple(name for name in chosen if name in first.settings)
-        setting += [f"{name} {_text(first.settings[name])}" for name in own]
+        setting += [f"{name} {spell(first.settings[name])}" for name in own]
         if len({row.seed for row in group}) == len(group):
             points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), own))
             continue
@@ -106,6 +113,21 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
             apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
             points.append(Point(first.label, ", ".join(variant), apart, (row,), own))
     return sorted(points, key=_order)
+
+
+def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.DataFrame:
+    """A line a point: what it is, its score, and the fields `names`, each as mean and deviation over seeds."""
+    lines = []
+    for points in datasets.values():
+        for point in points:
+            first = point.rows[0]
+            line: dict[str, object] = {"dataset": first.dataset, "model": first.model, "from": "rows"}
+            line |= {"curve": point.series, "setting": point.setting, "seeds": len(point.rows), "metric": first.metric}
+            for name in ("score", *names):
+                value = point.value(name)
+                line |= {name: value and value.mean, f"{name}_deviation": value and value.deviation}
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -142,5 +164,6 @@ def _order(point: Point) -> tuple:
     return (rank, point.label, one_table, variants, point.variant, cost, point.setting)
 
 
-def _text(value: object) -> str:
+def spell(value: object) -> str:
+    """A setting's value for readers."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -98,7 +98,8 @@ class Row:
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
     macs: dict[str, float]  # part -> multiply-adds a sample
     macs_dense: float  # multiply-adds a sample of the dense model, without padding
-    # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; single_...: one sample at a time
+    # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; parts of it, as planning_ratio;
+    # single_...: one sample at a time
     time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
@@ -166,7 +167,11 @@ class Row:
     @classmethod
     def read(cls, path: str | Path) -> Row:
         """Reads a row. Raises ValueError that says what is wrong with a truncated or foreign file."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).parent)
+
+    @classmethod
+    def from_dict(cls, values: object, folder: Path | None) -> Row:
+        """A row of this schema or an older one from what a file holds. Raises ValueError as `read` does."""
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         if values.get("schema") in OLDER:
@@ -175,38 +180,58 @@ class Row:
         for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if found:
                 raise ValueError(f"it {problem} {', '.join(sorted(found))}")
-        return cls(**values, folder=Path(path).parent)
+        return cls(**values, folder=folder)
 
 
-def read_rows(folders: Sequence[str | Path]) -> list[Row]:
-    """All rows below the folders, each once, in the order of their paths.
+def read_rows(places: Sequence[str | Path]) -> list[Row]:
+    """All rows below the folders and of the tables (a report's table.csv) named, each file once, in their order.
 
-    A file that cannot be read is named in a warning, skipped and counted.
+    A file or a line that cannot be read is named in a warning, skipped and counted.
 
     Raises:
-        UserError: a folder is missing or has no readable row.
+        UserError: a folder or a table is missing or has no readable row.
     """
-    rows: dict[Path, Row] = {}
-    broken: set[Path] = set()
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}: give the output folder of a run or a sweep")
-        paths = sorted(folder.rglob(ROW_FILE))
+    rows: dict[Path, list[Row]] = {}
+    skipped = 0
+    for place in map(Path, places):
+        if place.suffix == ".csv":
+            paths = [place]
+            if not place.is_file():
+                raise UserError(f"there is no table {place}: give the table.csv of a report, or a folder of rows")
+        elif place.is_dir():
+            paths = sorted(place.rglob(ROW_FILE))
+        else:
+            raise UserError(f"there is no folder {place}: give the output folder of a run or a sweep")
         for path in paths:
-            key = path.resolve()
-            if key in rows or key in broken:
-                continue
-            try:
-                rows[key] = Row.read(path)
-            except (ValueError, OSError) as error:
-                log.warning("skipped %s: %s", path, error)
-                broken.add(key)
-        if not any(path.resolve() in rows for path in paths):
-            unreadable = f" that can be read ({len(paths)} cannot)" if paths else ""
-            raise UserError(f"no {ROW_FILE}{unreadable} below {folder}: run a job that ends with the stage 'evaluate'")
-    if broken:
-        log.warning("skipped %d of %d row files", len(broken), len(broken) + len(rows))
-    return list(rows.values())
+            if path.resolve() not in rows:
+                rows[path.resolve()], broken = _read(path)
+                skipped += broken
+        if not any(rows[path.resolve()] for path in paths):
+            raise UserError(_nothing(place, len(paths)))
+    found = [row for own in rows.values() for row in own]
+    if skipped:
+        log.warning("skipped %d of %d rows, which cannot be read", skipped, skipped + len(found))
+    return found
+
+
+def _read(path: Path) -> tuple[list[Row], int]:
+    """The rows of a file, and how many cannot be read."""
+    from sttabt.report.csv_rows import read_table  # it makes rows
+
+    if path.suffix == ".csv":
+        return read_table(path)
+    try:
+        return [Row.read(path)], 0
+    except (ValueError, OSError) as error:
+        log.warning("skipped %s: %s", path, error)
+        return [], 1
+
+
+def _nothing(place: Path, files: int) -> str:
+    if place.suffix == ".csv":
+        return f"no row that can be read in {place}: give the table.csv of a report"
+    unreadable = f" that can be read ({files} cannot)" if files else ""
+    return f"no {ROW_FILE}{unreadable} below {place}: run a job that ends with the stage 'evaluate'"
 
 
 def _from_older(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from sttabt.report.markup import markdown_table, write_latex
 from sttabt.report.points import ONE_TABLE, SWEPT, Point, Value, to_points
 from sttabt.report.rows import APPROX_KEYS, METRICS, Row
 
@@ -36,7 +38,7 @@ def format_points(points: Sequence[Point]) -> str:
     """The table of points that share model and data set, as `format_table` shows it."""
     rows = [row for point in points for row in point.rows]
     columns = table_columns(points)
-    lines = [f"## {heading(points)}", "", *_markdown(
+    lines = [f"## {heading(points)}", "", *markdown_table(
         [column.title for column in columns],
         [[column.text(point) for column in columns] for point in points],
         [column.number for column in columns],
@@ -44,7 +46,7 @@ def format_points(points: Sequence[Point]) -> str:
     heads, approx = approx_table(rows)
     if approx:
         lines += ["", "Distance of the approximate attention from the base model's:", ""]
-        lines += _markdown(heads, approx, [True] * len(heads))
+        lines += markdown_table(heads, approx, [True] * len(heads))
     return "\n".join([*lines, "", *notes(points), ""])
 
 
@@ -68,6 +70,20 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         _time_column("one sample at a time: share of dense time", "single_time_ratio", "single_ratio"),
     ]
     return [column for column in columns if any(column.key(point) is not None for point in points)]
+
+
+def write_tables(datasets: dict[str, list[Point]], folder: Path) -> Path:
+    """Writes table.md, table.tex and table.csv; returns the path of the first."""
+    (folder / "table.md").write_text("\n".join(map(format_points, datasets.values())), encoding="utf-8")
+    tables = []
+    for points in datasets.values():
+        columns = table_columns(points)
+        lines = [[column.text(point) for column in columns] for point in points]
+        tables.append((heading(points), [column.title for column in columns], lines))
+    write_latex(folder / "table.tex", tables)
+    rows = [row for points in datasets.values() for point in points for row in point.rows]
+    to_frame(rows).to_csv(folder / "table.csv", index=False)
+    return folder / "table.md"
 
 
 def report_heading(datasets: dict[str, list[Point]]) -> str:
@@ -135,18 +151,6 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
         {"label": row.label, "macs_total": row.macs_total, "macs_share": row.macs_share, **_flat(row.to_dict())}
         for row in rows
     )
-
-
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *lines)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-
-    def text(line: Sequence[str]) -> str:
-        padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numbers, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * (w - 1) + ":") if n else "-" * w for w, n in zip(widths, numbers, strict=True)]
-    return [text(cells[0]), f"| {' | '.join(rule)} |", *(text(line) for line in cells[1:])]
 
 
 def _column(title: str, name: str, scale: float, digits: int) -> Column:

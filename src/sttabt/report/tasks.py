@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sttabt.report.curves import Style, add_legend, curve_styles, draw_curves
-from sttabt.report.figures import COLOURS, figure_style, save
-from sttabt.report.literature import LABEL, Published, published_curves
-from sttabt.report.points import Point
+from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published
+from sttabt.report.figures import FULL_WIDTH, figure_style, save
+from sttabt.report.literature import LABEL, Published, curve_lines, published_curves
+from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 from sttabt.report.table import report_heading
 
@@ -32,7 +31,6 @@ COSTS = {
 }
 MOST_COLUMNS = 5
 WIDTH, HEIGHT = 2.3, 1.75  # of a panel among several, in inches
-DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": "x", "markersize": 4, "alpha": 0.75}
 
 
 def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
@@ -44,13 +42,13 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     if not texts:
         return None
     styles = curve_styles([point for points in texts.values() for point in points])
-    published = {name: found for name, points in texts.items() if (found := _published(name, points))}
+    published = {name: found for name, points in texts.items() if (found := _published(points))}
     alone = len(texts) == 1
     lines = -(-len(texts) // MOST_COLUMNS)
     columns = -(-len(texts) // lines)
     with figure_style():
         # One data set has its three panels beside each other, several have a block of panels a cost.
-        size = (9.5, 3.6) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
+        size = (FULL_WIDTH, 3.2) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         blocks = [figure] if alone else list(figure.subfigures(len(COSTS), 1, squeeze=False)[:, 0])
         shape = (1, len(COSTS)) if alone else (lines, columns)
@@ -61,7 +59,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
             own = list(np.array_split(panels, len(COSTS))[index])
             _draw_panels(own, texts, styles, cost, beside)
             if alone:
-                own[0].set_xlabel(fill(title, 41))
+                own[0].set_xlabel(fill(title, 32))
             else:
                 blocks[index].supxlabel(title, fontsize=9)
         if alone:
@@ -72,9 +70,9 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     return path
 
 
-def _published(dataset: str, points: list[Point]) -> Published | None:
+def _published(points: list[Point]) -> Published | None:
     """What was published of the data set and the methods that it has rows of."""
-    found = published_curves(dataset, points[0].rows[0].metric)
+    found = published_curves(points[0].rows[0].dataset, points[0].rows[0].metric)
     labels = {point.label for point in points}
     return found and Published(found.dense, {label: own for label, own in found.curves.items() if label in labels})
 
@@ -88,45 +86,22 @@ def _draw_panels(
 ) -> None:
     for panel, (dataset, points) in zip(panels, texts.items(), strict=False):
         if dataset in published:
-            _draw_published(panel, published[dataset])
+            draw_published(panel, published[dataset])
         draw_curves(panel, points, styles, cost)
         panel.set_xlim(left=0)
         metric = METRICS[points[0].rows[0].metric]
         panel.set_ylabel(f"{metric.title}\n({metric.unit})", fontsize=8)
         panel.tick_params(labelsize=8)
         if len(texts) > 1:
-            panel.set_title(f"{dataset} ({points[0].rows[0].model})", fontsize=8.5)
+            panel.set_title(f"{points[0].rows[0].dataset} ({points[0].rows[0].model})", fontsize=8.5)
     for panel in panels[len(texts) :]:
         panel.set_visible(False)
 
 
-def _draw_published(panel: Axes, published: Published) -> None:
-    panel.axhline(
-        100 * published.dense, color=COLOURS["dense"], linestyle=DASHED["linestyle"], linewidth=0.8, alpha=0.6
-    )
-    for label, curve in published.curves.items():
-        shares, scores = zip(*curve, strict=True)
-        panel.plot(shares, [100 * score for score in scores], color=COLOURS[label], **DASHED)
-
-
 def _frame(texts: dict[str, list[Point]], published: dict[str, Published]) -> pd.DataFrame:
-    lines: list[dict[str, object]] = []
-    for dataset, points in texts.items():
-        metric = points[0].rows[0].metric
-        for point in points:
-            line: dict[str, object] = {"dataset": dataset, "from": "rows", "curve": point.series}
-            line |= {"setting": point.setting, "seeds": len(point.rows), "metric": metric}
-            for name in ("score", *COSTS):
-                value = point.value(name)
-                assert value is not None
-                line |= {name: value.mean, f"{name}_deviation": value.deviation}
-            lines.append(line)
-        if dataset in published:
-            common = {"dataset": dataset, "from": LABEL, "metric": metric}
-            lines.append(common | {"curve": "dense", "score": published[dataset].dense})
-            lines += [
-                common | {"curve": label, "score": score, PADDED: share}
-                for label, curve in published[dataset].curves.items()
-                for share, score in curve
-            ]
-    return pd.DataFrame(lines).astype({"seeds": "Int64"})  # published points have none
+    frames = [point_frame(texts, list(COSTS))]
+    for name, found in published.items():
+        first = texts[name][0].rows[0]
+        common = {"dataset": first.dataset, "from": LABEL, "metric": first.metric}
+        frames.append(pd.DataFrame([common | line for line in curve_lines(found, PADDED)]))
+    return pd.concat(frames).astype({"seeds": "Int64"})  # published points have none

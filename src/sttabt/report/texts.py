@@ -20,12 +20,12 @@ from sttabt.report.gallery import TextGallery
 MOST_TOKENS = 60  # of a text; the rest is left out
 WORD_SIZE = 7.5  # points
 # All lengths below are inches.
-COLUMN = 2.9  # words of a method
-GAP = 0.15  # between columns
-LABELS = 0.9  # what the texts are, on the left
+COLUMN = 1.88  # words of a method; three fit into FULL_WIDTH
+GAP = 0.12  # between columns
+LABELS = 0.75  # what the texts are, on the left
 LINE = 0.17  # a line of words
 SPACE = 0.05  # between words
-MARGIN = 0.1
+MARGIN = 0.08
 TITLE, HEADS, FOOT, KEY = 0.3, 0.48, 0.3, 0.3  # heights: the block's title, its heads, under a text, the key of colours
 
 
@@ -52,14 +52,14 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
     axes = part.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))  # inches from the top left
     axes.axis("off")
-    axes.text(MARGIN, TITLE / 2, title, fontsize=10, va="center", parse_math=False)
+    axes.text(MARGIN, TITLE / 2, title, fontsize=9, va="center", parse_math=False)
     for column, (name, gallery) in enumerate(columns):
         left = MARGIN + LABELS + column * (COLUMN + GAP)
         axes.text(
             left,
             TITLE + 0.05,
-            fill(shorten(name, 130, placeholder="…"), 46),
-            fontsize=8,
+            fill(shorten(name, 84, placeholder="…"), 28),
+            fontsize=7.5,
             va="top",
             weight="bold",
             parse_math=False,
@@ -68,14 +68,14 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
         for index in range(texts):
             caption = gallery.caption(index)
             if column == 0:
-                label = fill(shorten(caption.label, 26, placeholder="…"), 13)
-                axes.text(MARGIN, top, f"label:\n{label}", fontsize=8, va="top", parse_math=False)
+                label = fill(shorten(caption.label, 24, placeholder="…"), 12)
+                axes.text(MARGIN, top, f"label:\n{label}", fontsize=7.5, va="top", parse_math=False)
             _draw_text(axes, gallery, index, left, top)
             top += _lines(gallery, index) * LINE
             mark = {True: "✓ ", False: "✗ ", None: ""}[caption.right]
             axes.text(
-                left, top + 0.03, f"{mark}predicted {shorten(caption.prediction, 30, placeholder='…')},"
-                f" occupancy {gallery.share(index):.2f}",
+                left, top + 0.03, f"{mark}predicted {shorten(caption.prediction, 16, placeholder='…')},"
+                f" {100 * gallery.share(index):.0f} % kept",
                 fontsize=7, va="top", color=WRONG if caption.right is False else "#555555", parse_math=False,
             )  # fmt: skip
             top += FOOT

@@ -1,0 +1,375 @@
+"""Every figure of the catalogue, drawn from rows and from what others published; rows from tables; LaTeX."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import statistics
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttabt.cli.composition import compose_settings
+from sttabt.report.__main__ import main
+from sttabt.report.ablation import ablations
+from sttabt.report.ablation_lambda import draw_ablation_lambda
+from sttabt.report.ablation_lines import draw_ablation_factor, draw_ablation_p
+from sttabt.report.build import draw_figures
+from sttabt.report.catalogue import CATALOGUE
+from sttabt.report.chart import pareto_front
+from sttabt.report.glue import draw_glue
+from sttabt.report.imagenet import draw_keep_ratio, draw_macs
+from sttabt.report.literature import glue_tasks, imagenet_macs
+from sttabt.report.markup import write_latex
+from sttabt.report.overhead import LABEL as OVERHEAD
+from sttabt.report.overhead import write_overhead
+from sttabt.report.points import points_by_dataset
+from sttabt.report.quality import LABEL as QUALITY
+from sttabt.report.quality import draw_attention_quality
+from sttabt.report.rows import Row, read_rows
+from sttabt.report.table import to_frame
+from test_conf import _sweep_jobs
+from test_report import make_row, make_sweep, write_rows
+from test_report_texts import make_text_row, make_text_sweep
+
+PS = (0.0, 0.1, 0.5)
+LAMBDAS = (1e-5, 1e-1)
+
+
+def make_ablation_p(**changes) -> list[Row]:
+    """Two seeds, two factors; the score falls with p, by the factor."""
+    return [
+        make_row(
+            "backtracking", 0.3, seed, factor=factor, propagation=p, score=0.9 - factor * p / 100 - seed / 100,
+            config_hash=f"{p}-{seed}-{factor}", **changes,
+        )
+        for p, seed, factor in itertools.product(PS, (0, 1), (4, 8))
+    ]  # fmt: skip
+
+
+def make_ablation_lambda(**changes) -> list[Row]:
+    return [
+        make_row(settings={"lambda_mask": mask, "lambda_p": p}, score=0.5 + mask + 2 * p, **changes)
+        for mask, p in itertools.product(LAMBDAS, LAMBDAS)
+    ]
+
+
+def make_imagenet(model: str = "deit_small") -> list[Row]:
+    rows = [make_row("dense"), make_row("concrete", 0.3), make_row("concrete", 0.6), make_row("forward_topk", 0.5)]
+    return [replace(row, dataset="imagenet", model=model, macs_dense=4.6e9) for row in rows]
+
+
+# --- the catalogue and the command
+
+
+def test_help_lists_every_figure_in_one_line_each(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.partition("Figures:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == list(CATALOGUE)
+    assert all(re.fullmatch(r"  \w+  +\S.{10,85}", line) for line in lines)
+
+
+def test_a_figure_of_another_name_is_refused(tmp_path, capsys):
+    write_rows(tmp_path, [make_row()])
+    assert main([str(tmp_path), "figure=pareto,ablation_l"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "figure=ablation_l" in error and "did you mean 'ablation_p'?" in error
+    assert not (tmp_path / "report").exists()
+
+
+def test_figures_alone_and_what_would_fill_the_others(tmp_path, capsys):
+    write_rows(tmp_path, make_ablation_p())
+    assert main([str(tmp_path), "figure=ablation_p"]) == 0
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        f"ablation_p.{suffix}" for suffix in ("png", "pdf", "svg", "csv")
+    }
+    assert main([str(tmp_path), "figure=ablation_p,ablation_lambda", f"out={tmp_path / 'both'}"]) == 2
+    printed = capsys.readouterr()
+    assert str(tmp_path / "both" / "ablation_p.png") in printed.out
+    assert printed.err == (
+        "ablation_lambda is not drawn: there are no rows that differ in sparsity.lambda_mask and sparsity.lambda_p"
+        " alone: run `python -m sttabt.run experiment=ablation_lambda`\n"
+    )
+    assert main([str(tmp_path), "figure=pareto", "title=Mine"]) == 2
+    assert "title= has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted({command for entry in CATALOGUE.values() for command in entry.commands}))
+def test_the_runs_that_would_fill_a_figure_are_commands_that_compose(command, tmp_path):
+    program, *arguments = command.removeprefix("python -m ").split()
+    assert program == "sttabt.run"
+    if arguments[0] != "-m":
+        (experiment,) = arguments
+        assert _sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
+        return
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    given_values = [argument.replace("FOLDER", str(tmp_path)).partition("=")[::2] for argument in arguments[1:]]
+    # The longest setting has all its values tried, the others their first.
+    longest = max(values.count(",") for _, values in given_values)
+    for nth in range(longest + 1):
+        job = [f"{key}={values.split(',')[min(nth, values.count(','))]}" for key, values in given_values]
+        assert compose_settings(job).dataset.name == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings"),
+    [
+        ("ablation_p", ["sparsity.propagation", "approx.factor"]),
+        ("ablation_lambda", ["sparsity.lambda_mask", "sparsity.lambda_p"]),
+        ("ablation_factor", ["approx.factor"]),
+    ],
+)
+def test_an_ablation_sweeps_over_what_its_figure_is_of(experiment, settings):
+    jobs = _sweep_jobs(experiment)
+    trained = [job for job in jobs if "sparsity=dense" not in job]
+    for setting in settings:
+        values = {override for job in trained for override in job if override.startswith(f"{setting}=")}
+        assert len(values) > 1
+        assert all(any(override.startswith(f"{setting}=") for override in job) for job in trained)
+    composed = compose_settings(trained[-1])
+    assert composed.dataset.source == "digits" and composed.name == experiment
+
+
+ALL_ROWS = [
+    *make_ablation_p(),
+    *make_ablation_lambda(dataset="letters"),
+    *make_imagenet(),
+    *make_text_sweep("glue_sst2"),
+]
+
+
+def test_every_figure_repeats_byte_for_byte(tmp_path):
+    names = [name for name in CATALOGUE if name not in ("tokens", "overhead")]
+    made = []
+    for out, rows in (("a", ALL_ROWS), ("b", ALL_ROWS[::-1])):
+        folder = write_rows(tmp_path / out, rows)
+        figures, missing = draw_figures(names, [folder], tmp_path / f"{out}-out")
+        assert set(figures) == set(names) and not missing
+        made.append({path.name: path.read_bytes() for path in (tmp_path / f"{out}-out").iterdir()})
+    assert made[0].keys() == {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "svg", "csv")}
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+
+
+# --- ablations
+
+
+def test_points_that_differ_in_one_setting_alone_are_an_ablation():
+    (points,) = points_by_dataset([*make_ablation_p(), make_row("backtracking", 0.6), make_row("dense")]).values()
+    found = ablations(points, ["propagation"])
+    assert [each.title for each in found] == [
+        f"back-tracking (approximate attention), factor {factor}" for factor in (4, 8)
+    ]
+    for each, factor in zip(found, (4, 8), strict=True):
+        assert list(each.points) == [(p,) for p in PS]
+        assert {row.factor for point in each.points.values() for row in point.rows} == {factor}
+        assert all(len(point.rows) == 2 for point in each.points.values())
+    assert [list(each.points) for each in ablations(points, ["factor"])] == [[(4,), (8,)]] * len(PS)
+    assert ablations(points, ["propagation", "p_logit"]) == [], "p_logit has no value here"
+
+
+def test_one_of_two_points_at_one_place_is_drawn_and_the_other_named(caplog):
+    rows = [row for row in make_ablation_p() if (row.factor, row.seed) == (4, 0)]
+    (points,) = points_by_dataset([*rows, replace(rows[0], config_hash="other", score=0.1)]).values()
+    (found,) = ablations(points, ["propagation"])
+    assert len(found.points) == len(PS)
+    assert "several points at propagation 0, of which the first is drawn" in caplog.text
+
+
+def test_ablation_numbers(tmp_path):
+    draw_ablation_p(points_by_dataset(make_ablation_p()), tmp_path)
+    frame = pd.read_csv(tmp_path / "ablation_p.csv")
+    assert set(frame["from"]) == {"rows"} and len(frame) == 2 * len(PS)
+    line = frame[frame["curve"].str.endswith("factor 8") & (frame["p"] == 0.5)].iloc[0]
+    scores = [0.9 - 8 * 0.5 / 100 - seed / 100 for seed in (0, 1)]
+    assert line["score"] == pytest.approx(statistics.fmean(scores)) and line["seeds"] == 2
+    assert line["score_deviation"] == pytest.approx(statistics.stdev(scores))
+    draw_ablation_factor(points_by_dataset(make_ablation_p()), tmp_path)
+    frame = pd.read_csv(tmp_path / "ablation_factor.csv")
+    assert sorted(set(frame["factor"])) == [4, 8] and len(frame) == 2 * len(PS)
+    assert frame["approx.kl"].tolist() == pytest.approx([0.2] * len(frame))
+
+
+def test_published_ablations_are_of_cola_alone(tmp_path):
+    cola = {"dataset": "glue_cola", "metric": "matthews", "model": "bert_base"}
+    for changes, curves in (({}, 0), (cola, 4)):
+        draw_ablation_p(points_by_dataset(make_ablation_p(**changes)), tmp_path)
+        frame = pd.read_csv(tmp_path / "ablation_p.csv")
+        own = frame[frame["from"] == "published (BERT-base)"]
+        assert own["curve"].nunique() == curves
+    own = own[own["curve"] == "back-tracking (approximate attention), factor 8"].set_index("p")["score"]
+    assert own.loc[1.0] == 0.32655478890277784 and own.loc[0.0] == 0.42486353879213945
+    draw_ablation_lambda(points_by_dataset(make_ablation_lambda(**cola)), tmp_path)
+    frame = pd.read_csv(tmp_path / "ablation_lambda.csv")
+    published = frame[frame["from"].str.startswith("published")].set_index(["lambda_mask", "lambda_p"])
+    assert len(published) == 9
+    assert published.loc[(0.001, 0.1), "score"] == pytest.approx(0.4774369580816155)
+    assert published.loc[(0.1, 0.001), "occupancy"] == pytest.approx(0.15993084013462067)
+
+
+def test_heat_map_numbers_and_blank_cells(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.ablation_lambda.save", lambda figure, *_: figures.append(figure))
+    rows = make_ablation_lambda()
+    draw_ablation_lambda(points_by_dataset(rows[1:]), tmp_path)
+    frame = pd.read_csv(tmp_path / "ablation_lambda.csv").set_index(["lambda_mask", "lambda_p"])
+    assert len(frame) == 3 and frame.loc[(0.1, 1e-5), "score"] == pytest.approx(0.5 + 0.1 + 2e-5)
+    texts = [text.get_text() for axes in figures[0].subfigs[0].axes[:1] for text in axes.texts]
+    assert sorted(texts) == ["60.0", "70.0", "80.0"], "the missing pair is blank"
+    one_weight = [row for row in rows if row.settings["lambda_p"] == 0.1]
+    assert draw_ablation_lambda(points_by_dataset(one_weight), tmp_path) is None
+
+
+# --- what others published
+
+
+def test_imagenet_has_the_published_curves_of_its_models_alone(tmp_path):
+    rows = [*make_imagenet(), *make_imagenet("deit_tiny"), make_row("dense")]
+    draw_keep_ratio(points_by_dataset(rows), tmp_path)
+    frame = pd.read_csv(tmp_path / "imagenet_keep_ratio.csv")
+    assert set(frame["dataset"]) == {"imagenet"}, "digits are left out"
+    published = frame[frame["from"] == "published"]
+    assert set(published["model"]) == {"deit_small"}
+    curve = published[published["curve"] == "concrete"].set_index("occupancy")["score"]
+    assert len(curve) == 9 and curve.loc[0.27879] == pytest.approx(0.76674)
+    assert set(published["curve"]) >= {"dense", "DynamicViT", "forward top-k"}
+    assert draw_keep_ratio(points_by_dataset(make_sweep()), tmp_path) is None
+
+
+def test_imagenet_multiply_adds_stand_among_the_literature(tmp_path):
+    draw_macs(points_by_dataset(make_imagenet()), tmp_path)
+    frame = pd.read_csv(tmp_path / "imagenet_macs.csv")
+    own = frame[frame["from"] == "rows"]
+    assert own["macs_total"].tolist() == pytest.approx([row.macs_total for row in make_imagenet()])
+    others = frame[frame["from"] == "published"].set_index("curve")
+    assert others.loc["Swin-T", ["macs_total", "score"]].tolist() == pytest.approx([4.5e9, 0.813])
+    assert len(others) == 16 and imagenet_macs()["DynamicViT-LV-S"][0] == (3.7, 0.82)
+
+
+def test_glue_has_nine_panels_whatever_the_rows(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.glue.save", lambda figure, *_: figures.append(figure))
+    rows = [make_text_row("concrete", dataset="glue_sst2"), make_text_row("concrete", dataset="glue_sst2", model="x")]
+    draw_glue(points_by_dataset(rows), tmp_path)
+    titles = [axes.get_title() for axes in figures[0].axes if axes.get_visible()]
+    assert len(titles) == 10 and {"sst2, bert_base", "sst2, x", "cola (no rows: published alone)"} <= set(titles)
+    frame = pd.read_csv(tmp_path / "glue.csv")
+    assert len(frame[frame["from"] == "rows"]) == 2 and set(frame["dataset"]) == set(glue_tasks())
+    assert draw_glue(points_by_dataset([make_row()]), tmp_path) is None
+
+
+def test_attention_quality_is_a_mean_over_networks_not_over_rows(tmp_path):
+    def network(seed: int, kl: float, **changes) -> list[Row]:
+        errors = {"kl": kl, "mse": 0.01, "kl_random": 2.0, "mse_random": 0.1}
+        errors |= {"kl_interpolated": 1.5, "mse_interpolated": 0.08}
+        rows = [make_text_row("concrete", share, seed, **changes) for share in (0.3, 0.5)[: 2 - seed]]
+        return [replace(row, approx=errors) for row in rows]
+
+    rows = [*network(0, 0.2), *network(1, 0.4), *network(0, 0.3, factor=8)]
+    draw_attention_quality(points_by_dataset(rows), tmp_path)
+    frame = pd.read_csv(tmp_path / "attention_quality.csv").set_index(["from", "factor", "start"])
+    assert frame.loc[("rows", 4, "distilled"), "kl"] == pytest.approx(0.3), "one of the networks has more rows"
+    assert frame.loc[("rows", 4, "distilled"), "kl_deviation"] == pytest.approx(statistics.stdev([0.2, 0.4]))
+    assert frame.loc[("rows", 8, "random"), "mse"] == pytest.approx(0.1)
+    assert frame.loc[(QUALITY, 4, "random"), "kl"] == pytest.approx(1.474437396995949)
+    assert (QUALITY, 8, "random") not in frame.index, "that was not published"
+    assert draw_attention_quality(points_by_dataset([make_row("random")]), tmp_path) is None
+
+
+def test_overheads_are_shares_of_the_dense_model(tmp_path):
+    row = make_row("concrete", 0.5)
+    parts = {"approximate_network": 4e6, "planning": 1e6}
+    time = (row.time or {}) | {"approximate_network_ratio": 0.11, "planning_ratio": 0.07}
+    rows = [replace(row, macs=row.macs | parts, time=time), make_row("dense"), make_row("random")]
+    write_overhead(points_by_dataset(rows), tmp_path)
+    frame = pd.read_csv(tmp_path / "overhead.csv")
+    (own,) = frame[frame["model"] != OVERHEAD].to_dict("records")
+    assert (own["approximate_network_macs"], own["planning_macs"]) == pytest.approx((0.1, 0.025))
+    assert (own["approximate_network_time"], own["planning_time"], own["time"]) == pytest.approx((0.11, 0.07, 0.54))
+    published = frame[frame["model"] == OVERHEAD]
+    assert published.set_index("factor")["approximate_network_macs"].loc[4] == pytest.approx(0.0686)
+    masks = published[(published["method"] == "concrete masks") & (published["occupancy"] == 0.4)]
+    assert masks["planning_macs"].item() == pytest.approx(18.5e6 / 22.4e9)
+    assert "| small, digits" in (tmp_path / "overhead.md").read_text()
+    assert write_overhead(points_by_dataset([make_row("random")]), tmp_path) is None
+
+
+# --- tables
+
+
+def test_latex_is_escaped_and_has_booktabs(tmp_path):
+    write_latex(tmp_path / "table.tex", [("50 % of a_b", ["score %", "name"], [["1.0 ± 0.1", r"p_logit & \x"]])])
+    text = (tmp_path / "table.tex").read_text()
+    assert r"\caption{50 \% of a\_b}" in text and r"\toprule" in text and r"\begin{tabular}{rl}" in text
+    assert r"1.0 $\pm$ 0.1 & p\_logit \& \textbackslash x" in text
+
+
+@pytest.mark.parametrize(
+    "rows", [make_sweep(), make_text_sweep(), make_ablation_lambda()], ids=["all", "text", "settings"]
+)
+def test_rows_survive_a_table(rows, tmp_path):
+    rows = [replace(row, settings=row.settings | {"dynamic": True, "counts": "9 3"}) for row in rows]
+    to_frame(rows).to_csv(tmp_path / "table.csv", index=False)
+    assert read_rows([tmp_path / "table.csv"]) == rows
+
+
+def test_lines_that_are_no_row_are_named_skipped_and_counted(tmp_path, caplog):
+    path = tmp_path / "table.csv"
+    rows = [make_row(share=share, command="sttabt sparsity=x 'note=a,b'") for share in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    to_frame(rows).to_csv(path, index=False)
+    head, *lines = path.read_text().splitlines()
+    lines[0] = lines[0].replace(",small,", ",")
+    lines[2] = lines[2].replace(",accuracy,", ",bleu,")
+    lines[3] = lines[3][: lines[3].index("note=")]
+    path.write_text("\n".join([head, *lines])[:-3])
+    assert '"sttabt' in lines[3] and lines[3].count('"') == 1, "the mark at its end is cut off"
+    with caplog.at_level(logging.WARNING):
+        found = read_rows([path])
+    assert found == [rows[1]]
+    assert f"skipped {path}, line 2: it has {len(head.split(',')) - 1} cells" in caplog.text
+    assert f"skipped {path}, line 4: metric is 'bleu'" in caplog.text
+    assert f"skipped {path}, line 5: unexpected end of data" in caplog.text
+    assert f"skipped {path}, line 6: it is cut off" in caplog.text and "skipped 4 of 5 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "there is no table"), ("", "no row that can be read"), ("seed,score\n1,0.5\n", "no row that can be read")],
+)
+def test_a_table_without_rows_is_refused(text, message, tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    if text is not None:
+        path.write_text(text)
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_table_is_a_report_again(tmp_path):
+    folder = write_rows(tmp_path / "rows", make_sweep())
+    assert main([str(folder), f"out={tmp_path / 'first'}"]) == 0
+    assert main([str(tmp_path / "first" / "table.csv"), f"out={tmp_path / 'second'}"]) == 0
+    for name in ("table.md", "pareto.csv", "pareto.svg", "index.html"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+# --- the front
+
+
+@given(st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 5)), st.integers(0, 5)), max_size=12))
+def test_nothing_beats_a_point_of_the_front(pairs):
+    costs, scores = [cost for cost, _ in pairs], [score for _, score in pairs]
+    front = pareto_front(costs, scores)
+    known = [index for index, cost in enumerate(costs) if cost is not None]
+
+    def beats(one: int, other: int) -> bool:
+        better = costs[one] < costs[other] or scores[one] > scores[other]
+        return costs[one] <= costs[other] and scores[one] >= scores[other] and better
+
+    expected = {(costs[i], scores[i]) for i in known if not any(beats(other, i) for other in known)}
+    assert {(costs[i], scores[i]) for i in front} == expected and len(front) == len(expected)
+    assert [costs[i] for i in front] == sorted(costs[i] for i in front)
