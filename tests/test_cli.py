@@ -58,9 +58,9 @@ MISTAKES = {
     "experiment=debug model.patch_size=5": "model.patch_size=5 does not divide dataset.image_size=28",
     "experiment=debug model.arguments.depth=3": "model.arguments.depth=3 contradicts model.depth=2",
     "experiment=debug +model.arguments.img_size=8": "model.arguments.img_size=8: set dataset.image_size instead",
-    "experiment=debug sparsity.batch=65": "sparsity.batch=65 does not make 2 equal steps of at most "
+    "experiment=debug sparsity.training.batch=65": "sparsity.training.batch=65 does not make 2 equal steps of at most "
     "hardware.batch_size=64: set 64 or 66",
-    "experiment=debug sparsity.batch=-1": "sparsity.batch=-1 is out of range",
+    "experiment=debug sparsity.training.batch=-1": "sparsity.training.batch=-1 is out of range",
     "experiment=debug hardware.devices=2": "hardware.devices=2 is out of range: it must be 1",
     "experiment=debug stages=[base,report]": "add evaluate, or leave report out",
     "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",

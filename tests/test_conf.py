@@ -28,6 +28,7 @@ CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "conf
 CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
 TEXT_MODELS = ("minilm_l6", "bert_base")
+IMAGE_FILES = ("image_folder", "image_table", "imagenet_hub", "cifar10", "cifar100")
 TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
 
 
@@ -59,13 +60,14 @@ def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
     fitting = ["dataset.image_size=224"] if choice.startswith("deit") else []
-    fitting += ["model=deit_tiny", f"dataset.path={tmp_path}"] if choice == "image_folder" else []
+    if choice in IMAGE_FILES:
+        fitting += ["model=deit_tiny", "dataset.image_size=224", f"dataset.path={tmp_path}"]
     if choice in TEXT_MODELS or choice in TEXT_DATA:
         fitting += [f"model={choice if choice in TEXT_MODELS else 'bert_base'}", f"model.huggingface={tmp_path}"]
         fitting += [f"dataset={choice if choice in TEXT_DATA else 'text_file'}", f"dataset.path={tmp_path}"]
     settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
     assert isinstance(settings, Settings)
-    if group in ("model", "dataset") and choice != "image_folder":
+    if group in ("model", "dataset") and choice not in ("image_folder", "imagenet_hub"):
         assert getattr(settings, group).name == choice
 
 
@@ -169,7 +171,7 @@ def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, (32, 3)), (24, (24, 1)), (32, (32, 1)), (48, (24, 2)), (99, None)])
 def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, steps: tuple[int, int] | None) -> None:
-    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.batch={batch}"]
+    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.training.batch={batch}"]
     if steps is None:
         with pytest.raises(UserError, match="does not make 4 equal steps"):
             compose_settings(overrides)

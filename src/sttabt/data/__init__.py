@@ -16,16 +16,15 @@ def load_splits(settings: DatasetSettings, model: ModelSettings | None = None) -
     """
     if settings.source not in SOURCES:
         raise UserError(f"dataset.source={settings.source} is unknown: {nearest(settings.source, SOURCES)}")
-    load = importlib.import_module(f"{__name__}.{settings.source}").load
+    splits = importlib.import_module(f"{__name__}.{settings.source}").load(settings, model or ModelSettings())
     if SOURCES[settings.source] == "text":
-        return load(settings, model)
-    splits = load(settings)
+        return splits
     if len(splits.class_names) != settings.classes:
         raise UserError(
             f"dataset.classes={settings.classes} but the data has {len(splits.class_names)} classes:"
             f" set dataset.classes={len(splits.class_names)}"
         )
-    found = tuple(splits.validation[0].inputs.shape)
+    found = tuple(splits.test[0].inputs.shape)
     if found != (settings.channels, settings.image_size, settings.image_size):
         raise UserError(
             f"dataset.channels={settings.channels}, dataset.image_size={settings.image_size}: the images of"
