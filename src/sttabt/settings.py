@@ -90,7 +90,7 @@ class AugmentationSettings:
 
     scale: float = 0.08  # the smallest share of the area that a crop keeps; 1 = the whole image
     flip: float = 0.5  # probability of a horizontal flip
-    rand_augment: str = "rand-m9-mstd0.5-inc1"  # in timm's notation; "" = none
+    rand_augment: str = "rand-m9-mmax9-mstd0.5-inc1"  # in timm's notation; "" = none
     erasing: float = 0.25  # probability
     erasing_mode: str = "pixel"  # const (the mean) | rand (one random colour) | pixel (random pixels)
 

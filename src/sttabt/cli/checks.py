@@ -189,7 +189,7 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("dataset.mean", text or not model.mean, "model.mean is set, which comes first"),
         ("dataset.deviation", text or not model.deviation, "model.deviation is set, which comes first"),
         *((f"dataset.{name}", source == "image_table", "it is for source image_table") for name in TABLE_SETTINGS),
-        ("dataset.hub_id", not settings.dataset.path, "dataset.path gives a local copy"),
+        ("dataset.hub_id", source != "image_table" or not settings.dataset.path, "dataset.path gives a local copy"),
         ("dataset.label_column", named, f"source {source} has none"),
         ("dataset.class_names", text or source == "idx", f"source {source} has its own"),
         ("dataset.task_name", source == "glue", "it is for source glue"),

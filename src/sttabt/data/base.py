@@ -107,7 +107,9 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # what all readers of a DataLoader rely on
         try:
             yield from super().__iter__()
-        except UserError as error:
+        except Exception as error:  # what else there is goes on as it is; at the interpreter's end UserError is gone
+            if not isinstance(error, UserError):
+                raise
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -17,8 +18,9 @@ from torch.utils.data import Dataset
 
 from sttabt.data.base import Batch, Splits, same_draws, split_indices
 from sttabt.errors import UserError
-from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.settings import AugmentationSettings, DatasetSettings, ModelSettings
 
+STRONGEST = 10  # of timm's RandAugment without mmax
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by dataset.channels
 # What Pillow raises for a file that is no image, or half of one.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -125,13 +127,7 @@ def normalisation(settings: DatasetSettings, model: ModelSettings) -> tuple[tupl
 def _augmentation(settings: DatasetSettings, common: dict[str, Any]) -> Callable[[Any], Tensor]:
     chosen = settings.augmentation
     if chosen.rand_augment:
-        try:
-            rand_augment_transform(chosen.rand_augment, {})
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(
-                f"dataset.augmentation.rand_augment={chosen.rand_augment} is not timm's notation ({error}):"
-                " write it as rand-m9-mstd0.5-inc1, or '' for none"
-            ) from error
+        _check_rand_augment(chosen.rand_augment)
     return create_transform(
         settings.image_size,
         is_training=True,
@@ -143,6 +139,28 @@ def _augmentation(settings: DatasetSettings, common: dict[str, Any]) -> Callable
         re_mode=chosen.erasing_mode,
         **common,
     )
+
+
+def _check_rand_augment(recipe: str) -> None:
+    setting = f"dataset.augmentation.rand_augment={recipe}"
+    try:
+        operations = rand_augment_transform(recipe, {}).ops
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{setting} is not timm's notation ({error}): write it as {AugmentationSettings().rand_augment}, or ''"
+        ) from error
+    for operation in operations:
+        if not operation.name.startswith("Posterize"):
+            continue
+        spread = operation.magnitude_std
+        low, high = (0, 0) if math.isinf(spread) else (-5 * spread, 5 * spread)
+        for change in (low, high):
+            strength = min(max(operation.magnitude + change, 0), operation.magnitude_max or STRONGEST)
+            if operation.level_fn(strength, operation.hparams)[0] < 1:
+                raise UserError(
+                    f"{setting} may draw a strength of {strength:g}, at which Pillow refuses to posterise:"
+                    " add inc1 and mmax9, as in rand-m9-mmax9-mstd0.5-inc1"
+                )
 
 
 def _reason(error: BaseException) -> str:
