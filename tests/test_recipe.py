@@ -166,9 +166,11 @@ class _StopsInEpoch(Pruning):
             raise OSError("the machine is gone")
 
 
-def test_a_resumed_run_has_the_same_weights_and_averages(splits: Splits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_resumed_run_has_the_same_weights_and_averages(precision: str, splits: Splits, tmp_path: Path) -> None:
     recipe = ["sparsity=ltp", *PRUNE, "sparsity.ema=0.9", "sparsity.training.mixup=0.8", "sparsity.training.cutmix=1"]
-    settings = _settings(*recipe, "sparsity.training.clip=0.5", "hardware.accumulate=3", "hardware.batch_size=8")
+    recipe += ["sparsity.training.clip=0.5", "hardware.accumulate=3", "hardware.batch_size=8"]
+    settings = _settings(*recipe, f"hardware.precision={precision}")
     whole = _pruning(settings)
     fit(whole, splits, settings, tmp_path / "whole", [])
     interrupted = _pruning(settings)
