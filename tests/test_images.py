@@ -266,7 +266,7 @@ def test_training_takes_another_image_for_a_broken_one(workers: int) -> None:
 
 def test_broken_images_are_counted_and_named_once_and_noted(monkeypatch) -> None:
     make_folder(Path("files"), ["a", "b", "c"])
-    settings = [*_folder_settings("dataset.broken_share=0.2"), "sparsity=dense", "stages=[base]"]
+    settings = [*_folder_settings("dataset.broken_share=0.2"), "sparsity=dense", "stages=[base]", "hardware.workers=2"]
     whole: Any = _splits(*_folder_settings()).train
     broken = [Path(whole.source.where(whole.indices[index])) for index in (0, 7)]
     _break(*broken)
@@ -284,7 +284,8 @@ def test_too_many_broken_images_stop_the_run(monkeypatch, capsys) -> None:
     make_folder(Path("files"), ["a", "b", "c"])
     whole: Any = _splits(*_folder_settings()).train
     _break(*[Path(whole.source.where(whole.indices[index])) for index in (0, 7)])
-    line = _mistake([*_folder_settings("dataset.broken_share=0.05"), *TRAINED], monkeypatch, capsys)
+    settings = [*_folder_settings("dataset.broken_share=0.05"), *TRAINED, "hardware.workers=1"]
+    line = _mistake(settings, monkeypatch, capsys)
     assert "2 of 24 training images are broken, more than dataset.broken_share=0.05; the last: " in line
 
 
