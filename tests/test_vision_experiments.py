@@ -82,7 +82,7 @@ def test_an_experiment_on_imagenet_runs(experiment: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("override", ["approx.stem=shared", "model.auxiliary=true"])
 def test_the_other_choices_of_lvvit_run(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,) = _run(monkeypatch, "lvvit_concrete", "sparsity=concrete", "sparsity.p_logit=0", override)
+    (row,) = _run(monkeypatch, "lvvit_concrete", "sparsity=concrete_vision", "sparsity.p_logit=0", override)
     assert row.score_masked == row.score and row.approx is not None
     if override == "model.auxiliary=true":
         assert row.occupancy_by_boundary[-1] == row.occupancy_by_boundary[-2]

@@ -11,7 +11,7 @@ import torch
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import evaluate, mean_loss, time_against_dense
+from sttabt.evaluation import Scores, evaluate, mean_loss, time_against_dense
 from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
@@ -23,20 +23,28 @@ FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "
 
 
 def make_row(
-    model: PrunedModel, splits: Splits, settings: Settings, job: Job, config_hash: str, notes: dict[str, dict[str, Any]]
+    model: PrunedModel,
+    averaged: PrunedModel | None,
+    splits: Splits,
+    settings: Settings,
+    job: Job,
+    config_hash: str,
+    notes: dict[str, dict[str, Any]],
 ) -> Row:
     """Evaluate `model` on the test split, once, and time it; `notes`: of the artifacts it is made of, by stage.
 
-    A model that was trained under its method is measured on the validation split too: choices go by that alone.
+    averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
+    trained under its method is measured on the validation split too: choices go by that alone.
     """
-    evaluation, sparsity = settings.evaluation, settings.sparsity
-    task = Task.of(settings.dataset)
-    scores = evaluate(model, splits.test, task, evaluation.batch_size, settings.fast_dev_run)
+    sparsity, task = settings.sparsity, Task.of(settings.dataset)
+    how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
+    scores = evaluate(model, splits.test, *how)
+    beside = None if averaged is None else evaluate(averaged, splits.test, *how)
     dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
     trained, validation_loss = isinstance(sparsity, TrainedSettings), None
     if trained:
-        validation_loss = mean_loss(model, splits.validation, task, evaluation.batch_size, settings.fast_dev_run)
+        validation_loss = mean_loss(model, splits.validation, *how)
     time, baseline = _time(model, splits, settings)
     return Row(
         experiment=settings.name,
@@ -60,13 +68,14 @@ def make_row(
         merged=getattr(sparsity, "merged", None),
         mask_weight=getattr(sparsity, "mask_weight", None),
         propagation=getattr(sparsity, "propagation", None),
-        settings=_other_settings(asdict(sparsity)) | ({"batch": update_size(settings, "prune")} if trained else {}),
+        settings=_other_settings(asdict(sparsity))
+        | ({"training.batch": update_size(settings, "prune")} if trained else {}),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
         score_soft=scores.soft,
         score_masked=scores.masked,
-        score_ema=None,
+        score_ema=None if beside is None else beside.dropped,
         other_scores=scores.others,
         loss=scores.loss,
         validation_loss=validation_loss,
@@ -74,12 +83,20 @@ def make_row(
         occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
         occupancy_padded=scores.occupancy_padded,
         macs=scores.dense_macs if dense else scores.macs,
+        ema=_averages(beside),
         macs_dense=sum(scores.dense_macs.values()),
         time=time,
         time_baseline=baseline,
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
+
+
+def _averages(scores: Scores | None) -> dict[str, float] | None:
+    if scores is None or scores.soft is None:
+        return None
+    occupancy = sum(scores.occupancy) / len(scores.occupancy)
+    return {"score_soft": scores.soft, "occupancy": occupancy, "macs": sum(scores.macs.values())}
 
 
 def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
