@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench test lint setup clean movie-reviews
+.PHONY: run bench test lint setup clean movie-reviews fashion-mnist
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -27,6 +27,17 @@ $(REVIEWS): | setup
 	tar -xzf data/download/$(VADER).tar.gz -C data/download
 	tar -xzf data/download/$(VADER)/additional_resources/hutto_ICWSM_2014.tar.gz -C $(@D) --strip-components 1
 	cut -f3 $(addprefix $(@D)/,$(CORPUS)) > $(@D)/corpus.txt
+	touch $@
+
+FASHION := data/fashion_mnist/train-images-idx3-ubyte.gz
+
+fashion-mnist: $(FASHION)  ## 70,000 images, 30 MB, from Debian's package; dataset.path=data/fashion_mnist
+
+$(FASHION):
+	mkdir -p data/download $(@D)
+	cd data/download && apt-get download dataset-fashion-mnist
+	dpkg-deb --extract data/download/dataset-fashion-mnist_*.deb data/download
+	cp data/download/usr/share/datasets/fashion-mnist/*.gz $(@D)
 	touch $@
 
 lint: setup

@@ -28,6 +28,7 @@ CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "conf
 CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
 TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
+IMAGE_FILES = ("image_folder", "image_table", "imagenet_hub", "cifar10", "cifar100")
 TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
 
 
@@ -60,13 +61,15 @@ def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
         (tmp_path / part / "cat").mkdir(parents=True)
     large = choice.startswith(("deit", "lvvit", "vit_base"))
     fitting = ["dataset.image_size=224", "dataset.channels=3"] if large else []
-    fitting += ["model=deit_tiny", f"dataset.path={tmp_path}"] if choice == "image_folder" else []
+    fitting += [f"dataset.path={tmp_path}"] if choice == "fashion_mnist" else []
+    if choice in IMAGE_FILES:
+        fitting += ["model=deit_tiny", "dataset.image_size=224", f"dataset.path={tmp_path}"]
     if choice in TEXT_MODELS or choice in TEXT_DATA:
         fitting += [f"model={choice if choice in TEXT_MODELS else 'bert_base'}", f"model.huggingface={tmp_path}"]
         fitting += [f"dataset={choice if choice in TEXT_DATA else 'text_file'}", f"dataset.path={tmp_path}"]
     settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
     assert isinstance(settings, Settings)
-    if group in ("model", "dataset") and choice != "image_folder":
+    if group in ("model", "dataset") and choice not in ("image_folder", "imagenet_hub"):
         assert getattr(settings, group).name == choice
 
 
@@ -85,9 +88,9 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
     assert all(f"# {word} " in card for word in ("Question", "Cost", "Expect", "Command")), card
     assert f"experiment={experiment}" in card
     of_text = any(f"/model: {model}" in text for model in TEXT_MODELS)
-    here = [f"model.huggingface={tmp_path}", f"dataset.path={tmp_path}"] if of_text else []  # fetches nothing
+    here = [f"model.huggingface={tmp_path}"] if of_text else []  # fetches nothing
+    here += [] if "/dataset: digits" in text else [f"dataset.path={tmp_path}"]
     if "/dataset: image_folder" in text:
-        here = [f"dataset.path={tmp_path}"]
         for part in ("train", "val"):
             (tmp_path / part / "cat").mkdir(parents=True)
     jobs = _sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]
@@ -153,6 +156,7 @@ def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: st
         assert (training.learning_rate, training.final_learning_rate, training.weight_decay) == (1e-5, 5e-7, 0.05)
         sparsity = settings.sparsity
         assert (sparsity.lambda_mask, sparsity.lambda_p, sparsity.distillation) == (100, 1e-3, 0.5)
+        assert (training.mixup, training.cutmix, training.batch, sparsity.ema) == (0.8, 1.0, 512, 0.9999)
 
 
 def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
@@ -194,7 +198,7 @@ def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, (32, 3)), (24, (24, 1)), (32, (32, 1)), (48, (24, 2)), (99, None)])
 def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, steps: tuple[int, int] | None) -> None:
-    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.batch={batch}"]
+    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.training.batch={batch}"]
     if steps is None:
         with pytest.raises(UserError, match="does not make 4 equal steps"):
             compose_settings(overrides)

@@ -14,6 +14,7 @@ from sttabt.data.base import train_loader
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings
 
+COLOURS = {"mean": [0.5, 0.4, 0.3], "deviation": [0.2, 0.3, 0.4]}
 DIGITS = {"name": "digits", "source": "digits", "image_size": 28, "channels": 1, "classes": 10}
 
 
@@ -67,7 +68,7 @@ def make_folder(root: Path, classes: list[str], images: int = 10) -> Path:
 def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
     root = make_folder(tmp_path, ["n01", "n02", "n03"])
     settings = DatasetSettings(
-        name="f", source="image_folder", path=str(root), image_size=32, classes=3, validation_share=0.2
+        name="f", source="image_folder", path=str(root), image_size=32, classes=3, validation_share=0.2, **COLOURS
     )
     splits = load_splits(settings)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 6, 30)
@@ -78,7 +79,7 @@ def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
 
 def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
     root = make_folder(tmp_path, ["n01", "n02"])
-    settings = DatasetSettings(name="f", source="image_folder", path=str(root), image_size=32, classes=7)
+    settings = DatasetSettings(name="f", source="image_folder", path=str(root), image_size=32, classes=7, **COLOURS)
     with pytest.raises(UserError, match=r"dataset.classes=7 but the data has 2 classes: set dataset.classes=2"):
         load_splits(settings)
     (root / "val" / "n02").rename(root / "val" / "n09")

@@ -21,7 +21,8 @@ from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
-from sttabt.data.base import AugmentedImages, Batch, Splits
+from sttabt.data.base import Batch, Splits
+from sttabt.data.images import AugmentedImages
 from sttabt.errors import UserError
 from sttabt.job import Job
 from sttabt.lit.checkpoint import AtomicCheckpointIO
@@ -49,7 +50,7 @@ def splits() -> Splits:
     """32 images to train on, augmented, and 16 to validate."""
     whole = load_splits(_settings().dataset)
     train: Any = whole.train
-    few = AugmentedImages(train.images, train.indices[:32], train.transform, seed=0)
+    few = AugmentedImages(train.source, train.indices[:32], train.transform, seed=0)
     return replace(whole, train=few, validation=Subset(whole.validation, range(16)))
 
 

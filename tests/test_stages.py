@@ -94,7 +94,7 @@ def _equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> boo
 # --- every experiment
 
 
-@pytest.mark.parametrize("experiment", ["debug", "quickstart"])  # those of text: test_text_experiments.py
+@pytest.mark.parametrize("experiment", ["debug", "quickstart"])  # others: test_text_experiments, test_recipe
 def test_every_job_of_every_experiment_of_images_runs(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sttabt", f"experiment={experiment}", *TWO_STEPS])
     main()
@@ -184,6 +184,8 @@ BASE_AND_APPROX = ("stages=[base,approx]",)
         "seed=1",
         "model.training.epochs=2",
         "model.training.learning_rate=0.002",
+        "model.training.mixup=0.8",
+        "model.training.batch=64",
         "hardware.batch_size=16",
         "dataset.augment=true",
         "fast_dev_run=1",
@@ -201,6 +203,7 @@ def test_a_setting_that_does_not_matter_makes_nothing_new() -> None:
     base, approx = _made("base"), _made("approx")
     assert len(base) == len(approx) == 1
     other = ("paths.output=elsewhere", "logger.kind=csv", "resume=never", "hardware.workers=1", "sparsity.p_logit=2")
+    other += ("dataset.broken_share=0.5", "model.training.batch=32")  # of hardware.batch_size=32
     run_stages(_settings(*BASE_AND_APPROX, *other), JOB)
     kept = [each for each in TWO_STEPS if not each.startswith("evaluation.")]
     evaluation = ("evaluation.batch_size=8", "evaluation.timing_rounds=3", "evaluation.gallery=0")

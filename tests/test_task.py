@@ -24,7 +24,7 @@ from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
 from sttabt.data import load_splits
-from sttabt.data.base import Batch, Images, Sequences, Splits
+from sttabt.data.base import Batch, Sequences, Splits
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, evaluate, gallery, mean_loss, padded_occupancy, time_against_dense
@@ -131,18 +131,10 @@ def test_settings_that_do_not_fit_are_one_line(overrides: list[str], message: st
 def _score_splits(settings: Settings) -> Splits:
     """Digits whose score is how dark their upper half is, standardised: the network can learn it."""
     whole = load_splits(settings.dataset)
-    images: Any = whole.train
-    darkness = torch.stack([image[0, :4].mean() for image, _ in images.images])
-    scores = ((darkness - darkness.mean()) / darkness.std()).tolist()
-    items = [(image, score) for (image, _), score in zip(images.images, scores, strict=True)]
-
-    def own(split: Any) -> Any:
-        split.images = items
-        return split
-
-    return replace(
-        whole, train=own(whole.train), validation=own(whole.validation), test=own(whole.test), class_names=()
-    )
+    digits: Any = whole.train.source  # the same of all splits
+    darkness = digits.images[:, 0, :4].mean((1, 2))
+    digits.labels = ((darkness - darkness.mean()) / darkness.std()).tolist()
+    return replace(whole, class_names=())
 
 
 def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,10 +184,11 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
     row = make_row()
     old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
-    del old["validation_loss"]
-    schema_2 = {name: value for name, value in row.to_dict().items() if name != "validation_loss"} | {"schema": 2}
-    (tmp_path / "row.json").write_text(json.dumps(schema_2))
-    assert Row.read(tmp_path / "row.json") == row
+    del old["validation_loss"], old["ema"]
+    for schema, later in ((3, ("ema",)), (2, ("ema", "validation_loss"))):
+        values = {name: value for name, value in row.to_dict().items() if name not in later}
+        (tmp_path / "row.json").write_text(json.dumps(values | {"schema": schema}))
+        assert Row.read(tmp_path / "row.json") == row
     del old["time_baseline"]
     (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
     assert Row.read(tmp_path / "row.json") == row
@@ -490,13 +483,10 @@ def test_pretrained_weights_without_a_head_for_the_classes_need_fine_tuning(tmp_
 
 def _corpus(*_: Any) -> Splits:
     """Digits as a stand-in for unlabelled data: their labels fit no head."""
-    splits = load_splits(compose_settings(SMALL).dataset)
-
-    def unlabelled(split: Any) -> Images:
-        split.images = [(image, -100) for image, _ in split.images]
-        return split
-
-    return replace(splits, train=unlabelled(splits.train), validation=unlabelled(splits.validation))
+    splits: Any = load_splits(compose_settings(SMALL).dataset)
+    digits = splits.train.source  # the same of all splits
+    digits.labels = [-100] * len(digits.labels)
+    return splits
 
 
 def _general(*overrides: str, **changes: Any) -> Settings:

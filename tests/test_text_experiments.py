@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel
 from sttabt.cli.composition import config_folder
 from sttabt.report.rows import Row
 from sttabt.run import main
+from test_conf import TEXT_MODELS
 from test_text_data import WORDS, glue_settings, glue_tables, make_tokenizer, sentences
 
 TASKS = ("cola", "stsb")  # a sentence with a class, two with a score
@@ -38,7 +39,7 @@ RUNS = {  # what narrows the grids, and the methods of a task's rows
         ["dense", "ltp", "ltp"],
     ),
     "glue_search": (
-        ["sparsity.p_logit=0", "sparsity.training.learning_rate=1e-2", "sparsity.batch=24,48"],
+        ["sparsity.p_logit=0", "sparsity.training.learning_rate=1e-2", "sparsity.training.batch=24,48"],
         ["dense", "concrete", "concrete"],
     ),
     "movie_reviews": (
@@ -85,9 +86,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_experiment_of_text_is_run_here() -> None:
-    files = list((config_folder() / "experiment").glob("*.yaml"))
-    of_text = ("/model: minilm_l6", "/model: bert_base")
-    assert set(RUNS) == {path.stem for path in files if any(model in path.read_text() for model in of_text)}
+    experiments = {path.stem: path.read_text() for path in (config_folder() / "experiment").glob("*.yaml")}
+    of_text = {name for name, text in experiments.items() if any(f"/model: {model}" in text for model in TEXT_MODELS)}
+    assert set(RUNS) == of_text
 
 
 @pytest.mark.parametrize("experiment", RUNS)
@@ -119,7 +120,7 @@ def test_an_experiment_of_text_runs(experiment: str, stand_in: Path, monkeypatch
     pages = sorted(path.parent.relative_to(sweep).as_posix() for path in sweep.rglob("index.html"))
     assert pages == ["report"], "one report, in which data sets stay apart"
     if experiment in ("glue_ltp", "glue_search"):
-        _check_choice(rows, sweep / pages[0], tasks[0], "temperature" if experiment == "glue_ltp" else "batch")
+        _check_choice(rows, sweep / pages[0], tasks[0], "temperature" if experiment == "glue_ltp" else "training.batch")
 
 
 def _check_choice(rows: list[Row], report: Path, dataset: str, setting: str) -> None:
@@ -130,6 +131,6 @@ def _check_choice(rows: list[Row], report: Path, dataset: str, setting: str) -> 
     (shown,) = pd.read_csv(report / "table.csv").query("method != 'dense'").to_dict("records")
     assert shown[f"settings.{setting}"] == best.settings[setting]
     assert f"{setting} {best.settings[setting]:g}" in (report / "table.md").read_text(encoding="utf-8")
-    if setting == "batch":
+    if setting == "training.batch":
         models = {stage: len(list(Path("artifacts", stage).glob("*/artifact.json"))) for stage in ("base", "approx")}
         assert models == {"base": 1, "approx": 1}, "the batch is that of the method's training alone"

@@ -27,8 +27,11 @@ SMALL = [
     *("evaluation.gallery=2", "fast_dev_run=2"),
 ]
 RUNS = {  # what narrows the grids, and the methods of the rows
-    "deit_concrete": (["sparsity.p_logit=-1,0.5", "approx.factor=4"], ["concrete", "concrete", "dense"]),
-    "lvvit_concrete": (["sparsity.p_logit=0"], ["concrete", "dense"]),
+    "deit_concrete": (
+        ["sparsity.p_logit=-1,0.5", "approx.factor=4", "sparsity.training.batch=8"],
+        ["concrete", "concrete", "dense"],
+    ),
+    "lvvit_concrete": (["sparsity.p_logit=0", "sparsity.training.batch=8"], ["concrete", "dense"]),
     "deit_topk": (
         ["sparsity.keep_ratio=0.4"],
         ["backtracking actual", "backtracking approximate", "dense", "forward_topk"],
@@ -82,7 +85,8 @@ def test_an_experiment_on_imagenet_runs(experiment: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("override", ["approx.stem=shared", "model.auxiliary=true"])
 def test_the_other_choices_of_lvvit_run(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,) = _run(monkeypatch, "lvvit_concrete", "sparsity=concrete", "sparsity.p_logit=0", override)
+    narrowed = ("sparsity.p_logit=0", "sparsity.training.batch=8")
+    (row,) = _run(monkeypatch, "lvvit_concrete", "sparsity=concrete_vision", *narrowed, override)
     assert row.score_masked == row.score and row.approx is not None
     if override == "model.auxiliary=true":
         assert row.occupancy_by_boundary[-1] == row.occupancy_by_boundary[-2]

@@ -54,8 +54,13 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0) -> Scores:
-    """Every item of `dataset` once, in the loader's order; `batches` > 0 stops after so many."""
+def evaluate(
+    model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0, workers: int = 0
+) -> Scores:
+    """Every item of `dataset` once, in the loader's order; `batches` > 0 stops after so many.
+
+    workers: processes that load the data, here as below.
+    """
     device = next(model.base.parameters()).device
     ways = _ways(model)
     metrics = {(way, name): task.new_metric(name).to(device) for way in ways for name in task.metrics}
@@ -63,15 +68,15 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
     kept: list[Tensor] = []
     real: list[Tensor] = []
     samples = 0
-    loader = evaluation_loader(dataset, batch_size)
+    loader = evaluation_loader(dataset, batch_size, workers)
     for batch in _progress(loader, batches, f"evaluate {model.method.card.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
         run = model(batch.inputs)
         for way, logits in ways.items():
-            predictions = task.read(run.logits if way == "dropped" else logits(batch.inputs))
+            found_logits = run.logits if way == "dropped" else logits(batch.inputs)
             for name in task.metrics:
-                metrics[way, name].update(predictions, batch.labels)
+                metrics[way, name].update(task.readings(name, found_logits), batch.labels)
         found = {
             "loss": task.loss(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
@@ -102,11 +107,14 @@ def evaluate(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, 
 
 
 @torch.inference_mode()
-def mean_loss(model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0) -> float:
+def mean_loss(
+    model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0, workers: int = 0
+) -> float:
     """The task's loss of the model as it is deployed, as `Scores.loss`, without measuring anything else."""
     device = next(model.base.parameters()).device
     total, samples = 0.0, 0
-    for batch in _progress(evaluation_loader(dataset, batch_size), batches, f"validate {model.method.card.title}"):
+    loader = evaluation_loader(dataset, batch_size, workers)
+    for batch in _progress(loader, batches, f"validate {model.method.card.title}"):
         batch = move_data_to_device(batch, device)
         total += float(task.loss(model(batch.inputs).logits, batch.labels, reduction="sum").double())
         samples += len(batch.labels)
@@ -172,13 +180,18 @@ def time_against_dense(
 
 @torch.inference_mode()
 def attention_error(
-    networks: dict[str, ApproximateNetwork], base: Backbone, dataset: Dataset, batch_size: int, batches: int = 0
+    networks: dict[str, ApproximateNetwork],
+    base: Backbone,
+    dataset: Dataset,
+    batch_size: int,
+    batches: int = 0,
+    workers: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Divergence (kl) and squared error (mse) of each network's attention from the base model's, by name."""
     device = next(base.parameters()).device
     total = {name: {"kl": 0.0, "mse": 0.0} for name in networks}
     samples = 0
-    for batch in _progress(evaluation_loader(dataset, batch_size), batches, "approximation error"):
+    for batch in _progress(evaluation_loader(dataset, batch_size, workers), batches, "approximation error"):
         inputs = base.prepare(move_data_to_device(batch.inputs, device))
         target = run_dense(base, inputs).trace
         layers = range(target.layers)

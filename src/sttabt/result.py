@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import DenseComparison, evaluate, mean_loss, time_against_dense
+from sttabt.evaluation import DenseComparison, Scores, evaluate, mean_loss, time_against_dense
 from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
@@ -26,20 +26,28 @@ FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "
 
 
 def make_row(
-    model: PrunedModel, splits: Splits, settings: Settings, job: Job, config_hash: str, notes: dict[str, dict[str, Any]]
+    model: PrunedModel,
+    averaged: PrunedModel | None,
+    splits: Splits,
+    settings: Settings,
+    job: Job,
+    config_hash: str,
+    notes: dict[str, dict[str, Any]],
 ) -> Row:
     """Evaluate `model` on the test split, once; `notes`: of the artifacts it is made of, by stage.
 
-    A model that was trained under its method is measured on the validation split too: choices go by that alone.
+    averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
+    trained under its method is measured on the validation split too: choices go by that alone.
     """
-    evaluation, sparsity = settings.evaluation, settings.sparsity
-    task = Task.of(settings.dataset)
-    scores = evaluate(model, splits.test, task, evaluation.batch_size, settings.fast_dev_run)
+    sparsity, task = settings.sparsity, Task.of(settings.dataset)
+    how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
+    scores = evaluate(model, splits.test, *how)
+    beside = None if averaged is None else evaluate(averaged, splits.test, *how)
     dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
     trained, validation_loss = isinstance(sparsity, TrainedSettings), None
     if trained:
-        validation_loss = mean_loss(model, splits.validation, task, evaluation.batch_size, settings.fast_dev_run)
+        validation_loss = mean_loss(model, splits.validation, *how)
     return Row(
         experiment=settings.name,
         sweep=job.sweep,
@@ -62,13 +70,14 @@ def make_row(
         merged=getattr(sparsity, "merged", None),
         mask_weight=getattr(sparsity, "mask_weight", None),
         propagation=getattr(sparsity, "propagation", None),
-        settings=_other_settings(asdict(sparsity)) | ({"batch": update_size(settings, "prune")} if trained else {}),
+        settings=_other_settings(asdict(sparsity))
+        | ({"training.batch": update_size(settings, "prune")} if trained else {}),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
         score_soft=scores.soft,
         score_masked=scores.masked,
-        score_ema=None,
+        score_ema=None if beside is None else beside.dropped,
         other_scores=scores.others,
         loss=scores.loss,
         validation_loss=validation_loss,
@@ -76,6 +85,7 @@ def make_row(
         occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
         occupancy_padded=scores.occupancy_padded,
         macs=scores.dense_macs if dense else scores.macs,
+        ema=_averages(beside),
         macs_dense=sum(scores.dense_macs.values()),
         time=None,  # `measure_time` gives it
         time_baseline=None,
@@ -94,6 +104,13 @@ def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: 
     single = time_against_dense(model, dataset, 1, rounds, SINGLES)
     singles = {f"single_{name}": value for name, value in _times(single, SINGLES).items()}
     return {"batch_size": batch_size, "rounds": rounds, **_times(batch), **singles}, batch.baseline
+
+
+def _averages(scores: Scores | None) -> dict[str, float] | None:
+    if scores is None or scores.soft is None:
+        return None
+    occupancy = sum(scores.occupancy) / len(scores.occupancy)
+    return {"score_soft": scores.soft, "occupancy": occupancy, "macs": sum(scores.macs.values())}
 
 
 def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:

@@ -16,15 +16,28 @@ STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 LVVIT_SIZES = ("tiny", "small", "medium", "large")
 
 # The modules of sttabt.data that give splits, and what a batch of theirs holds.
-SOURCES = {"digits": "images", "image_folder": "images", "glue": "text", "text_file": "text"}
+SOURCES = {
+    "digits": "images",
+    "idx": "images",
+    "image_folder": "images",
+    "image_table": "images",
+    "glue": "text",
+    "text_file": "text",
+}
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-METRICS = {"classification": ("accuracy", "matthews", "f1"), "regression": ("pearson", "spearman")}
+METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
+
+IDX_REMEDY = (
+    "for Fashion-MNIST `apt-get install dataset-fashion-mnist`, or `make fashion-mnist` and"
+    " dataset.path=data/fashion_mnist"
+)
 
 # What a setting of text may be, by its full key.
 CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.source": tuple(SOURCES),
     "dataset.task": tuple(METRICS),
     "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
+    "dataset.augmentation.erasing_mode": ("const", "rand", "pixel"),
     "approx.attention_loss": ("kldiv", "tinybert"),
     "approx.start": ("interpolated", "random", "general"),
     "approx.stem": ("own", "shared"),
@@ -47,6 +60,11 @@ class TrainingSettings:
     warmup_epochs: float = 0.0
     clip: float = 0.0  # largest gradient norm, 0 = no clipping
     label_smoothing: float = 0.0
+    batch: int = 0  # samples a weight update; 0: hardware.batch_size * hardware.accumulate * hardware.devices
+    # Images only; where both are on, half of the mixed batches get the one, half the other:
+    mixup: float = 0.0  # α of the Beta(α, α) that two images are blended by, 0 = off
+    cutmix: float = 0.0  # α of the Beta(α, α) that gives the area pasted from another image, 0 = off
+    mix_share: float = 1.0  # of the batches that are mixed
 
 
 @dataclass
@@ -63,12 +81,25 @@ class ModelSettings:
     pretrained: bool = False  # the weights that timm, lvvit or huggingface names, from the hub, its cache or the folder
     checkpoint: str = ""  # a local weights file instead
     sha256: str = ""  # the checkpoint's checksum, or how it begins; "": not checked
-    mean: list[float] = field(default_factory=list)  # that given weights want images normalised by, a channel each
-    deviation: list[float] = field(default_factory=list)  # likewise; both [] and without given weights: the data's own
     auxiliary: bool = False  # lvvit: predict as released, with half the maximum of the second head over patches left
     fine_tune: bool = False  # the base stage trains given weights on; otherwise it uses them as they are
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (embed_dim, depth, ...)
+    # Images only:
+    crop: float = 0.875  # share of an image's shorter side that evaluation sees
+    mean: list[float] = field(default_factory=list)  # a channel, of pixels in [0, 1], that images are normalised by;
+    deviation: list[float] = field(default_factory=list)  # [] = the data set's own
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class AugmentationSettings:
+    """Of training images, through timm: random crop, flip, RandAugment, random erasing."""
+
+    scale: float = 0.08  # the smallest share of the area that a crop keeps; 1 = the whole image
+    flip: float = 0.5  # probability of a horizontal flip
+    rand_augment: str = "rand-m9-mmax9-mstd0.5-inc1"  # in timm's notation; "" = none
+    erasing: float = 0.25  # probability
+    erasing_mode: str = "pixel"  # const (the mean) | rand (one random colour) | pixel (random pixels)
 
 
 @dataclass
@@ -83,10 +114,22 @@ class DatasetSettings:
     metric: str = "accuracy"  # accuracy | matthews | f1 | pearson | spearman: is reported, and choices go by it
     validation_share: float = 0.1  # of what is not for testing, stratified, split by the seed below
     split_seed: int = 0  # the test split does not depend on it
-    augment: bool = True  # images only
+    # Images only:
+    augment: bool = True
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)  # digits have their own
+    mean: list[float] = field(default_factory=list)  # a channel, of pixels in [0, 1], that images are normalised by,
+    deviation: list[float] = field(default_factory=list)  # where the model has none of its own
+    broken_share: float = 0.001  # of the training images that may be unreadable: others take their place
+    # Source image_table only:
+    hub_id: str = ""  # a data set of the hub; path is a local copy instead
+    configuration: str = ""  # of the data set on the hub, where it has several
+    train_split: str = "train"
+    test_split: str = "test"
+    image_column: str = "image"
+    # Sources image_table and of text:
+    label_column: str = ""  # a class 0, 1, ..., a name of class_names, or a score
     # Text only:
     columns: list[str] = field(default_factory=list)  # of the text, or of the two texts that are read together
-    label_column: str = ""  # a class 0, 1, ..., a name of class_names, or a score
     class_names: list[str] = field(default_factory=list)  # in the order of the classes; empty: their numbers
     max_tokens: int = 0  # with the special ones; longer texts are truncated, counted and reported
     task_name: str = ""  # source glue: which of GLUE_TASKS
@@ -158,7 +201,7 @@ class TrainedSettings(SparsitySettings):
 
     distillation: float = 0.0  # weight of the divergence from the frozen base model's prediction; 0 = off
     hard_from: float = 1.0  # share of the epochs after which training drops tokens and the choice is frozen; 1 = never
-    batch: int = 0  # samples a weight update of this training alone; 0: hardware.batch_size * hardware.accumulate
+    ema: float = 0.0  # decay a weight update of averaged weights, which are evaluated beside the last ones; 0 = none
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
@@ -230,22 +273,28 @@ class Settings:
     fast_dev_run: int = 0  # > 0: so many steps a stage, on as many batches; for tests
 
 
-def normalisation(model: ModelSettings | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation that images are normalised by for the sake of given weights; None: the data set's own."""
-    if model is None or not model.mean or not (model.pretrained or model.checkpoint):
-        return None
-    return tuple(model.mean), tuple(model.deviation)
+TRAININGS = {  # where a stage's training is set
+    "base": "model.training",
+    "general": "approx.corpus_training",
+    "approx": "approx.training",
+    "prune": "sparsity.training",
+}
+
+
+def training_of(settings: Settings, stage: str) -> TrainingSettings | None:
+    """The settings of a stage's training; None where the method trains nothing."""
+    node, _, name = TRAININGS[stage].partition(".")
+    return getattr(getattr(settings, node), name, None)
 
 
 def update_size(settings: Settings, stage: str) -> int:
     """Samples a weight update of that training stage."""
-    hardware = settings.hardware
-    own = settings.sparsity.batch if stage == "prune" and isinstance(settings.sparsity, TrainedSettings) else 0
-    return own or hardware.batch_size * hardware.accumulate * hardware.devices
+    training, hardware = training_of(settings, stage), settings.hardware
+    return (training and training.batch) or hardware.batch_size * hardware.accumulate * hardware.devices
 
 
 def steps_of(update: int, hardware: HardwareSettings) -> tuple[int, int]:
-    """(samples a step, steps a weight update): the fewest equal steps that fit into hardware.batch_size."""
+    """(samples a step and a device, steps a weight update): the fewest equal steps that hardware.batch_size allows."""
     steps = -(-update // (hardware.batch_size * hardware.devices))
     return update // steps // hardware.devices, steps
 

@@ -48,6 +48,8 @@ from sttabt.weights import load_approx, load_weights, verify
 Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
+AVERAGED = "averaged."  # what the names of averaged weights begin with, beside those they are averages of
+IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
 log = logging.getLogger(__name__)
@@ -113,13 +115,15 @@ class Stages:
 
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             self._load_checkpoint(base, new_head=model.fine_tune)
+            notes: dict[str, Any] = {}
             if trained:
-                self._fit(BaseTraining(base, model.training, self.task), folder)
-            return base.state_dict(), {}
+                notes = self._fit(BaseTraining(base, model.training, self.task), folder)
+            return base.state_dict(), notes
 
         described = self._weights() | {"classes": classes}
         if trained:
-            described |= {"training": asdict(model.training), "dataset": self._data(), **self._training_context("base")}
+            described |= {"training": _without(asdict(model.training), "batch"), "dataset": self._data()}
+            described |= self._training_context("base")
         artifact = self._obtain("base", described, make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
@@ -135,13 +139,13 @@ class Stages:
             self._load_checkpoint(encoder, new_head=True)
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
-            self._fit(
-                module, folder, load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
-            )
+            corpus = load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
+            self._fit(module, folder, corpus)
             return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
 
         own = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
         described = self._weights() | {name: value for name, value in asdict(settings).items() if name in own}
+        described["corpus_training"] = _without(described["corpus_training"], "batch")
         corpus = Path(settings.corpus)
         described["corpus"] = checksum(corpus) if corpus.is_file() else settings.corpus
         return self._obtain("general", described | self._training_context("general"), make)
@@ -163,10 +167,11 @@ class Stages:
             }
             if settings.start == "general":
                 controls["general"] = copy.deepcopy(network)
+            notes: dict[str, Any] = {}
             if settings.checkpoint:
                 load_approx(network, Path(settings.checkpoint), "approx.checkpoint")
             else:
-                self._fit(Approximation(network, base, settings, self.task), folder)
+                notes = self._fit(Approximation(network, base, settings, self.task), folder)
             networks = {"distilled": network.eval(), **controls}
             errors = attention_error(
                 {name: each.to(self.device) for name, each in networks.items()},
@@ -174,11 +179,12 @@ class Stages:
                 self.splits.validation,
                 self.settings.evaluation.batch_size,
                 self.settings.fast_dev_run,
+                self.settings.hardware.workers,
             )
-            return network.state_dict(), {"errors": errors}
+            return network.state_dict(), {"errors": errors, **notes}
 
-        elsewhere = ("corpus", "corpus_training")  # the general network's own
-        own = {name: value for name, value in asdict(settings).items() if name not in elsewhere}
+        own = _without(asdict(settings), "corpus", "corpus_training")  # the general network's
+        own["training"] = _without(own["training"], "batch")
         if settings.checkpoint:
             own = {name: own[name] for name in ("factor", "stem")}
             own["checkpoint"] = verify(Path(settings.checkpoint), "", "approx.checkpoint")
@@ -188,8 +194,10 @@ class Stages:
         network.load_state_dict(artifacts["approx"].tensors, strict=True)
         return base, network.eval(), artifacts
 
-    def pruned(self) -> tuple[PrunedModel, dict[str, Artifact]]:
-        """The model under `sparsity`, trained where the method trains, and the artifacts it is made of."""
+    def pruned(self) -> tuple[PrunedModel, PrunedModel | None, dict[str, Artifact]]:
+        """The model under `sparsity`, trained where the method trains; the same with averaged weights, where
+        `sparsity.ema` asks for them; and the artifacts it is made of.
+        """
         sparsity = self.settings.sparsity
         kind = find_method(sparsity.method)
         artifacts: dict[str, Artifact] = {}
@@ -201,24 +209,35 @@ class Stages:
         if kind.card.trained:
 
             def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-                self._fit(Pruning(model, base, sparsity, self.task), folder)
-                return model.state_dict(), {}
+                module = Pruning(model, base, sparsity, self.task)
+                notes = self._fit(module, folder)
+                averaged = {} if module.averaged is None else module.averaged.module.state_dict()
+                return model.state_dict() | {AVERAGED + name: value for name, value in averaged.items()}, notes
 
-            own = {name: value for name, value in asdict(sparsity).items() if name != "batch"}  # in the context
+            own = asdict(sparsity)
+            own["training"] = _without(own["training"], "batch")
             described = {**self._keys(artifacts), "sparsity": own, "dataset": self._data()}
             described |= self._training_context("prune")
             artifacts["prune"] = self._obtain("prune", described, make)
-            model.load_state_dict(artifacts["prune"].tensors, strict=True)
-        return model.eval(), artifacts
+            tensors = artifacts["prune"].tensors
+            model.load_state_dict(
+                {name: t for name, t in tensors.items() if not name.startswith(AVERAGED)}, strict=True
+            )
+            if sparsity.ema:
+                averaged = copy.deepcopy(model).eval()
+                own = {name.removeprefix(AVERAGED): t for name, t in tensors.items() if name.startswith(AVERAGED)}
+                averaged.load_state_dict(own, strict=True)
+                return model.eval(), averaged, artifacts
+        return model.eval(), None, artifacts
 
     def evaluate(self) -> None:
         """The result row of this job, and the images of its gallery, in paths.output."""
-        model, artifacts = self.pruned()
+        model, averaged, artifacts = self.pruned()
         settings = self.settings
         described = {
             **self._keys(artifacts),
             "model": settings.model.name,
-            "dataset": {**self._data(), "metric": settings.dataset.metric},
+            "dataset": self._data() | {"metric": settings.dataset.metric},
             "sparsity": asdict(settings.sparsity),
             "evaluation": {name: value for name, value in asdict(settings.evaluation).items() if name not in TIMING},
             "experiment": settings.name,
@@ -230,7 +249,10 @@ class Stages:
 
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             model.to(self.device)
-            row = make_row(model, self.splits, settings, self.job, fingerprint(described), self._notes(artifacts))
+            if averaged is not None:
+                averaged.to(self.device)
+            notes = self._notes(artifacts)
+            row = make_row(model, averaged, self.splits, settings, self.job, fingerprint(described), notes)
             if settings.evaluation.gallery:
                 gallery(model, self.splits, self.task, settings.evaluation.gallery, self._words()).write(
                     folder / GALLERY_FILE
@@ -266,15 +288,25 @@ class Stages:
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
         base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
-        expected = base.normalised_by
-        if expected and expected != (self.splits.mean, self.splits.deviation):
-            mean, deviation = ("[" + ",".join(map(str, values)) + "]" for values in expected)
-            raise UserError(
-                f"model.name={model.name}: its weights want images normalised by mean {mean} and deviation {deviation},"
-                f" not by {list(self.splits.mean)} and {list(self.splits.deviation)}:"
-                f" set model.mean={mean} model.deviation={deviation}"
-            )
+        if base.normalised_by:
+            self._check_normalisation(*base.normalised_by)
         return base
+
+    def _check_normalisation(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+        """Pretrained weights know images normalised as when they were trained; fine-tuned ones may learn another."""
+        model, wanted = self.settings.model, (mean, deviation)
+        if wanted == (self.splits.mean, self.splits.deviation):
+            return
+        remedy = f"set model.mean={list(wanted[0])} model.deviation={list(wanted[1])}".replace(", ", ",")
+        if len(self.splits.mean) != len(wanted[0]):
+            remedy = f"they are for {len(wanted[0])} channels: set dataset.channels={len(wanted[0])}, and {remedy}"
+        line = (
+            f"model.name={model.name} was trained on images normalised by mean and deviation {wanted}, not by"
+            f" {self.splits.mean, self.splits.deviation} as here: {remedy}"
+        )
+        if not model.fine_tune:
+            raise UserError(line)
+        log.warning(line)
 
     def _load_checkpoint(self, base: Backbone, new_head: bool) -> None:
         path = self.settings.model.checkpoint
@@ -284,10 +316,9 @@ class Stages:
     def _weights(self) -> dict[str, Any]:
         """What decides the weights that training starts from, but for the seed and the head."""
         model, data = asdict(self.settings.model), self.settings.dataset
+        model = _without(model, "name", "training", "fine_tune", "sha256", *IMAGES)
         if model["checkpoint"]:  # the same name may hold other weights
-            model["checkpoint"] = verify(Path(model["checkpoint"]), model["sha256"], "model.checkpoint")
-        for name in ("name", "training", "fine_tune", "sha256", "mean", "deviation"):
-            del model[name]
+            model["checkpoint"] = verify(Path(model["checkpoint"]), self.settings.model.sha256, "model.checkpoint")
         if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
             weights = ("*.safetensors", "*.bin", "config.json")
             files = sorted(path for pattern in weights for path in folder.glob(pattern))
@@ -296,9 +327,10 @@ class Stages:
         return {"model": model, **sizes, "version": __version__}
 
     def _data(self) -> dict[str, Any]:
-        """What decides the batches of training, and the loss."""
-        data = {name: value for name, value in asdict(self.settings.dataset).items() if name != "metric"}
-        return data | {"normalised": [self.splits.mean, self.splits.deviation]}
+        """What decides the batches of training and evaluation, and the loss."""
+        data, model = self.settings.dataset, asdict(self.settings.model)
+        described = _without(asdict(data), "metric", "broken_share")
+        return described | {name: model[name] for name in IMAGES} if SOURCES[data.source] == "images" else described
 
     def _words(self) -> Callable[[Tensor], list[str]] | None:
         """What turns a text's vocabulary places into words; None for images."""
@@ -333,8 +365,8 @@ class Stages:
             "fast_dev_run": self.settings.fast_dev_run,
         }
 
-    def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> None:
-        fit(module, splits or self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
+    def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
+        return fit(module, splits or self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
 
     def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
         self._claim(stage, described, make)
@@ -360,3 +392,7 @@ class Stages:
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
+
+
+def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}

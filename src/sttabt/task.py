@@ -20,6 +20,8 @@ from sttabt.settings import METRICS, DatasetSettings
 
 warnings.filterwarnings("ignore", message=".*will save all targets and predictions")  # a number a sample is little
 
+TOP = 5  # the likeliest classes, one of which the label has to be, for top-5
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,13 +40,13 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The reported metric, then those that GLUE reports beside it; F1 is that of class 1 among two."""
+        """The reported metric, then the others: F1 is that of class 1 among two, top-5 says little of five classes."""
         names = METRICS["regression" if self.is_score else "classification"]
-        others = (name for name in names if name != self.metric and (name != "f1" or self.classes == 2))
-        return (self.metric, *others)
+        defined = {"f1": self.classes == 2, "top5": self.classes > TOP}
+        return (self.metric, *(name for name in names if name != self.metric and defined.get(name, True)))
 
     def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of classes (B,) int, squared error of scores (B,) float."""
+        """Cross-entropy of classes (B,) int, or of shares of them (B, classes); squared error of scores (B,) float."""
         if self.is_score:
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction=reduction)
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
@@ -53,8 +55,14 @@ class Task:
         """The prediction of each sample, (B,): the likeliest class, or the score itself."""
         return logits.squeeze(-1) if self.is_score else logits.argmax(-1)
 
+    def readings(self, name: str, logits: Tensor) -> Tensor:
+        """What the metric of that name takes of logits (B, classes): the predictions, for top-5 the logits."""
+        return logits if name == "top5" else self.read(logits)
+
     def new_metric(self, name: str) -> Metric:
-        """A metric that takes `read(logits)` and labels batch by batch."""
+        """A metric that takes `readings(name, logits)` and labels batch by batch."""
+        if name == "top5":
+            return MulticlassAccuracy(self.classes, top_k=TOP, average="micro")
         if name == "accuracy":
             return MulticlassAccuracy(self.classes, average="micro")
         if name == "matthews":

@@ -16,21 +16,28 @@ from sttabt.hub import find_pretrained
 from sttabt.settings import (
     CHOICES,
     GLUE_TASKS,
+    IDX_REMEDY,
     LVVIT_SIZES,
     METRICS,
     SOURCES,
     STAGES,
+    TRAININGS,
     DatasetSettings,
     ModelSettings,
     Settings,
     TrainingSettings,
-    normalisation,
     steps_of,
+    training_of,
+    update_size,
 )
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
-TEXT_SETTINGS = ("columns", "label_column", "class_names", "max_tokens")
-NORMALISATION = ("mean", "deviation")
+TEXT_SETTINGS = ("columns", "max_tokens")
+IMAGE_SETTINGS = ("augment", "augmentation", "channels", "mean", "deviation", "broken_share")
+TABLE_SETTINGS = ("hub_id", "configuration", "train_split", "test_split", "image_column")
+DIGITS = "digits have their own preparation"
+DIGITS_HAVE = ("augmentation", "mean", "deviation", "broken_share")
+APPROXIMATIONS = ("approx.training", "approx.corpus_training")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
@@ -55,13 +62,17 @@ TRAINING: dict[str, Rule] = {
     "warmup_epochs": at_least(0),
     "clip": at_least(0),
     "label_smoothing": SHARE_BELOW_ONE,
+    "batch": at_least(0),
+    "mixup": at_least(0),
+    "cutmix": at_least(0),
+    "mix_share": SHARE_ABOVE_ZERO,
 }
-TRAININGS = ("model.training", "approx.training", "approx.corpus_training", "sparsity.training")
 RANGES: dict[str, Rule] = {
     "model.width": at_least(1),
     "model.depth": at_least(1),
     "model.heads": at_least(1),
     "model.patch_size": at_least(0),
+    "model.crop": SHARE_ABOVE_ZERO,
     "dataset.image_size": at_least(0),
     "dataset.channels": at_least(1),
     "dataset.classes": at_least(1),
@@ -69,6 +80,10 @@ RANGES: dict[str, Rule] = {
     "dataset.validation_share": INNER_SHARE,
     "dataset.test_share": INNER_SHARE,
     "dataset.split_seed": at_least(0),
+    "dataset.broken_share": SHARE_BELOW_ONE,
+    "dataset.augmentation.scale": SHARE_ABOVE_ZERO,
+    "dataset.augmentation.flip": SHARE,
+    "dataset.augmentation.erasing": SHARE,
     "approx.factor": at_least(1),
     "approx.attention_weight": at_least(0),
     "approx.hidden_weight": at_least(0),
@@ -86,7 +101,7 @@ RANGES: dict[str, Rule] = {
     "sparsity.distillation": at_least(0),
     "sparsity.hard_from": SHARE,
     "sparsity.p_logit_rate": at_least(0),
-    "sparsity.batch": at_least(0),
+    "sparsity.ema": SHARE_BELOW_ONE,
     "hardware.devices": ("1, as training on several devices is not supported yet", lambda value: value == 1),
     "hardware.batch_size": at_least(1),
     "hardware.accumulate": at_least(1),
@@ -98,7 +113,7 @@ RANGES: dict[str, Rule] = {
     "evaluation.gallery": at_least(0),
     "seed": at_least(0),
     "fast_dev_run": at_least(0),
-    **{f"{node}.{name}": rule for node in TRAININGS for name, rule in TRAINING.items()},
+    **{f"{node}.{name}": rule for node in TRAININGS.values() for name, rule in TRAINING.items()},
 }
 
 
@@ -130,6 +145,7 @@ def check(settings: Settings) -> None:
     _check_task(settings.dataset)
     if SOURCES[settings.dataset.source] == "text":
         _check_text(settings.dataset)
+    _check_images(settings)
     _check_model(settings)
     _check_counts(settings)
     _check_batch(settings)
@@ -147,6 +163,8 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
     trained = model.fine_tune or not given
     text = SOURCES[source] == "text"
     classes = settings.dataset.task == "classification"
+    named = source in ("image_table", *(name for name, kind in SOURCES.items() if kind == "text"))
+    transformed = not text and source != "digits"
     general = approximate and settings.approx.start == "general"
     # (a key or a node, whether it has an effect, why not)
     uses = (
@@ -157,10 +175,10 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("approx.training", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
         ("model.auxiliary", bool(model.lvvit), "it is for LV-ViT"),
         ("model.sha256", bool(model.checkpoint), "there is no model.checkpoint to check"),
-        *((f"model.{name}", given and not text, "there are no given weights of images") for name in NORMALISATION),
-        *((f"model.{name}", source != "digits", "digits are normalised in their own way") for name in NORMALISATION),
         ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
         ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
+        *((f"{node}.label_smoothing", False, "an approximation has no labels to smooth") for node in APPROXIMATIONS),
+        *((f"{node}.mix_share", mixed, f"{node} mixes no images") for node, mixed in _mixing(settings)),
         ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
         ("approx.corpus_training", general, f"approx.start={settings.approx.start} reads no corpus"),
         ("model.training", trained, "the base model's weights are given, so the base stage trains nothing"),
@@ -170,7 +188,17 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("dataset.path", source != "digits", "digits come with scikit-learn"),
         *((f"dataset.{name}", text, "it is a setting of text") for name in TEXT_SETTINGS),
         *((f"dataset.{name}", source == "text_file", "it is for source text_file") for name in FILE_SETTINGS),
-        *((f"dataset.{name}", not text, "it is a setting of images") for name in ("augment", "channels")),
+        *((f"dataset.{name}", not text, "it is a setting of images") for name in IMAGE_SETTINGS),
+        *((f"model.{name}", not text, "it is a setting of images") for name in ("crop", "mean", "deviation")),
+        *((f"dataset.{name}", text or transformed, DIGITS) for name in DIGITS_HAVE),
+        *((f"model.{name}", text or transformed, DIGITS) for name in ("crop", "mean", "deviation")),
+        ("dataset.augmentation", text or settings.dataset.augment, "dataset.augment=false leaves images as they are"),
+        ("dataset.mean", text or not model.mean, "model.mean is set, which comes first"),
+        ("dataset.deviation", text or not model.deviation, "model.deviation is set, which comes first"),
+        *((f"dataset.{name}", source == "image_table", "it is for source image_table") for name in TABLE_SETTINGS),
+        ("dataset.hub_id", source != "image_table" or not settings.dataset.path, "dataset.path gives a local copy"),
+        ("dataset.label_column", named, f"source {source} has none"),
+        ("dataset.class_names", text or source == "idx", f"source {source} has its own"),
         ("dataset.task_name", source == "glue", "it is for source glue"),
         ("dataset.test_share", not Path(settings.dataset.path).is_dir(), "the folder has a test split"),
         ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
@@ -200,17 +228,6 @@ def _check_model(settings: Settings) -> None:
             f"model.patch_size={model.patch_size} does not divide dataset.image_size={dataset.image_size}:"
             " choose one that does"
         )
-    if bool(model.mean) != bool(model.deviation):
-        raise UserError(f"model.mean={model.mean}, model.deviation={model.deviation}: give both or none")
-    if normalisation(model) and dataset.source != "digits":
-        for key, values in (("mean", model.mean), ("deviation", model.deviation)):
-            if len(values) != dataset.channels:
-                raise UserError(
-                    f"model.{key}={values} has {len(values)} entries for dataset.channels={dataset.channels}: give one"
-                    " for each channel"
-                )
-        if min(model.deviation) <= 0:
-            raise UserError(f"model.deviation={model.deviation} is out of range: every entry must be above 0")
     head_width = model.width // model.heads
     if head_width % factor:
         valid = ", ".join(str(f) for f in range(1, head_width + 1) if head_width % f == 0)
@@ -221,15 +238,28 @@ def _check_model(settings: Settings) -> None:
 
 
 def _check_batch(settings: Settings) -> None:
-    batch, hardware = getattr(settings.sparsity, "batch", 0), settings.hardware
-    if not batch:
-        return
-    size, steps = steps_of(batch, hardware)
-    if size * steps != batch:
-        raise UserError(
-            f"sparsity.batch={batch} does not make {steps} equal steps of at most"
-            f" hardware.batch_size={hardware.batch_size}: set {size * steps} or {(size + 1) * steps}"
-        )
+    """Every weight update is made of equal steps, and of images in pairs where they are mixed."""
+    hardware = settings.hardware
+    for stage, node in TRAININGS.items():
+        training = training_of(settings, stage)
+        if training is None:
+            continue
+        update = update_size(settings, stage)
+        size, steps = steps_of(update, hardware)
+        unit = steps * hardware.devices
+        if size * unit != update:
+            lower = f"{size * unit} or " if size else ""
+            devices = f" on {hardware.devices} devices" if hardware.devices > 1 else ""
+            raise UserError(
+                f"{node}.batch={update} does not make {steps} equal steps{devices} of at most"
+                f" hardware.batch_size={hardware.batch_size}: set {lower}{(size + 1) * unit}"
+            )
+        if (training.mixup or training.cutmix) and size % 2:
+            setting = f"{node}.batch={update}" if training.batch else f"hardware.batch_size={hardware.batch_size}"
+            raise UserError(
+                f"{setting} makes {size} images a step, but {node}.mixup and cutmix blend pairs: choose one that makes"
+                " an even number"
+            )
 
 
 def _check_weights(settings: Settings) -> None:
@@ -304,6 +334,8 @@ def _check_task(dataset: DatasetSettings) -> None:
         raise UserError(f"dataset.classes={dataset.classes}: a score is one number, set dataset.classes=1")
     if dataset.task == "classification" and dataset.classes < 2:
         raise UserError(f"dataset.classes={dataset.classes} is out of range: it must be at least 2")
+    if dataset.metric == "top5" and dataset.classes <= 5:
+        raise UserError(f"dataset.metric=top5 says nothing of dataset.classes={dataset.classes}: set accuracy")
     if dataset.metric == "f1" and dataset.classes != 2:
         raise UserError(f"dataset.metric=f1 is for two classes, not dataset.classes={dataset.classes}: set accuracy")
 
@@ -340,6 +372,40 @@ def _check_text(dataset: DatasetSettings) -> None:
         raise UserError(f"dataset.encoding={dataset.encoding} is unknown: set utf-8, latin-1, cp1252, ...") from error
 
 
+def _check_images(settings: Settings) -> None:
+    """Settings of images fit the channels; text has none of them."""
+    dataset, model = settings.dataset, settings.model
+    text = SOURCES[dataset.source] == "text"
+    for node, mixed in _mixing(settings):
+        if mixed and text:
+            training = next(training for name, training in _trainings(settings) if name == node)
+            setting = "mixup" if training.mixup else "cutmix"
+            raise UserError(
+                f"{node}.{setting}={getattr(training, setting)} blends images, which texts cannot be:"
+                f" set {node}.{setting}=0"
+            )
+    if text:
+        return
+    if dataset.channels not in (1, 3):
+        raise UserError(f"dataset.channels={dataset.channels} is out of range: images are grey (1) or coloured (3)")
+    if dataset.source == "digits":
+        return
+    for name in ("mean", "deviation"):
+        key = f"model.{name}" if getattr(model, name) else f"dataset.{name}"
+        values = getattr(model, name) or getattr(dataset, name)
+        if len(values) != dataset.channels:
+            raise UserError(
+                f"{key}={values} has {len(values)} numbers: give one for each of {dataset.channels} channels"
+            )
+        if not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
+            raise UserError(f"{key}={values} is out of range: give finite numbers, deviations above 0")
+
+
+def _mixing(settings: Settings) -> list[tuple[str, bool]]:
+    """Of every training its node, and whether it mixes images."""
+    return [(node, bool(training.mixup or training.cutmix)) for node, training in _trainings(settings)]
+
+
 def _check_counts(settings: Settings) -> None:
     counts, depth = getattr(settings.sparsity, "counts", []), settings.model.depth
     if not counts:
@@ -366,24 +432,53 @@ def _check_files(settings: Settings) -> None:
         if not Path(dataset.path).exists():
             how = " (`make movie-reviews` fetches it)" if dataset.name.startswith("movie_review") else ""
             raise UserError(f"dataset.path={dataset.path} is not there: give a file, or a folder{how}")
-    if dataset.source != "image_folder":
-        return
+    if dataset.source == "idx":
+        _check_idx(dataset)
+    if dataset.source == "image_table":
+        _check_table(dataset)
+    if dataset.source == "image_folder":
+        _check_folder(dataset)
+
+
+def _check_idx(dataset: DatasetSettings) -> None:
+    if not dataset.path:
+        raise UserError("dataset.path is missing: give dataset.path=FOLDER, one with train-images-idx3-ubyte(.gz), ...")
+    if not Path(dataset.path).is_dir():
+        raise UserError(f"dataset.path={dataset.path} is no folder: {IDX_REMEDY}")
+    if dataset.class_names and len(dataset.class_names) != dataset.classes:
+        raise UserError(
+            f"dataset.class_names={dataset.class_names} are {len(dataset.class_names)} names for"
+            f" dataset.classes={dataset.classes}: give as many"
+        )
+
+
+def _check_table(dataset: DatasetSettings) -> None:
+    if not (dataset.path or dataset.hub_id):
+        raise UserError(
+            "dataset.hub_id is missing: give the id of a data set on the hub, or a copy, dataset.path=FOLDER"
+        )
+    if dataset.path and not Path(dataset.path).is_dir():
+        raise UserError(f"dataset.path={dataset.path} is no folder: give a local copy, or none for the hub")
+    if not dataset.label_column:
+        raise UserError("dataset.label_column is missing: give dataset.label_column=NAME, the column of labels")
+
+
+def _check_folder(dataset: DatasetSettings) -> None:
     if not dataset.path:
         raise UserError("dataset.path is missing: give dataset.path=FOLDER, one with train/ and val/")
     for folder in (Path(dataset.path), Path(dataset.path) / "train", Path(dataset.path) / "val"):
         if not folder.is_dir():
             raise UserError(f"dataset.path={dataset.path}: {folder} is no folder: give one with train/ and val/")
     for part in ("train", "val"):
-        if not any(entry.is_dir() for entry in (Path(dataset.path) / part).iterdir()):
+        if not any((Path(dataset.path) / part).iterdir()):
             raise UserError(f"dataset.path={dataset.path}: {part}/ is empty: it must hold one folder of images a class")
 
 
 def _trainings(settings: Settings) -> Iterator[tuple[str, TrainingSettings]]:
-    for key in TRAININGS:
-        node, _, name = key.partition(".")
-        training = getattr(getattr(settings, node), name, None)
+    for stage, node in TRAININGS.items():
+        training = training_of(settings, stage)
         if training is not None:
-            yield key, training
+            yield node, training
 
 
 def _choose(key: str, value: str, choices: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,76 +55,43 @@ class Sequences(Dataset, ABC):
         """One padded batch."""
 
 
-class Images(Dataset):
-    """Items of `images` by their position in `indices`, each through `transform`."""
-
-    def __init__(
-        self, images: Sequence[tuple[Any, int]], indices: Sequence[int], transform: Callable[[Any], Tensor]
-    ) -> None:
-        self.images, self.indices, self.transform = images, indices, transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Batch:
-        image, label = self.images[self.indices[index]]
-        return Batch(self.transform(image), torch.tensor(label))
-
-
-class AugmentedImages(Images):
-    """Images whose transform is random, and yet the same for the same (seed, epoch, index)."""
-
-    def __init__(self, *arguments: Any, seed: int) -> None:
-        super().__init__(*arguments)
-        self.seed = seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:  # type: ignore[override]
-        epoch, index = key
-        drawn = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        states = random.getstate(), np.random.get_state()  # timm's RandAugment draws from all three
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(drawn))
-            random.seed(int(drawn))
-            np.random.seed(drawn)
-            item = super().__getitem__(index)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        return item
-
-
 class EpochOrder(Sampler):
-    """Yields (epoch, index) in an order that depends on the seed and the epoch alone; Lightning sets the epoch."""
+    """Yields (epoch, index) in an order that depends on the seed and the epoch alone; Lightning sets the epoch.
 
-    def __init__(self, length: int, seed: int) -> None:
+    taken: how many of `length` items an epoch has, others in each epoch; None: all.
+    """
+
+    def __init__(self, length: int, seed: int, taken: int | None = None) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.taken = length if taken is None else taken
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.taken
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter((self.epoch, int(index)) for index in order)
+        return iter((self.epoch, int(index)) for index in order[: self.taken])
 
 
 class BatchesByLength(Sampler):
     """Batches of indices of nearly equal lengths, in an order that depends on the seed and the epoch alone.
 
     An epoch's order is cut into pools of POOL batches, each pool is sorted by length and cut into batches, and all
-    batches are shuffled. What does not fill the last batch is left out, other items in each epoch.
+    batches are shuffled. taken: as in EpochOrder, a multiple of `batch_size`.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, taken: int) -> None:
         self.lengths, self.batch_size = lengths, batch_size
-        self.sampler = EpochOrder(len(lengths), seed)  # where Lightning looks for set_epoch
+        self.sampler = EpochOrder(len(lengths), seed, taken)  # where Lightning looks for set_epoch
 
     def __len__(self) -> int:
-        return len(self.lengths) // self.batch_size
+        return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.array([index for _, index in self.sampler])[: len(self) * self.batch_size]
+        order = np.array([index for _, index in self.sampler])
         batches = []
         for start in range(0, len(order), POOL * self.batch_size):
             pool = order[start : start + POOL * self.batch_size]
@@ -133,28 +101,65 @@ class BatchesByLength(Sampler):
         return iter([batches[index] for index in shuffled])
 
 
-def train_loader(dataset: Dataset, batch_size: int, workers: int, seed: int) -> DataLoader:
+class Loader(DataLoader):
+    """Says a user's mistake that another process met while loading as if it were met here, without a traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # what all readers of a DataLoader rely on
+        try:
+            yield from super().__iter__()
+        except Exception as error:  # what else there is goes on as it is; at the interpreter's end UserError is gone
+            if not isinstance(error, UserError):
+                raise
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+
+
+def train_loader(dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1) -> Loader:
     """Shuffled batches, of sequences by length, the same for the same seed and epoch.
 
-    What does not fill the last one is left out, so that every step weighs the same.
+    steps: batches a weight update. What does not fill the last update is left out, so that every one weighs the same.
+    Raises UserError when there are too few samples for one update of several steps.
     """
     length = len(dataset)  # type: ignore[arg-type]
-    batch_size = min(batch_size, length)
+    update = batch_size * steps
+    if steps == 1:
+        update = batch_size = min(batch_size, length)
+    elif update > length:
+        raise UserError(
+            f"a weight update of {update} samples is more than the {length} that there are to train on: lower"
+            " hardware.accumulate, or the `batch` of that training"
+        )
+    taken = length // update * update
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
-        batches = BatchesByLength(lengths, batch_size, seed)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **common)
-    return DataLoader(dataset, batch_size, sampler=EpochOrder(length, seed), drop_last=True, **common)
+        batches = BatchesByLength(lengths, batch_size, seed, taken)
+        return Loader(dataset, batch_sampler=batches, collate_fn=collate, **common)
+    return Loader(dataset, batch_size, sampler=EpochOrder(length, seed, taken), drop_last=True, **common)
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
+def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Loader:
     """All items once: images in their order, sequences from the longest to the shortest."""
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
         longest_first = np.argsort(-lengths, kind="stable").tolist()  # too little memory shows at once
-        return DataLoader(dataset, batch_size, sampler=longest_first, collate_fn=collate, num_workers=workers)
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+        return Loader(dataset, batch_size, sampler=longest_first, collate_fn=collate, num_workers=workers)
+    return Loader(dataset, batch_size=batch_size, num_workers=workers)
+
+
+@contextmanager
+def same_draws(*key: int) -> Iterator[None]:
+    """Whatever draws inside draws the same for the same key, and the draws outside go on as if nothing had been."""
+    drawn = np.random.SeedSequence(key).generate_state(1)[0]
+    states = random.getstate(), np.random.get_state()  # timm draws from all three
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(drawn))
+            random.seed(int(drawn))
+            np.random.seed(drawn)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def split_indices(

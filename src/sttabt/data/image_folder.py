@@ -1,44 +1,61 @@
-"""Any folder of images laid out as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg."""
+"""Any folder of images laid out as ImageNet (ILSVRC2012): train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from sttabt.data.base import AugmentedImages, Images, Splits, split_indices
+from sttabt.data.base import Splits
+from sttabt.data.images import MODES, ImageSource, image_splits
 from sttabt.errors import UserError
-from sttabt.settings import DatasetSettings, ModelSettings, normalisation
+from sttabt.settings import DatasetSettings, ModelSettings
 
 
-def load(settings: DatasetSettings, model: ModelSettings | None = None) -> Splits:
+class FolderImages(ImageSource):
+    """The images of a folder of class folders. Raises UserError naming a folder that does not fit."""
+
+    def __init__(self, folder: Path, channels: int) -> None:
+        _refuse_flat(folder)
+        try:
+            found = ImageFolder(str(folder))
+        except FileNotFoundError as error:
+            raise UserError(f"dataset.path: {folder} has class folders without images: {error}") from error
+        self.samples, self.labels, self.mode = found.samples, found.targets, MODES[channels]
+        self.class_names = tuple(found.classes)
+
+    def read(self, index: int) -> Image.Image:
+        with Image.open(self.where(index)) as image:
+            return image.convert(self.mode)
+
+    def where(self, index: int) -> str:
+        return self.samples[index][0]
+
+
+def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
     """val/ is the test split; validation is a stratified share of train/. Raises UserError naming what is missing."""
-    train_images, test_images = (_open(Path(settings.path) / part) for part in ("train", "val"))
-    if train_images.classes != test_images.classes:
-        differing = sorted(set(train_images.classes) ^ set(test_images.classes))
+    train, test = (FolderImages(Path(settings.path) / part, settings.channels) for part in ("train", "val"))
+    for part, missing in (
+        ("val", sorted(set(train.class_names) - set(test.class_names))),
+        ("train", sorted(set(test.class_names) - set(train.class_names))),
+    ):
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(
+                f"dataset.path={settings.path}: train/ and val/ have different classes, {part}/ lacks"
+                f" {', '.join(missing[:3])}{more}: give both the same class folders"
+            )
+    return image_splits(settings, model, train, test)
+
+
+def _refuse_flat(folder: Path) -> None:
+    """ImageNet's archive of val/ has no class folders, and is easily left so."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    images = sum(entry.suffix.lower() in IMG_EXTENSIONS for entry in entries)
+    if images and not any(entry.is_dir() for entry in entries):
         raise UserError(
-            f"dataset.path={settings.path}: train/ and val/ have different classes"
-            f" ({len(differing)} in one only, the first is {differing[0]}): give both the same class folders"
+            f"dataset.path: {folder} holds {images} images but no class folders: move each into a folder of its class,"
+            " for ImageNet by ILSVRC2012_validation_ground_truth.txt of the development kit"
         )
-    train, validation = split_indices(train_images.targets, settings.validation_share, settings.split_seed)
-    mean, deviation = normalisation(model) or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    make = partial(create_transform, settings.image_size, interpolation="bicubic", mean=mean, std=deviation)
-    plain = make(crop_pct=0.875)
-    augmented = make(is_training=True, auto_augment="rand-m9-mmax9-mstd0.5-inc1", re_prob=0.25)
-    return Splits(
-        train=AugmentedImages(train_images, train, augmented if settings.augment else plain, seed=settings.split_seed),
-        validation=Images(train_images, validation, plain),
-        test=Images(test_images, range(len(test_images)), plain),
-        class_names=tuple(train_images.classes),
-        mean=mean,
-        deviation=deviation,
-    )
-
-
-def _open(folder: Path) -> ImageFolder:
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UserError(f"dataset.path: {folder} holds no class folders with images: {error}") from error

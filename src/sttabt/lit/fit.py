@@ -18,11 +18,12 @@ from sttabt.data.base import Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.stage import TrainingStage
-from sttabt.settings import Settings, steps_of, update_size
+from sttabt.settings import TRAININGS, Settings, steps_of, update_size
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+NAMED = 10  # broken images that a line names
 TERMINATED = 143  # the exit code of a process ended by SIGTERM
 
 # What Lightning says at every start and a user of this suite can do nothing about.
@@ -37,15 +38,23 @@ for noise in (
     warnings.filterwarnings("ignore", message=f".*{noise}")
 
 
-def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> None:
+def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> dict[str, Any]:
     """Train `module` in place; its checkpoint CHECKPOINT in `folder` is written after every epoch.
 
     With resume=auto one found there is gone on from; the result is that of an uninterrupted run.
+    Returns notes on the training: `broken_images`, the number of those that others took the place of, if any.
     Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
     """
     hardware, training = settings.hardware, module.training_settings
     batch_size, accumulate = steps_of(update_size(settings, module.stage), hardware)
     terminal = sys.stdout.isatty()
+    train = train_loader(splits.train, batch_size, hardware.workers, settings.seed, accumulate)
+    if module.mix is not None and train.batch_size and train.batch_size % 2:
+        raise UserError(
+            f"{TRAININGS[module.stage]}.mixup and cutmix blend pairs, but there are {train.batch_size} images a step:"
+            f" choose an even hardware.batch_size that is no more than the {len(splits.train)} images to train on"  # type: ignore[arg-type]
+        )
+    broken = BrokenImages(splits.train)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
@@ -64,6 +73,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
                 save_on_train_epoch_end=True,
             ),
             RichProgressBar() if terminal else EpochLines(),
+            broken,
         ],
         plugins=[AtomicCheckpointIO()],
         logger=loggers,
@@ -85,7 +95,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     try:
         trainer.fit(
             module,
-            train_loader(splits.train, batch_size, hardware.workers, settings.seed),
+            train,
             evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
             ckpt_path=last if last.exists() else None,
             weights_only=True,
@@ -95,6 +105,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     if terminated or trainer.received_sigterm:
         log.warning("stage %s was told to end; the same command goes on with it", module.stage)
         raise SystemExit(TERMINATED)
+    return {"broken_images": len(broken.known)} if broken.known else {}
 
 
 class EpochLines(Callback):
@@ -110,6 +121,24 @@ class EpochLines(Callback):
                 if name.endswith("/loss") or "/validation_" in name
             ]
             log.info("epoch %d/%d %s", epoch, epochs, " ".join(shown))
+
+
+class BrokenImages(Callback):
+    """Names the images that could not be read, each once, after the epoch that met them."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.known = dataset, set[str]()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not hasattr(self.dataset, "where_broken"):
+            return  # text
+        new = [where for where in self.dataset.where_broken() if where not in self.known]
+        self.known.update(new)
+        if new:
+            log.warning(
+                "%d of %d training images cannot be read, others take their place: %s%s",
+                *(len(self.known), len(self.dataset), ", ".join(new[:NAMED]), ", ..." if len(new) > NAMED else ""),
+            )
 
 
 def _check_readable(checkpoint: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
@@ -87,7 +88,7 @@ class Pruning(TrainingStage):
     """Trains a method's own weights, the base weights and the approximate network end to end (METHOD sections 3, 4).
 
     On the soft run first; from the share `hard_from` of the epochs on on the hard run, where the base model learns to
-    do with the tokens that are left.
+    do with the tokens that are left. `averaged`, where `ema` asks for it, follows the weights after each update.
     """
 
     stage = "prune"
@@ -98,6 +99,11 @@ class Pruning(TrainingStage):
         self.teacher = Frozen(teacher) if settings.distillation > 0 else None
         for parameter in pruned.base.embeddings():
             parameter.requires_grad_(False)
+        self.averaged: Any = None
+        if settings.ema:
+            # A submodule: checkpoints hold it, so that a resumed run goes on with it.
+            self.averaged = AveragedModel(pruned, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)).requires_grad_(False)
+            self.averaged_metric = task.new_metric(task.metric)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
@@ -115,6 +121,18 @@ class Pruning(TrainingStage):
 
     def predict(self, inputs: Any) -> Tensor:
         return self.trained(inputs).logits
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.trained)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        super().validation_step(batch, index)
+        if self.averaged is not None:
+            logits = self.averaged(batch.inputs).logits
+            self.averaged_metric.update(self.task.readings(self.task.metric, logits), batch.labels)
+            self.log(f"{self.stage}/validation_ema_{self.task.metric}", self.averaged_metric, on_epoch=True)
 
     def own_rates(self) -> list[dict[str, Any]]:
         rate = self.settings.training.learning_rate

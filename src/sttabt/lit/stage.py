@@ -1,26 +1,22 @@
-"""What all training stages share: AdamW, warm-up and cosine, the validation metric, a stop when the loss diverges."""
+"""What all training stages share: AdamW, warm-up and cosine, mixed images, the validation metric, and a stop when the
+loss diverges.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from sttabt.data.base import Batch
+from sttabt.data.base import Batch, same_draws
 from sttabt.errors import UserError
-from sttabt.settings import TrainingSettings
+from sttabt.settings import TRAININGS, TrainingSettings
 from sttabt.task import Task
-
-SETTINGS = {  # where a stage's training is set
-    "base": "model.training",
-    "general": "approx.corpus_training",
-    "approx": "approx.training",
-    "prune": "sparsity.training",
-}
 
 
 class TrainingStage(L.LightningModule, ABC):
@@ -38,6 +34,7 @@ class TrainingStage(L.LightningModule, ABC):
         self.training_settings = training
         self.task = task
         self.metric = task.new_metric(task.metric)
+        self.mix = _mixing(training, task)
 
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -56,6 +53,9 @@ class TrainingStage(L.LightningModule, ABC):
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank, index)))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self.mix is not None:
+            with same_draws(self.seed, self.global_step, self.global_rank, index):
+                batch = Batch(*self.mix(batch.inputs, batch.labels))
         terms = self.terms(batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -72,7 +72,7 @@ class TrainingStage(L.LightningModule, ABC):
                 raise self._diverged(f"the last step ({name} is not finite)")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.metric.update(self.task.read(self.predict(batch.inputs)), batch.labels)
+        self.metric.update(self.task.readings(self.task.metric, self.predict(batch.inputs)), batch.labels)
         self.log(f"{self.stage}/validation_{self.task.metric}", self.metric, prog_bar=True, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
@@ -98,8 +98,8 @@ class TrainingStage(L.LightningModule, ABC):
     def _diverged(self, where: str) -> UserError:
         return UserError(
             f"training diverged in stage {self.stage}, {where}:"
-            f" lower {SETTINGS[self.stage]}.learning_rate={self.training_settings.learning_rate:g}"
-            f" or set {SETTINGS[self.stage]}.clip"
+            f" lower {TRAININGS[self.stage]}.learning_rate={self.training_settings.learning_rate:g}"
+            f" or set {TRAININGS[self.stage]}.clip"
         )
 
 
@@ -109,3 +109,14 @@ def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
         return (step + 1) / warmup
     progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _mixing(training: TrainingSettings, task: Task) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What blends each image of a batch with another, and their labels into shares of the classes (B, classes)."""
+    if not (training.mixup or training.cutmix):
+        return None
+    from timm.data import Mixup  # text does without timm, which takes seconds to import
+
+    return Mixup(
+        training.mixup, training.cutmix, prob=training.mix_share, label_smoothing=0.0, num_classes=task.classes
+    )  # the loss smooths

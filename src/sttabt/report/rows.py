@@ -14,9 +14,10 @@ from sttabt.errors import UserError
 from sttabt.report.files import write_atomically
 
 ROW_FILE = "row.json"
-SCHEMA = 3
-OLDER = (1, 2)  # are read too
+SCHEMA = 4
+OLDER = (1, 2, 3)  # are read too
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
+EMA_KEYS = ("score_soft", "occupancy", "macs")
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
 
 
@@ -31,6 +32,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy", "%", 0.0),
+    "top5": Metric("top-5 accuracy", "%", 0.0),
     "f1": Metric("F1", "%", 0.0),
     "matthews": Metric("Matthews correlation", "x 100", -1.0),
     "pearson": Metric("Pearson correlation", "x 100", -1.0),
@@ -57,8 +59,8 @@ class Row:
     """One measured model: where it comes from, what it is, how good it is and what it costs.
 
     Raises:
-        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, or `time`
-            or `approx` lacks a key.
+        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, or `time`,
+            `approx` or `ema` lacks a key.
     """
 
     schema: int = SCHEMA
@@ -89,7 +91,7 @@ class Row:
     score: float  # of the dropped engine, in [0, 1], correlations in [-1, 1]
     score_soft: float | None
     score_masked: float | None
-    score_ema: float | None
+    score_ema: float | None  # of the dropped engine, with averaged weights; `ema` has the rest
     other_scores: dict[str, float]  # of the dropped engine, by other metrics of METRICS
     loss: float
     validation_loss: float | None  # that choices go by; of methods that train, the deployed model's as `loss` is
@@ -97,6 +99,7 @@ class Row:
     occupancy_by_boundary: list[float]  # L+1 shares
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
     macs: dict[str, float]  # part -> multiply-adds a sample
+    ema: dict[str, float] | None  # EMA_KEYS: with averaged weights, whose masks are others; macs of all parts
     macs_dense: float  # multiply-adds a sample of the dense model, without padding
     # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; parts of it, as planning_ratio;
     # single_...: one sample at a time
@@ -124,7 +127,7 @@ class Row:
                 raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
         if not self.macs_dense > 0:
             raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
-        for name, keys in (("time", TIME_KEYS), ("approx", APPROX_KEYS)):
+        for name, keys in (("time", TIME_KEYS), ("approx", APPROX_KEYS), ("ema", EMA_KEYS)):
             missing = set(keys) - set(getattr(self, name) or keys)
             if missing:
                 raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
@@ -235,8 +238,10 @@ def _nothing(place: Path, files: int) -> str:
 
 
 def _from_older(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation."""
-    added: dict[str, Any] = {"validation_loss": None}
+    """Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation;
+    schema 3 no averaged weights.
+    """
+    added: dict[str, Any] = {"validation_loss": None, "ema": None}
     if values["schema"] == 1:
         baseline = "batch" if values.get("time") else None
         added |= {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline}

@@ -63,6 +63,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         _column(f"soft masks {metric.unit}", "score_soft", 100, 2),
         _column(f"averaged weights {metric.unit}", "score_ema", 100, 2),
         _column("occupancy", "occupancy", 1, 3),
+        _column("occupancy, averaged weights", "ema.occupancy", 1, 3),
         _column("padded keep ratio", "occupancy_padded", 1, 3),
         _column(unit, "macs_total", 1 / scale, 3),
         _column("share of dense MACs", "macs_share", 1, 3),
@@ -198,6 +199,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
             flat |= {f"{name}.{key}": each for key, each in value.items()}
         elif isinstance(value, list):
             flat |= {f"{name}.{index}": each for index, each in enumerate(value)}
-        elif not (value is None and name in ("time", "approx")):
+        elif not (value is None and name in ("time", "approx", "ema")):
             flat[name] = value
     return flat

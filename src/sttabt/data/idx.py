@@ -1,0 +1,81 @@
+"""Fashion-MNIST, MNIST and their kin: four files in the IDX format, as they are or compressed (.gz)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sttabt.data.base import Splits
+from sttabt.data.images import MODES, ImageSource, image_splits
+from sttabt.errors import UserError
+from sttabt.settings import IDX_REMEDY, DatasetSettings, ModelSettings
+
+FILES = {  # images, labels
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+UNSIGNED_BYTES = 8  # the third byte of a file
+
+
+class IdxImages(ImageSource):
+    """Grey images, all in memory. Raises UserError naming a file that is missing, damaged or does not fit."""
+
+    def __init__(self, folder: Path, part: str, settings: DatasetSettings) -> None:
+        self.name, self.mode = f"{folder.name}, {part}", MODES[settings.channels]
+        paths = [find_file(folder, name) for name in FILES[part]]
+        self.images, labels = (read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1), strict=True))
+        if len(self.images) != len(labels):
+            raise UserError(
+                f"{paths[0]} has {len(self.images)} images, but {paths[1]} has {len(labels)} labels: fetch both again"
+            )
+        self.labels = labels.tolist()
+        found = int(labels.max()) + 1 if len(labels) else 0
+        if found > settings.classes:
+            raise UserError(
+                f"dataset.classes={settings.classes} but {paths[1]} has labels up to {found - 1}:"
+                f" set dataset.classes={found}"
+            )
+        self.class_names = tuple(settings.class_names) or tuple(map(str, range(found)))
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index]).convert(self.mode)
+
+    def where(self, index: int) -> str:
+        return f"{self.name}, image {index}"
+
+
+def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
+    """The t10k files are the test split; validation is a stratified share of train."""
+    folder = Path(settings.path)
+    return image_splits(settings, model, *(IdxImages(folder, part, settings) for part in FILES))
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """`name` or `name`.gz in the folder. Raises UserError that says where Fashion-MNIST's are to be had."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"dataset.path={folder} has no {name}(.gz): {IDX_REMEDY}")
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Bytes of that many dimensions: a magic number, the sizes as big-endian integers of 32 bits, the values.
+
+    Raises UserError when the file holds something else or less.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+    header = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, UNSIGNED_BYTES, dimensions]) or len(content) < header:
+        raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimensions: fetch it again")
+    sizes = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
+    if len(content) != header + math.prod(sizes):
+        raise UserError(f"{path} has {len(content)} of {header + math.prod(sizes)} bytes: fetch it again")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)

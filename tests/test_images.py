@@ -1,0 +1,476 @@
+"""Images from every source, in its own format: splits, preparation, and what is said of files that do not fit."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from images import IDX_FILES, make_folder, make_idx, write_idx
+from sttabt.cli.checks import without_effect
+from sttabt.cli.composition import compose_settings
+from sttabt.data import load_splits
+from sttabt.data.base import Batch, Splits, evaluation_loader, train_loader
+from sttabt.errors import UserError
+from sttabt.hub import use_hub
+from sttabt.run import main
+from sttabt.settings import Settings
+
+SMALL = ["name=test", "model=test_vit", "model.patch_size=7", "logger=none", "hardware.batch_size=8"]
+COLOURS = [
+    "dataset.mean=[0.5,0.4,0.3]",
+    "dataset.deviation=[0.2,0.3,0.4]",
+    "dataset.image_size=28",
+    "dataset.classes=3",
+]
+TRAINED = ["sparsity=dense", "model.training.epochs=1", "stages=[base]"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Each test has its own folder, and gets back the log handlers that Hydra replaces."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _settings(*overrides: str) -> Settings:
+    return compose_settings([*SMALL, *overrides])
+
+
+def _splits(*overrides: str) -> Splits:
+    settings = _settings(*overrides)
+    return load_splits(settings.dataset, settings.model)
+
+
+def _mistake(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that main() writes on stderr, once it has ended with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["sttabt", *SMALL, *arguments])
+    capsys.readouterr()  # what the test itself wrote, with progress bars
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "Traceback" not in line, line
+    return line
+
+
+def _labels(split: Any) -> list[int]:
+    return [int(split.source.labels[index]) for index in split.indices]
+
+
+# --- Fashion-MNIST's files
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_idx_files_are_read_as_they_are(compressed: bool) -> None:
+    make_idx(Path("files"), compressed=compressed)
+    splits = _splits("dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (48, 12, 30)
+    train: Any = splits.train
+    assert sorted([*train.indices, *splits.validation.indices]) == list(range(60))  # type: ignore[attr-defined]
+    assert np.bincount(_labels(splits.validation)).max() == 2, "stratified"
+    assert splits.class_names[:2] == ("t-shirt", "trouser")
+    raw = (Path("files") / IDX_FILES[2]).with_suffix(".gz" if compressed else "").read_bytes()
+    pixels = np.frombuffer(gzip.decompress(raw) if compressed else raw, np.uint8, offset=16).reshape(-1, 28, 28)
+    for index in (0, 7, 29):
+        item = splits.test[index]
+        expected = (torch.from_numpy(pixels[index].copy()) / 255 - 0.2860) / 0.3530
+        assert torch.allclose(item.inputs[0], expected, atol=1e-6) and int(item.labels) == index % 10
+
+
+def test_grey_images_become_coloured_and_large_for_a_model_of_imagenet() -> None:
+    make_idx(Path("files"))
+    files = ["dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2"]
+    splits = _splits(*files, "dataset.channels=3", "dataset.image_size=56", *COLOURS[:2])
+    image = splits.test[3].inputs
+    assert image.shape == (3, 56, 56)
+    red, green = (image[channel] * splits.deviation[channel] + splits.mean[channel] for channel in (0, 1))
+    assert torch.allclose(red, green, atol=1e-6)
+
+
+def _halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+IDX_DAMAGES: dict[str, tuple[Any, str]] = {
+    "missing": (
+        lambda: Path("files", f"{IDX_FILES[1]}.gz").unlink(),
+        "has no train-labels-idx1-ubyte(.gz): for Fashion",
+    ),
+    "truncated gz": (lambda: _halve(Path("files", f"{IDX_FILES[0]}.gz")), "train-images-idx3-ubyte.gz is damaged"),
+    "no gz": (lambda: Path("files", f"{IDX_FILES[0]}.gz").write_bytes(b"hello"), "is damaged (Not a gzipped file"),
+    "too short": (
+        lambda: Path("files", f"{IDX_FILES[2]}.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + bytes(11))),
+        "t10k-images-idx3-ubyte.gz is no IDX file of bytes in 3 dimensions",
+    ),
+    "bytes missing": (
+        lambda: Path("files", f"{IDX_FILES[3]}.gz").write_bytes(
+            gzip.compress(bytes([0, 0, 8, 1]) + np.array([30], ">u4").tobytes() + bytes(20))
+        ),
+        "t10k-labels-idx1-ubyte.gz has 28 of 38 bytes",
+    ),
+    "labels of others": (
+        lambda: write_idx(Path("files", IDX_FILES[1]), np.zeros(59, np.uint8)),
+        "has 60 images, but ",
+    ),
+    "images where labels should be": (
+        lambda: shutil.copy(Path("files", f"{IDX_FILES[0]}.gz"), Path("files", f"{IDX_FILES[1]}.gz")),
+        "train-labels-idx1-ubyte.gz is no IDX file of bytes in 1 dimensions",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", IDX_DAMAGES)
+def test_idx_files_that_do_not_fit_are_named(damage: str) -> None:
+    make_idx(Path("files"))
+    act, message = IDX_DAMAGES[damage]
+    act()
+    with pytest.raises(UserError) as error:
+        _splits("dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# --- ImageNet as a folder
+
+
+def _folder_settings(*overrides: str) -> list[str]:
+    return ["dataset=image_folder", "dataset.path=files", *COLOURS, "dataset.validation_share=0.2", *overrides]
+
+
+def test_an_image_is_cropped_as_the_model_says_and_normalised() -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"], images=5)
+    ramp = np.arange(200, dtype=np.uint8)
+    Image.fromarray(np.stack([np.tile(ramp, (200, 1))] * 3, -1)).save(root / "val" / "a" / "0.png")
+    (root / "val" / "a" / "0.jpg").unlink()
+    values = {}
+    for crop in (0.5, 1.0):
+        splits = _splits(*_folder_settings(f"model.crop={crop}"))
+        image = splits.test[0].inputs
+        assert image.shape == (3, 28, 28)
+        plain = image * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+        assert torch.allclose(plain[0], plain[2], atol=1e-5), "the mean and deviation of each channel"
+        values[crop] = (plain[0, 14, [0, -1]] * 255).tolist()
+    assert values[1.0] == pytest.approx([3, 196], abs=3), "the whole image"
+    assert values[0.5] == pytest.approx([51, 148], abs=3), "the inner half"
+
+
+def test_the_models_normalisation_comes_before_the_data_sets() -> None:
+    make_folder(Path("files"), ["a", "b", "c"])
+    splits = _splits(*_folder_settings("model.mean=[0.1,0.1,0.1]", "model.deviation=[0.5,0.5,0.5]"))
+    assert (splits.mean, splits.deviation) == ((0.1,) * 3, (0.5,) * 3)
+
+
+def _drop_classes() -> None:
+    for name in ("b", "c"):
+        shutil.rmtree(Path("files", "val", name))
+
+
+def _flatten() -> None:
+    for place, image in enumerate(Path("files", "val").rglob("*.jpg")):
+        image.rename(Path("files", "val", f"ILSVRC2012_val_{place:08}.JPEG"))
+    for name in "abc":
+        Path("files", "val", name).rmdir()
+
+
+FOLDER_DAMAGES: dict[str, tuple[Any, str]] = {
+    "classes missing in val": (_drop_classes, "train/ and val/ have different classes, val/ lacks b, c: give both"),
+    "class missing in train": (lambda: shutil.rmtree(Path("files", "train", "a")), "train/ lacks a: give both"),
+    "val as it comes": (_flatten, "val holds 30 images but no class folders: move each into a folder of its class"),
+    "empty class": (
+        lambda: [path.unlink() for path in Path("files", "train", "b").iterdir()],
+        "train has class folders without images",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDER_DAMAGES)
+def test_folders_that_do_not_fit_are_one_line(damage: str, monkeypatch, capsys) -> None:
+    make_folder(Path("files"), ["a", "b", "c"])
+    act, message = FOLDER_DAMAGES[damage]
+    act()
+    assert message in _mistake([*_folder_settings(), *TRAINED], monkeypatch, capsys)
+
+
+def test_a_class_count_that_is_not_the_folders_is_one_line(monkeypatch, capsys) -> None:
+    make_folder(Path("files"), ["a", "b", "c"])
+    line = _mistake([*_folder_settings("dataset.classes=1000"), *TRAINED], monkeypatch, capsys)
+    assert "dataset.classes=1000 but the data has 3 classes: set dataset.classes=3" in line
+
+
+# --- broken images
+
+
+def _break(*paths: Path) -> None:
+    """Half a file, an empty one, text: in turn."""
+    for place, path in enumerate(paths):
+        content = path.read_bytes()
+        path.write_bytes([content[: len(content) // 2], b"", b"<html>not found</html>"][place % 3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_broken_image_stops_an_evaluation_with_its_path(kind: int, workers: int) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    broken = root / "val" / "b" / "4.jpg"
+    _break(*[root / "val" / "c" / f"{place}.jpg" for place in range(kind)], broken)
+    for place in range(kind):
+        (root / "val" / "c" / f"{place}.jpg").unlink()
+    splits = _splits(*_folder_settings())
+    with pytest.raises(UserError) as error:
+        list(evaluation_loader(splits.test, 4, workers))
+    assert str(error.value).startswith(f"{broken.absolute()} cannot be read as an image (")
+    assert str(error.value).endswith("mend it or take it out") and "\n" not in str(error.value)
+
+
+def test_an_evaluation_of_a_broken_image_ends_with_one_line(monkeypatch, capsys) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    _break(root / "val" / "a" / "0.jpg")
+    narrowed = ["sparsity=dense", "model.training.epochs=0", "evaluation.timing_rounds=0", "evaluation.gallery=0"]
+    line = _mistake(
+        [*_folder_settings(), *narrowed, "stages=[base,evaluate]", "hardware.workers=1"], monkeypatch, capsys
+    )
+    assert "files/val/a/0.jpg cannot be read as an image" in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_takes_another_image_for_a_broken_one(workers: int) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    whole = _splits(*_folder_settings())
+    places = list(whole.train.indices)  # type: ignore[attr-defined]
+    _break(*[Path(whole.train.source.where(places[index])) for index in (3, 4, 23)])  # type: ignore[attr-defined]
+    assert root.is_dir()
+    splits = _splits(*_folder_settings("dataset.broken_share=0.2"))
+    train: Any = splits.train
+    batches: list[Batch] = list(train_loader(train, 24, workers, seed=0))
+    assert len(batches) == 1 and torch.isfinite(batches[0].inputs).all()
+    assert train.broken.nonzero().flatten().tolist() == [3, 4, 23], "told by the processes that load"
+    for index, instead in ((3, 5), (4, 5), (23, 0)):
+        assert int(train[0, index].labels) == int(train.source.labels[places[instead]])
+        assert torch.equal(train[1, index].inputs, train[1, index].inputs)
+
+
+def test_broken_images_are_counted_and_named_once_and_noted(monkeypatch) -> None:
+    make_folder(Path("files"), ["a", "b", "c"])
+    settings = [*_folder_settings("dataset.broken_share=0.2"), "sparsity=dense", "stages=[base]", "hardware.workers=2"]
+    whole: Any = _splits(*_folder_settings()).train
+    broken = [Path(whole.source.where(whole.indices[index])) for index in (0, 7)]
+    _break(*broken)
+    monkeypatch.setattr(sys, "argv", ["sttabt", *SMALL, *settings, "model.training.epochs=3"])
+    main()
+    (file,) = Path("runs").rglob("sttabt.log")
+    (line,) = [line for line in file.read_text().splitlines() if "cannot be read" in line]
+    assert "2 of 24 training images cannot be read, others take their place: " in line
+    assert all(str(path) in line for path in broken)
+    (record,) = Path("artifacts", "base").glob("*/artifact.json")
+    assert '"broken_images": 2' in record.read_text()
+
+
+def test_too_many_broken_images_stop_the_run(monkeypatch, capsys) -> None:
+    make_folder(Path("files"), ["a", "b", "c"])
+    whole: Any = _splits(*_folder_settings()).train
+    _break(*[Path(whole.source.where(whole.indices[index])) for index in (0, 7)])
+    settings = [*_folder_settings("dataset.broken_share=0.05"), *TRAINED, "hardware.workers=1"]
+    line = _mistake(settings, monkeypatch, capsys)
+    assert "2 of 24 training images are broken, more than dataset.broken_share=0.05; the last: " in line
+
+
+# --- any data set with a column of images
+
+
+def _table(classes: int = 3, count: int = 30) -> datasets.Dataset:
+    images = [Image.new("RGB", (40, 36), (60 * (place % classes), place, 90)) for place in range(count)]
+    features = datasets.Features({"img": datasets.Image(), "fine": datasets.ClassLabel(names=list("abc")[:classes])})
+    return datasets.Dataset.from_dict({"img": images, "fine": [place % classes for place in range(count)]}, features)
+
+
+TABLE = ["dataset=image_table", "dataset.path=files", *COLOURS, "dataset.validation_share=0.2"]
+COLUMNS = ["dataset.image_column=img", "dataset.label_column=fine"]
+
+
+def _save(kind: str) -> list[str]:
+    """Train and test of the same images; the settings that a format needs beside TABLE."""
+    if kind == "save_to_disk":
+        datasets.DatasetDict({"train": _table(), "test": _table()}).save_to_disk("files")
+        return COLUMNS
+    if kind == "parquet":
+        Path("files").mkdir()
+        for split in ("train", "test"):
+            _table().to_parquet(f"files/{split}-00000-of-00001.parquet")
+        return COLUMNS
+    make_folder(Path("files"), list("abc"), parts=("train", "test"))
+    return []  # imagefolder calls its columns image and label
+
+
+@pytest.mark.parametrize("kind", ["save_to_disk", "parquet", "imagefolder"])
+def test_a_local_copy_in_each_format_gives_the_same_splits(kind: str) -> None:
+    splits = _splits(*TABLE, *_save(kind))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 6, 30)
+    assert splits.class_names == ("a", "b", "c")
+    assert sorted(_labels(splits.test)) == [0] * 10 + [1] * 10 + [2] * 10
+    for index in (0, 29):
+        item = splits.test[index]
+        assert item.inputs.shape == (3, 28, 28)
+        red = float((item.inputs[0] * 0.2 + 0.5).mean()) * 255
+        assert red == pytest.approx((20 if kind == "imagefolder" else 60) * int(item.labels), abs=4)
+
+
+def test_labels_that_are_words_are_numbered_alike_in_all_splits() -> None:
+    words = _table().cast_column("fine", datasets.Value("int64")).map(lambda row: {"word": "xyz"[row["fine"]]})
+    words = words.remove_columns("fine")
+    datasets.DatasetDict({"train": words, "test": words.select([2, 1, 5])}).save_to_disk("files")
+    splits = _splits(*TABLE, "dataset.image_column=img", "dataset.label_column=word")
+    assert splits.class_names == ("x", "y", "z")
+    assert _labels(splits.test) == [2, 1, 2]
+
+
+TABLE_MISTAKES = {
+    "dataset.image_column=imgg": "dataset.image_column=imgg is no column of files train: did you mean 'img'?",
+    "dataset.label_column=coarse": "dataset.label_column=coarse is no column of files train",
+    "dataset.image_column=fine": "dataset.image_column=fine of files train holds no images, columns that do: img",
+    "dataset.test_split=validation": "has no split validation: choose one of: test, train",
+    "dataset.classes=7": "dataset.classes=7 but the data has 3 classes",
+}
+
+
+@pytest.mark.parametrize("override", TABLE_MISTAKES)
+def test_a_table_that_does_not_fit_is_one_line(override: str, monkeypatch, capsys) -> None:
+    given = [*TABLE, *COLUMNS]
+    given = [each for each in given if each.partition("=")[0] != override.partition("=")[0]]
+    _save("save_to_disk")
+    assert TABLE_MISTAKES[override] in _mistake([*given, override, *TRAINED], monkeypatch, capsys)
+
+
+def test_secret_labels_cannot_be_scored() -> None:
+    secret = _table().cast_column("fine", datasets.Value("int64")).map(lambda row: {"fine": -1})
+    datasets.DatasetDict({"train": _table(), "test": secret}).save_to_disk("files")
+    with pytest.raises(UserError, match=r"files test has label -1, which is none of 3 classes.* dataset\.test_split"):
+        _splits(*TABLE, *COLUMNS)
+
+
+def test_a_broken_image_of_a_table_is_named_by_its_row() -> None:
+    table = _table()
+    rows = table.cast_column("img", datasets.Image(decode=False)).to_list()
+    rows[4]["img"] = {"bytes": b"no image", "path": "five.png"}
+    broken = datasets.Dataset.from_list(rows, features=table.features)
+    datasets.DatasetDict({"train": table, "test": broken}).save_to_disk("files")
+    splits = _splits(*TABLE, *COLUMNS)
+    with pytest.raises(UserError, match=r"^files test, row 4 \(five\.png\) cannot be read as an image"):
+        list(evaluation_loader(splits.test, 8))
+
+
+def test_cifar_without_network_says_how_to_get_it(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    use_hub.cache_clear()
+    line = _mistake(["dataset=cifar10", "model.patch_size=8", *TRAINED], monkeypatch, capsys)
+    assert "dataset.hub_id=uoft-cs/cifar10, split train: is not in the cache and the hub is out of reach" in line
+    assert "give a local copy with dataset.path=FOLDER" in line
+
+
+# --- augmentation
+
+
+def test_an_augmented_epoch_repeats_with_any_number_of_workers_and_differs_from_the_next() -> None:
+    make_idx(Path("files"))
+    train: Any = _splits("dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2").train
+
+    def epoch(number: int, workers: int = 0) -> torch.Tensor:
+        loader = train_loader(train, 8, workers, seed=3)
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        return torch.cat([batch.inputs for batch in loader])
+
+    first = epoch(0)
+    assert torch.equal(epoch(0), first) and torch.equal(epoch(0, workers=2), first)
+    assert not torch.equal(epoch(1), first)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("recipe", ["rand-m9-mmax9-mstd0.5-inc1", "rand-m5-n1-mstd0.5-inc1", "''"])
+def test_every_augmentation_gives_finite_images_of_the_right_shape(recipe: str, channels: int) -> None:
+    make_idx(Path("files"))
+    overrides = ["dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2"]
+    overrides += [f"dataset.channels={channels}", *(COLOURS[:2] if channels == 3 else [])]
+    train: Any = _splits(
+        *overrides, f"dataset.augmentation.rand_augment={recipe}", "dataset.augmentation.erasing=1"
+    ).train
+    images = torch.stack([train[epoch, index].inputs for epoch in range(4) for index in range(len(train))])
+    assert images.shape[1:] == (channels, 28, 28) and torch.isfinite(images).all()
+    erased = (images[:, -1] < -0.85).flatten(1).any(1)  # random pixels are; what is drawn is black at the least
+    assert erased.float().mean() > 0.9
+
+
+def test_no_augmentation_gives_the_evaluated_image() -> None:
+    make_idx(Path("files"))
+    splits = _splits(
+        "dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2", "dataset.augment=false"
+    )
+    train: Any = splits.train
+    splits.validation.indices = train.indices  # type: ignore[attr-defined]
+    assert torch.equal(train[3, 5].inputs, splits.validation[5].inputs)
+
+
+def test_a_random_augmentation_that_timm_does_not_know_is_one_line(monkeypatch, capsys) -> None:
+    make_idx(Path("files"))
+    files = ["dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.2"]
+    line = _mistake([*files, "dataset.augmentation.rand_augment=rand-z9", *TRAINED], monkeypatch, capsys)
+    assert "dataset.augmentation.rand_augment=rand-z9 is not timm's notation" in line
+    line = _mistake([*files, "dataset.augmentation.rand_augment=rand-m9-mstd0.5-inc1", *TRAINED], monkeypatch, capsys)
+    assert "rand_augment=rand-m9-mstd0.5-inc1 may draw a strength of 10, at which Pillow" in line and "mmax9" in line
+
+
+# --- settings
+
+
+MISTAKES = {
+    "dataset=fashion_mnist dataset.path=nowhere": "nowhere is no folder: for Fashion-MNIST `apt-get install dataset-",
+    "dataset=fashion_mnist dataset.path=''": "dataset.path is missing: give dataset.path=FOLDER",
+    "dataset=fashion_mnist dataset.path=. dataset.class_names=[a]": "are 1 names for dataset.classes=10",
+    "dataset=fashion_mnist dataset.path=. dataset.channels=3": "dataset.mean=[0.286] has 1 numbers: give one",
+    "dataset=fashion_mnist dataset.path=. model.deviation=[0]": "model.deviation=[0.0] is out of range",
+    "dataset=fashion_mnist dataset.path=. dataset.channels=2": "dataset.channels=2 is out of range: images are",
+    "dataset=fashion_mnist dataset.path=. dataset.augmentation.scale=0": "augmentation.scale=0.0 is out of range",
+    "dataset=fashion_mnist dataset.path=. dataset.augmentation.erasing_mode=pixl": "did you mean 'pixel'?",
+    "dataset=image_table": "dataset.hub_id is missing: give the id of a data set on the hub",
+    "dataset=image_table dataset.path=nowhere": "nowhere is no folder: give a local copy, or none for the hub",
+    "dataset=digits dataset.metric=top5 dataset.classes=4": "dataset.metric=top5 says nothing of dataset.classes=4",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_setting_of_images_that_does_not_fit_is_one_line(command: str, monkeypatch, capsys) -> None:
+    assert MISTAKES[command] in _mistake(command.split(), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["dataset.augmentation.flip=0"], "digits have their own preparation"),
+        (["model.crop=0.5"], "digits have their own preparation"),
+        (["dataset=fashion_mnist", "dataset.path=.", "dataset.hub_id=x"], "it is for source image_table"),
+        (["dataset=fashion_mnist", "dataset.path=.", "dataset.label_column=x"], "source idx has none"),
+        (
+            ["dataset=fashion_mnist", "dataset.path=.", "dataset.augment=false", "dataset.augmentation.flip=0"],
+            "dataset.augment=false leaves images as they are",
+        ),
+        (["dataset=image_table", "dataset.path=.", "dataset.hub_id=x", "dataset.image_size=28"], "gives a local copy"),
+        (["approx.training.label_smoothing=0.1"], "an approximation has no labels to smooth"),
+        (["model.training.mix_share=0.5"], "model.training mixes no images"),
+    ],
+)
+def test_a_setting_of_images_without_effect_is_named(overrides: list[str], expected: str) -> None:
+    (line,) = without_effect(_settings(*overrides), overrides)
+    assert expected in line
