@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from sttabt.settings import (
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 TEXT_SETTINGS = ("columns", "label_column", "class_names", "max_tokens")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
+OF_WANDB = ("project", "entity", "upload_weights")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -127,10 +129,12 @@ def check(settings: Settings) -> None:
     if SOURCES[settings.dataset.source] == "text":
         _check_text(settings.dataset)
     _check_model(settings)
-    _check_counts(settings)
+    check_counts(getattr(settings.sparsity, "counts", []), settings.model.depth)
     _check_batch(settings)
     _check_weights(settings)
     _check_files(settings)
+    if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
 
 
 def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str]:
@@ -163,7 +167,7 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("dataset.task_name", source == "glue", "it is for source glue"),
         ("dataset.test_share", not Path(settings.dataset.path).is_dir(), "the folder has a test split"),
         ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
-        ("logger.project", settings.logger.kind.startswith("wandb"), f"logger.kind={settings.logger.kind} has none"),
+        *((f"logger.{name}", settings.logger.kind.startswith("wandb"), "it is a setting of W&B") for name in OF_WANDB),
         ("model.training.warmup_epochs", training.epochs > 0, "model.training.epochs=0 trains nothing"),
     )
     for override in overrides:
@@ -171,6 +175,16 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         for node, effective, reason in uses:
             if not effective and (key == node or key.startswith(f"{node}.")) and override != "skip_approx=false":
                 yield f"{override} has no effect: {reason}"
+
+
+def check_counts(counts: list[int], depth: int) -> None:
+    """Raises UserError for `sparsity.counts` that a model of so many layers cannot keep; [] is none."""
+    if not counts:
+        return
+    if len(counts) != depth:
+        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
+    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
+        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def _check_model(settings: Settings) -> None:
@@ -305,16 +319,6 @@ def _check_text(dataset: DatasetSettings) -> None:
         codecs.lookup(dataset.encoding)
     except LookupError as error:
         raise UserError(f"dataset.encoding={dataset.encoding} is unknown: set utf-8, latin-1, cp1252, ...") from error
-
-
-def _check_counts(settings: Settings) -> None:
-    counts, depth = getattr(settings.sparsity, "counts", []), settings.model.depth
-    if not counts:
-        return
-    if len(counts) != depth:
-        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
-    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
-        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def _check_files(settings: Settings) -> None:
