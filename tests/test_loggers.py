@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from sttabt.lit.logged import result_values, shaded, strips, table
 from sttabt.report.gallery import ImageGallery, TextGallery
 from sttabt.report.rows import Row
 from sttabt.stages import run_stages
+from wandb_server import wandb_server
 
 SWEEP = "the_sweep"
 JOBS = (["sparsity=dense"], ["sparsity=backtracking"], ["sparsity.p_logit=0"], ["sparsity.p_logit=1", "seed=0"])
@@ -244,6 +246,46 @@ def test_a_failed_stage_ends_its_run_as_failed(tmp_path: Path, monkeypatch: pyte
     assert [run.exit for run in runs["evaluate"]] == [[1]]
 
 
+# --- the client's own upload, to a server of this machine
+
+
+def test_offline_runs_are_synced_with_their_links(runs: dict[str, list[Run]], folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)  # a synced run is marked
+    paths = [str(path) for path in copy.rglob("offline-run-*")]
+    with wandb_server() as server:
+        command = [sys.executable, "-m", "wandb", "sync", "--yes", *paths]
+        ended = subprocess.run(command, env=_clean(tmp_path) | server.environment, cwd=tmp_path, capture_output=True)
+    assert ended.returncode == 0, ended.stderr.decode()
+    every = [run for own in runs.values() for run in own]
+    assert server.runs.keys() == {run.run.run_id for run in every}
+    assert server.uses == {(run.run.run_id, name) for run in every for name in run.uses}
+    names = [name for name, _ in server.artifacts if "-" in name and not name.startswith("run-")]
+    assert sorted(names) == sorted({name for run in every for name in run.gives}), "one version of each"
+
+
+def test_online_runs_are_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sttabt.run", *SMALL, "logger=wandb_online", "logger.entity=me"]
+    command += ["sparsity=backtracking", "stages=[base,approx,prune,evaluate]", "fast_dev_run=1"]
+    with wandb_server() as server:
+        ended = subprocess.run(
+            command, env=_clean(tmp_path) | server.environment, cwd=tmp_path, capture_output=True, text=True
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert "offline" not in ended.stdout + ended.stderr
+    assert not list(tmp_path.rglob("offline-run-*"))
+    kinds = {run["jobType"]: name for name, run in server.runs.items()}
+    assert kinds.keys() == {"base", "approx", "evaluate"}
+    base, approx = (next(name for name, _ in server.artifacts if name.startswith(kind)) for kind in ("base", "approx"))
+    assert server.uses == {(kinds["approx"], base), (kinds["evaluate"], base), (kinds["evaluate"], approx)}
+
+
+def _clean(home: Path) -> dict[str, str]:
+    """The environment of somebody without a W&B login."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return clean | {"HOME": str(home), "PYTHONPATH": SOURCE}
+
+
 # --- online that is not
 
 
@@ -264,9 +306,9 @@ def test_online_without_a_server_is_offline_with_one_line(
         f"settings = compose_settings(['experiment=debug', 'logger=wandb_online'], output={str(tmp_path)!r})\n"
         "with JobLoggers(settings, Job('test', 'alone', False, '')): pass"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    home = {"HOME": str(tmp_path), "PYTHONPATH": SOURCE, **environment}
-    ended = subprocess.run([sys.executable, "-c", code], env=clean | home, cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=_clean(tmp_path) | environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if "offline" in line]
     assert len(lines) == 1, ended.stderr
@@ -352,6 +394,17 @@ def test_the_workspace_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "did you mean 'project'?" in capsys.readouterr().err
     assert workspace.main([]) == 2
     assert "entity is missing" in capsys.readouterr().err
+
+
+def test_the_workspace_is_saved_into_a_project(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sttabt.workspace", "entity=me", "project=mine"]
+    with wandb_server() as server:
+        environment = _clean(tmp_path) | server.environment
+        ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "mine", "sttabt")
+    assert "result/macs_share" in view["spec"]
 
 
 # --- TensorBoard and CSV

@@ -17,7 +17,7 @@ import sttabt
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 PATIENCE = 600  # seconds for a cell: machines may be busy
-SWEEP = {"base_epochs": 2, "approx_epochs": 1, "concrete_epochs": 1}
+SWEEP = {"base_epochs": 2, "approx_epochs": 2, "concrete_epochs": 2}
 
 
 @pytest.fixture(autouse=True)

@@ -114,12 +114,9 @@ class WandbRuns:
         return wandb.init(**begin, mode="offline")
 
     def _use(self, run: Any, folder: Path) -> None:
-        artifact = self._artifact(folder)
-        if self.online:
-            run.use_artifact(artifact)
-        else:
-            # What use_artifact does online, which refuses to do it offline; `wandb sync` then links the two.
-            run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        # What use_artifact does with an artifact that is only here, but does not do offline: the run logs it, and uses
+        # the version that it then is, at once or when it is synced.
+        run._log_artifact(self._artifact(folder), is_user_created=True, use_after_commit=True)
 
     def _artifact(self, folder: Path) -> wandb.Artifact:
         """The same content, and so the same version, from whatever job it is logged."""
