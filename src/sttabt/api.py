@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from sttabt import __version__
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.artifacts import load_folder, parents
 from sttabt.backbones.base import Backbone
@@ -132,25 +133,25 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         raise UserError(
             f"{folder} is an artifact of stage {stage}, no model by itself: give one of base, approx, prune"
         )
-    if "settings" not in notes:
-        raise UserError(f"{folder} was made before artifacts noted their settings: make it again")
+    if "settings" not in notes or record["version"] != __version__:
+        raise UserError(f"{folder} was made by another version of sttabt: make it again")
     if stage == "prune" and (method or settings):
         raise UserError(f"{folder} was trained under its own method: leave method and settings out")
     base = _saved_base(notes["settings"])
     if stage == "base":
         base.load_state_dict(tensors, strict=True)
         return prune(base, method or "dense", **settings)
+    made_of = parents(record["description"])
     network = ApproximateNetwork(base, notes["settings"]["approx"]["factor"])
     if stage == "approx":
-        weights, _ = load_folder(folder.parents[1] / "base" / parents(record["description"])["base"])
+        weights, _ = load_folder(folder.parents[1] / "base" / made_of["base"])
         base.load_state_dict(weights, strict=True)
         network.load_state_dict(tensors, strict=True)
         return prune(base, method or "backtracking", approx=network, **settings)
     own = notes["settings"]["sparsity"]
-    kind = find_method(own["method"])
     schema = SPARSITY_SCHEMAS[own["method"]](**{**own, "training": TrainingSettings(**own["training"])})
-    pruning = kind(schema, base.layers, base.outputs)
-    pruned = PrunedModel(base, pruning, network if pruning.attention == "approximate" else None)
+    pruning = find_method(own["method"])(schema, base.layers, base.outputs)
+    pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
     pruned.load_state_dict(tensors, strict=True)
     return pruned.eval()
 
