@@ -16,7 +16,7 @@ import sttabt
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-PATIENCE = 600  # seconds for a cell: machines may be busy
+PATIENCE = 600  # seconds for a kernel to start, and for a cell: machines may be busy
 SWEEP = {"base_epochs": 2, "approx_epochs": 2, "concrete_epochs": 2}
 
 
@@ -35,7 +35,8 @@ def _run(name: str, folder: Path, parameters: Mapping[str, Any]) -> NotebookNode
     cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
     assert all(f"{key} = " in before for key in parameters), "a parameter that the notebook does not have"
     resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources=resources).execute()
+    patience = {"timeout": PATIENCE, "startup_timeout": PATIENCE}
+    return NotebookClient(notebook, kernel_name="python3", resources=resources, **patience).execute()
 
 
 def _outputs(notebook: NotebookNode) -> tuple[str, int]:
