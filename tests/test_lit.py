@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import resource
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from wandb.proto.wandb_internal_pb2 import Record
 
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.vit import ViT, build_vit
@@ -24,7 +22,6 @@ from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits
 from sttabt.data.images import AugmentedImages
 from sttabt.errors import UserError
-from sttabt.job import Job
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.modules import Approximation, BaseTraining, Pruning
@@ -32,7 +29,6 @@ from sttabt.lit.stage import TrainingStage, warmup_cosine
 from sttabt.methods import find_method
 from sttabt.pruned import PrunedModel
 from sttabt.settings import Settings
-from sttabt.stages import run_stages
 from sttabt.task import Task
 
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
@@ -331,58 +327,3 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     writer.save_checkpoint({"epoch": 3, "weights": torch.zeros(50_000)}, path)
     assert torch.load(path, weights_only=True)["epoch"] == 3
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT], "no half of a file stays"
-
-
-# --- W&B
-
-
-def _records(folder: Path) -> list[Record]:
-    """What a run wrote: LevelDB's log format, blocks of 32 KiB with records in pieces, after 7 bytes of header."""
-    (file,) = folder.glob("*.wandb")
-    data, position, block, header = file.read_bytes(), 7, 2**15, 7
-    records, whole = [], b""
-    while position + header <= len(data):
-        if block - position % block < header:  # too little is left of this block for another piece
-            position += block - position % block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        whole += data[position + header : position + header + length]
-        position += header + length
-        if kind in (1, 4):  # a whole record, or its last piece
-            records.append(Record.FromString(whole))
-            whole = b""
-    return records
-
-
-def _finished_records(folder: Path) -> list[Record]:
-    """All records; the service writes the last of them after the run was told to finish."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        records = _records(folder)
-        if any(record.HasField("exit") for record in records):
-            return records
-        time.sleep(0.05)
-    raise AssertionError(f"the run in {folder} does not finish")
-
-
-def test_two_jobs_of_a_process_are_two_offline_wandb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    job = Job(command="test", sweep="the_sweep", multirun=True, commit="")
-    runs = []
-    for p_logit in (0, 1):
-        overrides = ["experiment=debug", "logger=wandb_offline", f"sparsity.p_logit={p_logit}"]
-        run_stages(compose_settings([*overrides, "evaluation.timing_rounds=0"], output=tmp_path / str(p_logit)), job)
-        (folder,) = (tmp_path / str(p_logit) / "wandb").glob("offline-run-*")
-        records = _finished_records(folder)
-        (run,) = [record.run for record in records if record.HasField("run")]
-        assert folder.name.endswith(run.run_id)
-        assert (run.run_group, run.job_type, run.project) == ("the_sweep", "concrete", "sttabt")
-        assert set(run.tags) == {"debug", "test_vit", "digits"}
-        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
-        logged = {item.key or item.nested_key[0] for record in records for item in record.history.item}
-        final = {item.key or item.nested_key[0] for record in records for item in record.summary.update}
-        assert {"score", "macs_dense", "config_hash"} <= final
-        assert "prune/validation_accuracy" in logged
-        assert ("base/validation_accuracy" in logged) == (p_logit == 0), "the second job trains no base model"
-        runs.append(run.run_id)
-    assert len(set(runs)) == 2

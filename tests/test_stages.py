@@ -27,6 +27,7 @@ from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
 from sttabt.evaluation import find_device
 from sttabt.job import Job
+from sttabt.lit.loggers import JobLoggers
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -407,7 +408,7 @@ def _given(path: Path, depth: int = 1, seed: int = 1) -> torch.nn.Module:
 def test_a_checkpoint_of_timm_is_the_base_model(name: str, tmp_path: Path) -> None:
     model = _given(tmp_path / name)
     stages = Stages(_settings(f"model.checkpoint={name}"), JOB)
-    stages.loggers = None  # type: ignore[assignment]  # nothing is trained, nothing is logged
+    stages.loggers = JobLoggers(stages.settings, JOB)
     base, artifact = stages.base()
     images = torch.randn(3, 1, 28, 28)
     with torch.no_grad():

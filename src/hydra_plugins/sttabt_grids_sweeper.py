@@ -14,7 +14,16 @@ from omegaconf import OmegaConf
 
 from sttabt.cli.composition import read_job
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.cli.sweep import JobsFailedError, Progress, assignments, failure, log, report_sweep, union_of_grids
+from sttabt.cli.sweep import (
+    JobsFailedError,
+    Progress,
+    assignments,
+    failure,
+    log,
+    refuse_agent,
+    report_sweep,
+    union_of_grids,
+)
 from sttabt.errors import UserError
 
 
@@ -54,6 +63,7 @@ class GridsSweeper(BasicSweeper):
         """
         assert self.config is not None and self.launcher is not None
         jobs = self.jobs(arguments)
+        refuse_agent(len(jobs))
         folder = Path(self.config.hydra.sweep.dir)
         stages = {stage for number, job in enumerate(jobs) for stage in self._check(job, number, len(jobs), folder)}
         folder.mkdir(parents=True, exist_ok=True)

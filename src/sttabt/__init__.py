@@ -1,3 +1,25 @@
-"""Token pruning with attention back-tracking (STTABT, ICLR 2023): tokens that are really gone."""
+"""Token pruning with attention back-tracking (STTABT, ICLR 2023): tokens that are really gone.
+
+In one line: `sttabt.prune(model, "backtracking", keep_ratio=0.4)`; see `sttabt.api`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sttabt.api import distil, load, prune, text
 
 __version__ = "0.1.0"
+__all__ = ["distil", "load", "prune", "text"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `sttabt.api`, imported when one is first asked for: torch takes seconds to load."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sttabt import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

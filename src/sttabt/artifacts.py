@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, RECORD = "model.safetensors", "artifact.json"
+MODEL_STAGES = ("base", "general", "approx", "prune")  # those whose artifacts are weights
 SHOWN_DIFFERENCES = 3
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Store:
         start = f"no finished '{stage}' artifact for these settings in {self.root}"
         candidates = []
         for path in sorted(self.root.glob(f"{stage}/*/{RECORD}")):
-            found = _read_record(path)["description"]
+            found = read_record(path)["description"]
             candidates.append((_differences(found, description), path.parent))
         if not candidates:
             return f"{start}, and none of that stage for any other"
@@ -150,7 +151,7 @@ def load_folder(
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    record = _read_record(folder / RECORD)
+    record = read_record(folder / RECORD)
     if description is not None:
         for key, there, asked in _differences(record["description"], description):
             raise UserError(f"{folder} was made with {key}={there}, not with {asked}: choose another artifact")
@@ -167,7 +168,8 @@ def load_folder(
     return load_file(weights), record
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """An artifact's `artifact.json`. Raises UserError when it is missing or damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["fingerprint"] != fingerprint(record["description"]):
@@ -177,6 +179,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete {path.parent} and run the stage again") from error
     return record
+
+
+def parents(description: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the artifacts, by stage, that one with this description is made from."""
+    return {stage: description[stage] for stage in MODEL_STAGES if isinstance(description.get(stage), str)}
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -44,7 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sparsity.attention": ("approximate", "actual"),
     "hardware.accelerator": ("cpu", "gpu", "cuda"),
     "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
-    "logger.kind": ("wandb_offline", "wandb_online", "csv", "none"),
+    "logger.kind": ("wandb_offline", "wandb_online", "tensorboard", "csv", "none"),
     "resume": ("auto", "never"),
 }
 
@@ -245,8 +245,10 @@ class EvaluationSettings:
 
 @dataclass
 class LoggerSettings:
-    kind: str = "wandb_offline"  # wandb_offline | wandb_online | csv | none
-    project: str = "sttabt"
+    kind: str = "wandb_offline"  # wandb_offline | wandb_online | tensorboard | csv | none
+    project: str = "sttabt"  # of W&B, as the next two
+    entity: str = ""  # the team or user that has the project; empty: the account's own default
+    upload_weights: bool = False  # put weights into W&B's artifacts; else their paths and checksums
 
 
 @dataclass

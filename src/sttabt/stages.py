@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import Store, checksum, fingerprint
+from sttabt.artifacts import MODEL_STAGES, Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
+from sttabt.card import CARD, last_stage, write_card
 from sttabt.data import load_splits
 from sttabt.data.base import Splits
 from sttabt.errors import UserError
@@ -38,7 +40,7 @@ from sttabt.methods import find_method
 from sttabt.methods.base import Method
 from sttabt.pruned import PrunedModel
 from sttabt.report.build import make_report
-from sttabt.report.gallery import GALLERY_FILE
+from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row, measure_time
 from sttabt.settings import SOURCES, Settings, update_size
@@ -64,7 +66,7 @@ def run_stages(settings: Settings, job: Job) -> None:
         torch.set_num_threads(settings.hardware.threads)
     stages = Stages(settings, job)
     wanted = set(settings.stages)
-    with JobLoggers(settings, job.sweep, asdict(settings)) as stages.loggers:
+    with JobLoggers(settings, job) as stages.loggers:
         if "evaluate" in wanted:
             stages.evaluate()
         elif "prune" in wanted:
@@ -101,6 +103,7 @@ class Stages:
         self.device = find_device(settings.hardware.accelerator)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
+        self.fitted: dict[str, dict[str, Any]] = {}  # by stage that trained: on how much, to which validation metrics
 
     def base(self) -> tuple[Backbone, Artifact]:
         """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
@@ -264,7 +267,10 @@ class Stages:
         row = Row.read(folder / ROW_FILE)
         if settings.evaluation.timing_rounds:
             row = self._timed(row, model, described)
-        self.loggers.summarise(row.to_dict())
+        made_of = {stage: self.store.root / stage / artifact.key for stage, artifact in artifacts.items()}
+        tokens = folder / GALLERY_FILE
+        self.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
+        write_card(made_of[last_stage(made_of)])  # which this result belongs to
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
         row.write(output / ROW_FILE)
@@ -366,10 +372,24 @@ class Stages:
         }
 
     def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
-        return fit(module, splits or self.splits, self.settings, folder, self.loggers.of_stage(module.stage))
+        splits = splits or self.splits
+        notes = fit(module, splits, self.settings, folder, self.loggers.of_stage(module.stage))
+        measured = {name.rpartition("/validation_"): float(v) for name, v in module.trainer.callback_metrics.items()}
+        self.fitted[module.stage] = {
+            "samples": {"train": len(splits.train), "validation": len(splits.validation)},  # type: ignore[arg-type]
+            "validation": {name: v for (_, found, name), v in measured.items() if found and math.isfinite(v)},
+        }
+        return notes
+
+    def _about(self, stage: str) -> dict[str, Any]:
+        """Notes of an artifact for its card and for whoever loads it; nothing depends on them."""
+        job = {"command": self.job.command, "commit": self.job.commit}
+        return {"settings": asdict(self.settings), **job, **self.fitted.get(stage, {})}
 
     def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
-        self._claim(stage, described, make)
+        folder = self._claim(stage, described, make)
+        if stage in MODEL_STAGES and not (folder / CARD).exists():
+            write_card(folder)
         tensors, artifact = self.store.load(stage, described)
         return Artifact(tensors, fingerprint(described), artifact["notes"])
 
@@ -383,8 +403,9 @@ class Stages:
         with self.store.claim(stage, described) as claim:
             if not claim.finished:
                 started = time.perf_counter()
-                tensors, notes = make(claim.folder)
-                claim.finish(tensors, {"seconds": time.perf_counter() - started, **notes})
+                with self.loggers.making(stage, claim.folder):
+                    tensors, notes = make(claim.folder)
+                    claim.finish(tensors, {"seconds": time.perf_counter() - started, **self._about(stage), **notes})
                 (claim.folder / CHECKPOINT).unlink(missing_ok=True)
             else:
                 log.info("stage %s is done already: %s", stage, claim.folder)

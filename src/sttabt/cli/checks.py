@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ DIGITS = "digits have their own preparation"
 DIGITS_HAVE = ("augmentation", "mean", "deviation", "broken_share")
 APPROXIMATIONS = ("approx.training", "approx.corpus_training")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
+OF_WANDB = ("project", "entity", "upload_weights")
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -147,10 +149,12 @@ def check(settings: Settings) -> None:
         _check_text(settings.dataset)
     _check_images(settings)
     _check_model(settings)
-    _check_counts(settings)
+    check_counts(getattr(settings.sparsity, "counts", []), settings.model.depth)
     _check_batch(settings)
     _check_weights(settings)
     _check_files(settings)
+    if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
 
 
 def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str]:
@@ -202,7 +206,7 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         ("dataset.task_name", source == "glue", "it is for source glue"),
         ("dataset.test_share", not Path(settings.dataset.path).is_dir(), "the folder has a test split"),
         ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
-        ("logger.project", settings.logger.kind.startswith("wandb"), f"logger.kind={settings.logger.kind} has none"),
+        *((f"logger.{name}", settings.logger.kind.startswith("wandb"), "it is a setting of W&B") for name in OF_WANDB),
         ("model.training.warmup_epochs", training.epochs > 0, "model.training.epochs=0 trains nothing"),
     )
     for override in overrides:
@@ -210,6 +214,16 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         for node, effective, reason in uses:
             if not effective and (key == node or key.startswith(f"{node}.")) and override != "skip_approx=false":
                 yield f"{override} has no effect: {reason}"
+
+
+def check_counts(counts: list[int], depth: int) -> None:
+    """Raises UserError for `sparsity.counts` that a model of so many layers cannot keep; [] is none."""
+    if not counts:
+        return
+    if len(counts) != depth:
+        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
+    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
+        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def _check_model(settings: Settings) -> None:
@@ -404,16 +418,6 @@ def _check_images(settings: Settings) -> None:
 def _mixing(settings: Settings) -> list[tuple[str, bool]]:
     """Of every training its node, and whether it mixes images."""
     return [(node, bool(training.mixup or training.cutmix)) for node, training in _trainings(settings)]
-
-
-def _check_counts(settings: Settings) -> None:
-    counts, depth = getattr(settings.sparsity, "counts", []), settings.model.depth
-    if not counts:
-        return
-    if len(counts) != depth:
-        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
-    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
-        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def _check_files(settings: Settings) -> None:

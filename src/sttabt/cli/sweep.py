@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -68,6 +69,15 @@ def assignments(key: str, values: Any) -> list[str]:
     """`key=value` in Hydra's notation for each of a grid's values; a single value is a list of one."""
     listed = values if isinstance(values, list) else [values]
     return [f"{key}={_notation(value)}" for value in listed]
+
+
+def refuse_agent(jobs: int) -> None:
+    """Raises UserError when a W&B agent, which gives its run's id to one job, starts several."""
+    if jobs > 1 and os.environ.get("WANDB_SWEEP_ID"):
+        raise UserError(
+            f"a W&B agent started a sweep of {jobs} jobs, but it has one run: add hydra.mode=RUN to the command of the"
+            " W&B sweep, and choose one method (docs/wandb_sweep.yaml)"
+        )
 
 
 class Progress:

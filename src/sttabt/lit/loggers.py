@@ -1,66 +1,80 @@
-"""Where metrics go: a CSV file a stage, and one W&B run a job."""
+"""Where metrics go: a CSV file a stage always, W&B or TensorBoard beside it.
+
+One naming scheme everywhere: `<stage>/<name>` while a stage trains, `result/<field>` for the job's row (flat:
+`result/macs/attention`), `tokens/<what>` for the tokens that were kept.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from sttabt.artifacts import MODEL_STAGES
+from sttabt.lit.logged import result_values, strips
+from sttabt.report.gallery import Gallery, ImageGallery
+from sttabt.report.rows import Row
 from sttabt.settings import Settings
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sttabt.job import Job
+    from sttabt.lit.wandb_runs import WandbRuns
+
+METRICS, TENSORBOARD = "metrics", "tensorboard"  # folders of a job
 
 
 class JobLoggers:
-    """The loggers of one job; use as a context, so that a W&B run ends with its job."""
+    """The loggers of one job; use as a context, so that what it began ends with it."""
 
-    def __init__(self, settings: Settings, group: str, config: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, job: Job) -> None:
         self.kind, self.output = settings.logger.kind, Path(settings.paths.output)
-        self.wandb: WandbLogger | None = None
+        self.config = {**asdict(settings), "job": asdict(job)}
+        self.wandb: WandbRuns | None = None
         if self.kind.startswith("wandb"):
-            import wandb
+            from sttabt.lit.wandb_runs import WandbRuns
 
-            self.output.mkdir(parents=True, exist_ok=True)
-            self.wandb = WandbLogger(
-                project=settings.logger.project,
-                save_dir=self.output,
-                offline=_offline(self.kind),
-                group=group,
-                job_type=settings.sparsity.method,
-                tags=[settings.name, settings.model.name, settings.dataset.name],
-                config=config,
-                settings=wandb.Settings(silent=True),  # a banner and a summary a job would bury the suite's own lines
-            )
+            self.wandb = WandbRuns(settings, job, self.config)
 
     def __enter__(self) -> JobLoggers:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         if self.wandb is not None:
-            import wandb
+            self.wandb.finish(failed=error is not None)
 
-            wandb.finish(exit_code=0 if error is None else 1)
+    @contextmanager
+    def making(self, stage: str, folder: Path) -> Iterator[None]:
+        """While this job makes the artifact in `folder`: a W&B run of its own, with what it is made from and gives."""
+        if self.wandb is None or stage not in MODEL_STAGES:
+            yield
+        else:
+            with self.wandb.making(stage, folder):
+                yield
 
     def of_stage(self, stage: str) -> list[Any]:
-        """Lightning loggers for a stage; [] switches logging off."""
+        """Lightning's loggers for a stage; [] switches logging off."""
         if self.kind == "none":
             return []
-        loggers: list[Any] = [CSVLogger(self.output, name="metrics", version=stage)]
-        return loggers if self.wandb is None else [*loggers, self.wandb]
-
-    def summarise(self, values: dict[str, Any]) -> None:
-        """The job's final numbers, where W&B shows a run's summary."""
+        loggers: list[Any] = [CSVLogger(self.output, name=METRICS, version=stage)]
+        if self.kind == "tensorboard":
+            loggers.append(TensorBoardLogger(self.output, name=TENSORBOARD, version=stage, default_hp_metric=False))
         if self.wandb is not None:
-            self.wandb.experiment.summary.update(values)
+            loggers.append(self.wandb.of_stage(stage))
+        return loggers
 
-
-def _offline(kind: str) -> bool:
-    if kind == "wandb_offline":
-        return True
-    if os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists():
-        return False
-    log.warning("logger=wandb_online needs an API key (run `wandb login`): logging offline instead, sync later")
-    return True
+    def result(self, row: Row, gallery: Gallery | None, artifacts: Mapping[str, Path]) -> None:
+        """The job's row, the tokens it kept, and the artifacts, by stage, that its model is made of."""
+        if self.wandb is not None:
+            self.wandb.result(row, gallery, artifacts)
+        elif self.kind == "tensorboard":
+            board = TensorBoardLogger(self.output, name=TENSORBOARD, version="result", default_hp_metric=False)
+            numbers = {name: value for name, value in result_values(row).items() if isinstance(value, int | float)}
+            board.log_hyperparams(self.config, numbers)
+            if isinstance(gallery, ImageGallery):
+                for index, (strip, caption) in enumerate(strips(gallery)):
+                    board.experiment.add_image(f"tokens/{index}: {caption}", strip, dataformats="HWC")
+            board.finalize("success")

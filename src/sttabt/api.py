@@ -1,0 +1,219 @@
+"""The suite in one line of Python: prune a live model, distil its approximate network, load what a run saved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from sttabt import __version__
+from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.artifacts import load_folder, parents
+from sttabt.backbones.base import Backbone
+from sttabt.building import build_base
+from sttabt.cli.checks import RANGES, check_counts
+from sttabt.core.text import Text
+from sttabt.engine.dense import run_dense
+from sttabt.errors import UserError, nearest
+from sttabt.methods import find_method
+from sttabt.pruned import PrunedModel
+from sttabt.settings import (
+    CHOICES,
+    SPARSITY_SCHEMAS,
+    ModelSettings,
+    SparsitySettings,
+    TrainedSettings,
+    TrainingSettings,
+)
+
+TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
+CLIP = 0.5  # largest gradient norm of distillation
+
+log = logging.getLogger(__name__)
+
+
+def prune(
+    model: nn.Module,
+    method: str = "backtracking",
+    *,
+    approx: ApproximateNetwork | int = 4,
+    **settings: Any,
+) -> PrunedModel:
+    """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
+
+    model: a timm VisionTransformer (ViT, DeiT), a transformers BertForSequenceClassification, or a Backbone.
+    method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`.
+    approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
+    at its interpolated start, which guesses badly until `distil` has trained it.
+
+    Calling the result with images (B, C, height, width) or a `text` gives `logits` (B, classes) and the `plan`, whose
+    `alive` (B, L+1, N) says which token lived at which layer boundary.
+    Raises UserError for a model that cannot be pruned, an unknown method or setting, or a value out of its range.
+    """
+    base = _backbone(model)
+    sparsity = _sparsity(method, settings, base.layers)
+    kind = find_method(method)
+    pruning = kind(sparsity, base.layers, base.outputs)
+    network = None
+    if pruning.attention == "approximate":
+        network = approx if isinstance(approx, ApproximateNetwork) else _new_network(base, approx)
+    if kind.card.trained:
+        log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", kind.card.title, method)
+    return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
+
+
+def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, learning_rate: float = 1e-4) -> PrunedModel:
+    """Trains the approximate network of `pruned` to guess its base model's attention; gives back `pruned`.
+
+    batches: an iterable that can be gone through `epochs` times, e.g. a DataLoader. A batch is images, a `text`, a
+    tokenizer's encoding, or a pair of one of these and labels, which are not used. The base model stays as it is.
+    AdamW at a constant rate on the losses of METHOD section 1, on the device where the model is; the stage `approx`
+    adds warm-up, validation and checkpoints.
+    Raises UserError when the method reads no approximate network, or `batches` is empty.
+    """
+    if pruned.approx is None:
+        raise UserError(f"{pruned.method.card.title} reads no approximate network: there is nothing to distil")
+    base, network = pruned.base.eval(), pruned.approx.train()
+    device = next(base.parameters()).device
+    weights = TEXT_WEIGHTS if base.may_pad else ApproximationWeights()
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.0)
+    for epoch in range(epochs):
+        losses = []
+        for batch in batches:
+            inputs = move_data_to_device(_inputs(batch), device)
+            with torch.no_grad():
+                target = run_dense(base, inputs)
+            loss = approximation_loss(network, inputs, target, "kldiv", weights).total
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        if not losses:
+            raise UserError(f"batches gave nothing in epoch {epoch + 1}: give a DataLoader or a list, no iterator")
+        log.info("epoch %d/%d loss %.4g", epoch + 1, epochs, sum(losses) / len(losses))
+    network.eval()
+    return pruned
+
+
+def text(encoding: Mapping[str, Tensor]) -> Text:
+    """What a tokenizer gave with `return_tensors="pt", padding=True`, as a pruned BERT reads it.
+
+    Raises UserError for padding in front of a text, or without `input_ids`.
+    """
+    if "input_ids" not in encoding:
+        raise UserError(f"the encoding has no input_ids, only {', '.join(encoding)}: give a tokenizer's result")
+    ids = encoding["input_ids"]
+    types = encoding.get("token_type_ids", torch.zeros_like(ids))
+    real = encoding.get("attention_mask", torch.ones_like(ids)).bool()
+    if not (real[:, :1].all() and (real[:, 1:] <= real[:, :-1]).all()):
+        raise UserError("the encoding is padded in front of a text: set tokenizer.padding_side='right'")
+    return Text(ids, types, real)
+
+
+def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
+    """The model of an artifact that a run saved: `artifacts/prune/...`, `.../approx/...` or `.../base/...`.
+
+    A pruned model comes with the method it was trained under. A base model comes dense, an approximate network with
+    its base model under back-tracking; `method` and `settings` prune them otherwise, as in `prune`.
+    Raises UserError when an artifact is missing, damaged, or not a model by itself, or as `prune` does.
+    """
+    folder = Path(folder).absolute()
+    tensors, record = load_folder(folder)
+    stage, notes = record["stage"], record["notes"]
+    if stage not in ("base", "approx", "prune"):
+        raise UserError(
+            f"{folder} is an artifact of stage {stage}, no model by itself: give one of base, approx, prune"
+        )
+    if "settings" not in notes or record["version"] != __version__:
+        raise UserError(f"{folder} was made by another version of sttabt: make it again")
+    if stage == "prune" and (method or settings):
+        raise UserError(f"{folder} was trained under its own method: leave method and settings out")
+    base = _saved_base(notes["settings"])
+    if stage == "base":
+        base.load_state_dict(tensors, strict=True)
+        return prune(base, method or "dense", **settings)
+    made_of = parents(record["description"])
+    network = ApproximateNetwork(base, notes["settings"]["approx"]["factor"])
+    if stage == "approx":
+        weights, _ = load_folder(folder.parents[1] / "base" / made_of["base"])
+        base.load_state_dict(weights, strict=True)
+        network.load_state_dict(tensors, strict=True)
+        return prune(base, method or "backtracking", approx=network, **settings)
+    own = notes["settings"]["sparsity"]
+    schema = SPARSITY_SCHEMAS[own["method"]](**{**own, "training": TrainingSettings(**own["training"])})
+    pruning = find_method(own["method"])(schema, base.layers, base.outputs)
+    pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
+    pruned.load_state_dict(tensors, strict=True)
+    return pruned.eval()
+
+
+def _inputs(batch: Any) -> Any:
+    """Images or a Text, without labels."""
+    inputs = batch[0] if isinstance(batch, tuple | list) and not isinstance(batch, Text) else batch
+    return text(inputs) if isinstance(inputs, Mapping) else inputs
+
+
+def _backbone(model: nn.Module) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        from sttabt.backbones.vit import ViT
+
+        return ViT(model).eval()
+    from transformers import BertForSequenceClassification
+
+    if isinstance(model, BertForSequenceClassification):
+        from sttabt.backbones.bert import Bert
+
+        return Bert(model).eval()
+    raise UserError(
+        f"a {type(model).__name__} cannot be pruned: give timm's VisionTransformer or transformers'"
+        " BertForSequenceClassification"
+    )
+
+
+def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> SparsitySettings:
+    if method not in SPARSITY_SCHEMAS:
+        raise UserError(f"method={method} is unknown: {nearest(method, SPARSITY_SCHEMAS)}")
+    schema = SPARSITY_SCHEMAS[method]
+    known = {field.name for field in fields(schema)} - {field.name for field in fields(TrainedSettings)}
+    typed = OmegaConf.structured(schema)
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(f"{name} is not a setting of {method}: {nearest(name, known) if known else 'it has none'}")
+        try:
+            typed[name] = value
+        except OmegaConfBaseException as error:
+            raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+        rule, choices = RANGES.get(f"sparsity.{name}"), CHOICES.get(f"sparsity.{name}")
+        if rule is not None and not rule[1](typed[name]):
+            raise UserError(f"{name}={value} is out of range: it must be {rule[0]}")
+        if choices is not None and value not in choices:
+            raise UserError(f"{name}={value} is unknown: {nearest(str(value), choices)}")
+    check_counts(list(typed.get("counts", [])), layers)
+    values = cast(dict[str, Any], OmegaConf.to_container(typed))
+    return schema(method=method, **{name: values[name] for name in settings})
+
+
+def _new_network(base: Backbone, factor: int) -> ApproximateNetwork:
+    network = ApproximateNetwork(base, factor)
+    network.start_from(base)
+    log.warning("the approximate network is not distilled yet: sttabt.distil(pruned, batches) does it")
+    return network
+
+
+def _saved_base(settings: Mapping[str, Any]) -> Backbone:
+    model, data = dict(settings["model"]), settings["dataset"]
+    model["training"] = TrainingSettings(**model["training"])
+    return build_base(ModelSettings(**model), data["classes"], data["channels"], data["image_size"], pretrained=False)

@@ -1,0 +1,267 @@
+"""The model card of an artifact: `README.md` beside its weights, in the Hugging Face hub's format.
+
+It says what the artifact's record and the results in the store say, and names what nobody measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sttabt.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
+from sttabt.methods import find_method
+from sttabt.report.files import write_atomically
+from sttabt.report.rows import METRICS, ROW_FILE, Row
+from sttabt.report.table import format_table
+from sttabt.settings import SOURCES, TRAININGS
+
+CARD = "README.md"
+NOT_MEASURED = "not measured"
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+TITLES = {
+    "base": "dense base model",
+    "general": "general approximate attention network",
+    "approx": "approximate attention network",
+    "prune": "pruned model",
+}
+WHAT = {
+    "base": "The dense model: the teacher of the approximate network, and what pruned models are compared with.",
+    "general": "A narrow network that guesses the attention of a pretrained encoder, distilled on unlabelled text. "
+    "Approximate networks of single tasks start from it.",
+    "approx": "A narrow network that guesses the attention of its base model, so that tokens can be chosen before the "
+    "base model runs.",
+    "prune": "A transformer that drops the tokens its output does not need, trained with the method below.",
+}
+
+log = logging.getLogger(__name__)
+
+
+def write_card(folder: Path) -> None:
+    """Writes the card of the artifact in `folder` of a store, with every result there that belongs to it."""
+    if "settings" not in read_record(folder / RECORD)["notes"]:
+        log.info("no model card for %s: it was made before artifacts noted their settings", folder)
+        return
+    with FileLock(folder.with_suffix(".lock")):  # two jobs may bring a result at the same time
+        write_atomically(folder / CARD, str(model_card(folder)).encode())
+
+
+def model_card(folder: Path) -> ModelCard:
+    """The card of a finished artifact that notes its settings."""
+    record = read_record(folder / RECORD)
+    notes = record["notes"]
+    settings: dict[str, Any] = notes["settings"]
+    stage, rows = record["stage"], results(folder)
+    title = f"{settings['model']['name']} on {settings['dataset']['name']}, {TITLES[stage]}"
+    return ModelCard.from_template(
+        _data(title, settings, rows),
+        template_path=str(TEMPLATE),
+        title=title,
+        what=WHAT[stage],
+        facts=_facts(record, settings),
+        tables=format_table(rows).replace("## ", "### ").strip() if rows else "",
+        latency=[_latency(row) for row in rows],
+        errors=[] if rows else _errors(notes.get("errors", {})),  # the tables have them
+        limits=_limits(stage, settings, rows),
+        use=_use(record, settings),
+        command=notes["command"],
+        version=record["version"],
+        commit=notes["commit"],
+        settings=json.dumps(record["description"], indent=1),
+    )
+
+
+def results(folder: Path) -> list[Row]:
+    """The rows in the store whose model ends with the artifact in `folder`, in the order of their cost."""
+    found, times = [], _times(folder.parents[1])
+    for path in folder.parents[1].glob(f"evaluate/*/{RECORD}"):
+        description = read_record(path)["description"]
+        made_of = parents(description)
+        if made_of and made_of[last_stage(made_of)] == folder.name:
+            notes = times.get(fingerprint(description), {"time": None, "baseline": None})
+            row = Row.read(path.with_name(ROW_FILE))
+            found.append(replace(row, time=notes["time"], time_baseline=notes["baseline"]))
+    return sorted(found, key=lambda row: (row.macs_total, row.command, row.config_hash))
+
+
+def _times(store: Path) -> dict[str, dict[str, Any]]:
+    """What was measured last of the time of each evaluation, by the evaluation's fingerprint."""
+    records = [
+        read_record(path) for path in sorted(store.glob(f"timing/*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    ]
+    descriptions = [{k: v for k, v in record["description"].items() if k != "timing"} for record in records]
+    return {fingerprint(own): record["notes"] for own, record in zip(descriptions, records, strict=True)}
+
+
+def last_stage(stages: Iterable[str]) -> str:
+    """The one of these stages that runs last: whose artifact a model is."""
+    return max(stages, key=MODEL_STAGES.index)
+
+
+def _data(title: str, settings: Mapping[str, Any], rows: list[Row]) -> ModelCardData:
+    """The hub's metadata; a card without results has no metric there."""
+    dataset, model = settings["dataset"], settings["model"]
+    kind = "image" if SOURCES[dataset["source"]] == "images" else "text"
+    given = model["huggingface"] or (f"timm/{model['timm']}" if model["pretrained"] else None)
+    task = f"{kind}-classification"
+    return ModelCardData(
+        model_name=title,
+        library_name="sttabt",
+        pipeline_tag=task,
+        tags=["token-pruning", "attention-back-tracking", "sttabt"],
+        datasets=[dataset["name"]],
+        base_model=None if given is None or given.startswith(("package:", "/")) else given,
+        metrics=sorted({row.metric for row in rows}) or None,
+        eval_results=[
+            EvalResult(
+                task_type=task,
+                dataset_type=row.dataset,
+                dataset_name=row.dataset,
+                dataset_split=row.split,
+                metric_type=row.metric,
+                metric_name=f"{METRICS[row.metric].title}, {row.label}, {row.occupancy:.2f} of the tokens",
+                metric_value=row.score,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _facts(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    stage, notes, description = record["stage"], record["notes"], record["description"]
+    made_of = [f"[{parent}](../../{parent}/{key}/{CARD})" for parent, key in parents(description).items()]
+    facts = [
+        ("data", _dataset(stage, settings)),
+        ("samples", _samples(notes.get("samples"))),
+        ("teacher", _teacher(stage, settings, parents(description))),
+        ("method", _method(stage, settings)),
+        ("training", _training(stage, settings, trained="samples" in notes)),
+        ("at the end of training", _validation(stage, notes.get("validation"))),
+        ("made from", ", ".join(made_of) or "no other artifact"),
+        ("weights", f"`{WEIGHTS}`, {record['bytes']:,} bytes, SHA-256 `{record['sha256']}`"),
+        ("made in", f"{notes['seconds']:.0f} s"),
+    ]
+    return [(name, value.replace("|", "\\|")) for name, value in facts]
+
+
+def _dataset(stage: str, settings: Mapping[str, Any]) -> str:
+    dataset = settings["dataset"]
+    if stage == "general":
+        return f"unlabelled text, `{Path(settings['approx']['corpus']).name}`"
+    if SOURCES[dataset["source"]] == "images":
+        return (
+            f"{dataset['name']}: images of {dataset['image_size']} x {dataset['image_size']} pixels,"
+            f" {dataset['channels']} channel(s), {dataset['classes']} classes"
+        )
+    what = "a score" if dataset["task"] == "regression" else f"{dataset['classes']} classes"
+    return f"{dataset['name']}: texts of at most {dataset['max_tokens']} tokens, {what}"
+
+
+def _samples(samples: Mapping[str, int] | None) -> str:
+    if samples is None:
+        return "none: nothing was trained"
+    return f"{samples['train']:,} for training, {samples['validation']:,} for validation"
+
+
+def _teacher(stage: str, settings: Mapping[str, Any], made_of: Mapping[str, str]) -> str:
+    model = settings["model"]
+    if stage == "approx":
+        return f"the base model `{made_of['base']}`, frozen"
+    if stage == "prune":
+        weight = settings["sparsity"]["distillation"]
+        return f"the frozen base model's prediction, weight {weight:g}" if weight else "none: labels alone"
+    given = model["checkpoint"] and Path(model["checkpoint"]).name
+    given = given or (model["pretrained"] and (model["timm"] or model["huggingface"]))
+    if stage == "general":
+        return f"the pretrained encoder `{given}`"
+    if not given:
+        return "none: trained from random weights"
+    return f"none: starts from the weights `{given}`" + ("" if model["fine_tune"] else ", used as they are")
+
+
+def _method(stage: str, settings: Mapping[str, Any]) -> str:
+    approx, sparsity = settings["approx"], settings["sparsity"]
+    if stage == "base":
+        return "no pruning"
+    if stage in ("general", "approx"):
+        return (
+            f"distillation of attention ({approx['attention_loss']}) into a network {approx['factor']} times narrower,"
+            f" start: {'interpolated' if stage == 'general' else approx['start']} (STTABT section 3.1)"
+        )
+    card = find_method(sparsity["method"]).card
+    own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training", "batch")]
+    return f"{card.title} ({card.source}): {', '.join(own)}"
+
+
+def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:
+    if not trained:
+        return "none"
+    node, _, name = TRAININGS[stage].partition(".")
+    training = settings[node][name]
+    size, steps = settings["hardware"]["batch_size"], settings["hardware"]["accumulate"]
+    batch = (settings["sparsity"].get("batch") if stage == "prune" else 0) or size * steps
+    text = (
+        f"AdamW, {training['epochs']} epochs, learning rate {training['learning_rate']:g},"
+        f" weight decay {training['weight_decay']:g}, {batch} samples an update, seed {settings['seed']},"
+        f" {settings['hardware']['precision']}"
+    )
+    cut = settings["fast_dev_run"]
+    return f"{text}; cut to {cut} batches of one epoch" if cut else text
+
+
+def _validation(stage: str, validation: Mapping[str, float] | None) -> str:
+    if not validation:
+        return NOT_MEASURED
+    whose = "its own classification" if stage == "approx" else "validation"
+    return ", ".join(f"{whose} {name} {value:.4f}" for name, value in validation.items())
+
+
+def _errors(errors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
+    return [(name, f"{each['kl']:.4g}", f"{each['mse']:.4g}") for name, each in errors.items()]
+
+
+def _latency(row: Row) -> tuple[str, ...]:
+    setting = ", ".join(
+        f"{name} {value:g}"
+        for name in ("p_logit", "keep_ratio", "merged", "mask_weight")
+        if (value := getattr(row, name)) is not None
+    )
+    device = f"{row.device}, {row.threads} thread(s)"
+    if row.time is None:
+        return row.label, setting or "-", NOT_MEASURED, "-", "-", device, row.commit or "-"
+    ms, dense = f"{row.time['ms']:.3g}", f"{row.time['dense_ms']:.3g}"
+    return row.label, setting or "-", ms, dense, f"{row.time['batch_size']:g}", device, row.commit or "-"
+
+
+def _limits(stage: str, settings: Mapping[str, Any], rows: list[Row]) -> list[str]:
+    limits = []
+    if settings["fast_dev_run"]:
+        limits.append(f"A trial run of {settings['fast_dev_run']} batches a stage: its numbers mean nothing.")
+    if stage in ("general", "approx"):
+        limits.append("Its attention is what is used; its own prediction is a by-product of distillation.")
+    if rows:
+        seeds = sorted({row.seed for row in rows})
+        limits.append(
+            f"Measured with {'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}, on the data set above alone;"
+            " times hold for the device and batch beside them."
+        )
+    else:
+        limits.append("Nobody has measured its accuracy, cost or latency.")
+    limits.append("Robustness, fairness and calibration: not measured.")
+    limits.append("No licence of the data or of pretrained weights is recorded here: ask their sources.")
+    return limits
+
+
+def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    folder = f"artifacts/{record['stage']}/{record['fingerprint']}"
+    if record["stage"] == "general":
+        return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
+    arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
+    inputs = "images" if SOURCES[settings["dataset"]["source"]] == "images" else "sttabt.text(tokenizer(...))"
+    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model({inputs}).logits'

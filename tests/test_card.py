@@ -1,0 +1,175 @@
+"""Model cards: what was measured, where it belongs, and what nobody measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sttabt.artifacts import MODEL_STAGES, Store
+from sttabt.card import CARD, NOT_MEASURED, last_stage, model_card, results
+from sttabt.cli.composition import compose_settings
+from sttabt.job import Job
+from sttabt.report.rows import Row
+from sttabt.stages import run_stages
+
+JOB = Job("python -m sttabt.run test", "sweep", True, "0123")
+SMALL = ["experiment=debug", "logger=none", "evaluation.gallery=0"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _run(*overrides: str) -> Row | None:
+    settings = compose_settings([*SMALL, *overrides], output="output")
+    run_stages(settings, JOB)
+    path = Path(settings.paths.output) / "row.json"
+    return Row.read(path) if path.exists() else None
+
+
+def _folder_of(stage: str) -> Path:
+    (path,) = Path("artifacts", stage).glob("*/artifact.json")
+    return path.parent.absolute()
+
+
+def _facts(card: ModelCard) -> dict[str, str]:
+    lines = [line.split(" | ") for line in card.text.partition("## Results")[0].splitlines() if line.startswith("| ")]
+    return {line[0].removeprefix("| "): " | ".join(line[1:]).removesuffix(" |") for line in lines if len(line) > 1}
+
+
+def test_a_model_that_nobody_evaluated_says_so() -> None:
+    _run("sparsity=concrete", "stages=[base,approx,prune]")
+    for stage in ("base", "approx", "prune"):
+        card = ModelCard.load(_folder_of(stage) / CARD)
+        assert "Accuracy, multiply-adds and latency: not measured." in card.text
+        assert "Nobody has measured its accuracy, cost or latency." in card.text
+        assert "its numbers mean nothing" in card.text, "two batches of one epoch"
+        assert not card.data.eval_results
+        assert not card.data.metrics
+        assert (card.data.library_name, card.data.pipeline_tag) == ("sttabt", "image-classification")
+    base, approx, pruned = (_facts(ModelCard.load(_folder_of(stage) / CARD)) for stage in ("base", "approx", "prune"))
+    assert base["teacher"] == "none: trained from random weights"
+    assert base["samples"] == "1,293 for training, 144 for validation"
+    assert base["at the end of training"].startswith("validation accuracy 0.")
+    assert base["made from"] == "no other artifact"
+    assert approx["teacher"] == f"the base model `{_folder_of('base').name}`, frozen"
+    assert approx["at the end of training"].startswith("its own classification accuracy 0.")
+    assert "4 times narrower" in approx["method"]
+    assert pruned["teacher"] == "the frozen base model's prediction, weight 0.5"
+    assert "p_logit 0.0" in pruned["method"]
+    assert "learning rate 1e-05" in pruned["training"]
+    assert f"(../../approx/{_folder_of('approx').name}/README.md)" in pruned["made from"]
+    record = json.loads((_folder_of("prune") / "artifact.json").read_text())
+    assert record["sha256"] in pruned["weights"]
+    assert "| interpolated | " in ModelCard.load(_folder_of("approx") / CARD).text
+
+
+def test_a_result_stands_on_the_card_of_the_model_that_it_measured() -> None:
+    dense = _run("sparsity=dense", "evaluation.timing_rounds=2")
+    tracked = _run("sparsity=backtracking", "sparsity.keep_ratio=0.3", "evaluation.timing_rounds=0")
+    pruned = _run("sparsity=concrete", "sparsity.p_logit=-1", "evaluation.timing_rounds=0")
+    for stage, row in (("base", dense), ("approx", tracked), ("prune", pruned)):
+        assert row is not None
+        card = ModelCard.load(_folder_of(stage) / CARD)
+        (found,) = card.data.eval_results
+        assert (found.metric_type, found.dataset_split, found.dataset_name) == ("accuracy", "test", "digits")
+        assert found.metric_value == row.score
+        assert f"{100 * row.score:.2f}" in card.text
+        assert f"{row.macs_total / 1e6:.3f}" in card.text
+        assert "Measured with one seed" in card.text
+        assert row.commit in card.text
+        assert results(_folder_of(stage)) == [row]
+    assert dense is not None
+    assert dense.time is not None
+    assert f"| dense | - | {dense.time['ms']:.3g} | {dense.time['dense_ms']:.3g} | 2 |" in _text("base")
+    assert f"| concrete | p_logit -1 | {NOT_MEASURED} | - | - |" in _text("prune"), "timing was off"
+    assert 'sttabt.load("artifacts/approx/' in _text("approx")
+
+
+def _text(stage: str) -> str:
+    return ModelCard.load(_folder_of(stage) / CARD).text
+
+
+def test_a_second_result_joins_the_first_and_a_lost_card_comes_back() -> None:
+    _run("sparsity=backtracking", "sparsity.keep_ratio=0.3", "evaluation.timing_rounds=0")
+    _run("sparsity=backtracking", "sparsity.keep_ratio=0.6", "evaluation.timing_rounds=0")
+    folder = _folder_of("approx")
+    assert [row.keep_ratio for row in results(folder)] == [0.3, 0.6], "in the order of their cost"
+    assert len(ModelCard.load(folder / CARD).data.eval_results) == 2
+    (folder / CARD).unlink()
+    _run("sparsity=backtracking", "sparsity.keep_ratio=0.6", "evaluation.timing_rounds=0")
+    assert len(ModelCard.load(folder / CARD).data.eval_results) == 2
+
+
+def test_an_artifact_without_settings_gets_no_card_and_still_works(caplog: pytest.LogCaptureFixture) -> None:
+    _run("sparsity=dense", "evaluation.timing_rounds=0")
+    folder = _folder_of("base")
+    record = json.loads((folder / "artifact.json").read_text())
+    del record["notes"]["settings"]
+    (folder / "artifact.json").write_text(json.dumps(record))
+    (folder / CARD).unlink()
+    caplog.set_level("INFO")
+    _run("sparsity=dense", "evaluation.timing_rounds=0")
+    assert f"no model card for {folder}" in caplog.text
+    assert not (folder / CARD).exists()
+
+
+TEXT = ["model=bert_base", "dataset=glue_stsb", "sparsity=ltp", "approx.start=general", "approx.corpus=sentences.txt"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "expected"),
+    [
+        ("base", [], {"teacher": "none: starts from the weights `google-bert/bert-base-uncased`", "data": "a score"}),
+        ("base", ["model.fine_tune=false"], {"teacher": "used as they are", "samples": "none: nothing was trained"}),
+        ("general", [], {"data": "unlabelled text, `sentences.txt`", "teacher": "the pretrained encoder"}),
+        ("approx", [], {"method": "start: general"}),
+        ("prune", [], {"teacher": "none: labels alone", "method": "LTP", "at the end of training": NOT_MEASURED}),
+    ],
+)
+def test_a_card_of_text_says_where_its_weights_come_from(
+    stage: str, overrides: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    Path("sentences.txt").write_text("A sentence.\n")
+    settings = compose_settings(["name=test", *TEXT, *overrides], output=tmp_path)
+    trained = "model.fine_tune=false" not in overrides
+    notes: dict[str, Any] = {"settings": _plain(settings), "command": "x", "commit": "", "seconds": 1.0}
+    notes |= {"samples": {"train": 5, "validation": 2}} if trained else {}
+    described = dict.fromkeys(MODEL_STAGES[: MODEL_STAGES.index(stage)], "0123")
+    store = Store("artifacts")
+    with store.claim(stage, described) as claim:
+        claim.finish({}, notes)
+    card = model_card(claim.folder)
+    facts = _facts(card)
+    for name, text in expected.items():
+        assert text in facts[name]
+    assert card.data.base_model == "google-bert/bert-base-uncased"
+    assert card.data.pipeline_tag == "text-classification"
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict(), "the hub can read it"
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def test_the_last_stage_is_whose_model_it_is() -> None:
+    assert last_stage(["approx", "base"]) == "approx"
+    assert last_stage(["base"]) == "base"
+    assert last_stage(["prune", "general", "base", "approx"]) == "prune"
+
+
+def test_several_seeds_are_counted(tmp_path: Path) -> None:
+    from sttabt.card import _limits
+
+    row = _run("sparsity=dense", "evaluation.timing_rounds=0")
+    assert row is not None
+    settings = {"fast_dev_run": 0}
+    assert "2 seeds" in " ".join(_limits("base", settings, [row, replace(row, seed=1)]))
