@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sttabt import native
 from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.benchmark.measure import measure
@@ -65,6 +66,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
         "model": settings.model.name,
         "weights": "random",
         "precision": hardware.precision,
+        "kernels": native.loaded() and device.type == "cpu",
     }
     log.info("random weights: speed needs no trained ones; results go to %s", folder)
     rows: list[SpeedRow] = []

@@ -46,6 +46,7 @@ class SpeedRow:
     ratio_high: float
     memory: float | None  # peak MiB, on CUDA
     tome_ratio: float | None = None  # to ToMe's time at equal multiply-adds; None outside ToMe's range
+    kernels: bool = False  # whether sttabt.native was there
 
     @property
     def quotient(self) -> float:
@@ -72,7 +73,8 @@ def format_table(rows: Iterable[SpeedRow], compared: str) -> str:
         parts += [
             f"## {model} at {size} pixels, {precision}",
             "",
-            f"{first.machine}, {first.threads} threads, torch {first.torch}, commit {first.commit or 'unknown'}",
+            f"{first.machine}, {first.threads} threads, torch {first.torch}, commit {first.commit or 'unknown'},"
+            f" {'with' if first.kernels else 'without'} the kernels of sttabt.native",
             "",
             *_markdown([COLUMNS, *(_cells(row, compared) for row in lines)]),
             "",
