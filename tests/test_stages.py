@@ -163,6 +163,11 @@ def test_time_is_measured_again_without_scoring_again() -> None:
     assert len(_made("timing")) == 1
 
 
+def test_numbers_near_0_cost_no_time() -> None:
+    _run("sparsity=dense")
+    assert float(torch.tensor([1e-30]) * 1e-10) == 0, "a denormal number would be left"
+
+
 def test_training_does_not_depend_on_what_was_made_before() -> None:
     _run()
     together = _weights("prune")
