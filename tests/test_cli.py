@@ -21,7 +21,7 @@ from sttabt.run import main
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 MISTAKES = {
-    "": "no experiment is chosen: give experiment=NAME, one of: debug, glue_concrete, ",
+    "": "no experiment is chosen: give experiment=NAME, one of: ablation_factor, ablation_lambda, ablation_p, debug, ",
     "experiment=quikstart": "experiment=quikstart is unknown: did you mean 'quickstart'?",
     "experiment=debug model=digts_vit": "model=digts_vit is unknown: did you mean 'digits_vit'?",
     "modle=test_vit": "modle is not a setting: did you mean 'model'?",
@@ -175,7 +175,7 @@ def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "experiment=NAME" in text
-    assert "experiment: debug, glue_concrete, " in text and ", quickstart" in text
+    assert "experiment: ablation_factor, ablation_lambda, ablation_p, debug, " in text and ", quickstart" in text
     monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
     main()
     text = capsys.readouterr().out
