@@ -102,12 +102,13 @@ def test_figures_alone_and_what_would_fill_the_others(tmp_path, capsys):
 def test_the_runs_that_would_fill_a_figure_are_commands_that_compose(command, tmp_path):
     program, *arguments = command.removeprefix("python -m ").split()
     assert program == "sttabt.run"
-    if arguments[0] != "-m":
-        (experiment,) = arguments
-        assert _sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
-        return
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
+    if arguments[0] != "-m":
+        experiment, *rest = arguments
+        assert set(rest) <= {"dataset.path=FOLDER"}
+        assert _sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
+        return
     given_values = [argument.replace("FOLDER", str(tmp_path)).partition("=")[::2] for argument in arguments[1:]]
     # The longest setting has all its values tried, the others their first.
     longest = max(values.count(",") for _, values in given_values)

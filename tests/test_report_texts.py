@@ -128,7 +128,7 @@ def test_many_data_sets_stand_beside_each_other(tmp_path):
     rows = [make_text_row(method, dataset=name) for name in "abcde" for method in ("dense", "ltp")]
     path = draw_pareto(points_by_dataset(rows), tmp_path)
     width, height = Image.open(path).size
-    assert (width, height) == (15 * 200, round((0.9 + 3 * 2.3) * 200)), "five data sets are three lines"
+    assert width == 15 * 200 and height < width / 2, "five data sets are three lines of two"
     assert set(pd.read_csv(tmp_path / "pareto.csv")["dataset"]) == set("abcde")
 
 

@@ -18,7 +18,7 @@ from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
 
 RUN = "python -m sttabt.run"
-IMAGENET = f"{RUN} -m name=imagenet model=deit_small dataset=image_folder dataset.path=FOLDER hardware=gpu"
+CONCRETE = f"{RUN} experiment=deit_concrete dataset.path=FOLDER"
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,15 @@ CATALOGUE: dict[str, Entry] = {
         "ImageNet accuracy against keep ratio, with the published curves",
         "of ImageNet (dataset.name=imagenet)",
         (
-            f"{IMAGENET} sparsity=concrete sparsity.p_logit=-3,-2,-1.5,-1.25,-1,-0.5,0,0.5,1",
-            f"{IMAGENET} sparsity=backtracking,backtracking_actual sparsity.keep_ratio=0.1,0.2,0.3,0.4,0.6,0.8",
-            f"{IMAGENET} sparsity=forward_topk sparsity.keep_ratio=0.2,0.35,0.5,0.6,0.75,0.9",
+            CONCRETE,
+            f"{RUN} experiment=deit_topk dataset.path=FOLDER",
         ),
         _of_points(draw_keep_ratio),
     ),
     "imagenet_macs": Entry(
         "ImageNet accuracy against multiply-adds, with the literature's points",
         "of ImageNet (dataset.name=imagenet)",
-        (f"{IMAGENET} sparsity=concrete sparsity.p_logit=-3,-2,-1.5,-1.25,-1,-0.5,0,0.5,1",),
+        (CONCRETE,),
         _of_points(draw_macs),
     ),
     "attention_quality": Entry(
