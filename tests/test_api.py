@@ -198,7 +198,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrunedModel:
     monkeypatch.chdir(tmp_path)
     job = Job("test", "alone", False, "")
     settings = compose_settings(
-        ["experiment=debug", "logger=none", "sparsity=concrete", "stages=[base,approx,prune]"], output=tmp_path
+        ["experiment=debug", "logger=none", "sparsity=concrete", "sparsity.ema=0.9", "stages=[base,approx,prune]"],
+        output=tmp_path,
     )
     run_stages(settings, job)
     stages = Stages(settings, job)

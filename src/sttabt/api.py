@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sttabt import __version__
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
-from sttabt.artifacts import load_folder, parents
+from sttabt.artifacts import AVERAGED, load_folder, parents
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
 from sttabt.cli.checks import RANGES, check_counts
@@ -142,7 +142,8 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         base.load_state_dict(tensors, strict=True)
         return prune(base, method or "dense", **settings)
     made_of = parents(record["description"])
-    network = ApproximateNetwork(base, notes["settings"]["approx"]["factor"])
+    approx = notes["settings"]["approx"]
+    network = ApproximateNetwork(base, approx["factor"], approx["stem"] == "shared")
     if stage == "approx":
         weights, _ = load_folder(folder.parents[1] / "base" / made_of["base"])
         base.load_state_dict(weights, strict=True)
@@ -152,7 +153,8 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     schema = SPARSITY_SCHEMAS[own["method"]](**{**own, "training": TrainingSettings(**own["training"])})
     pruning = find_method(own["method"])(schema, base.layers, base.outputs)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
-    pruned.load_state_dict(tensors, strict=True)
+    trained = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
+    pruned.load_state_dict(trained, strict=True)
     return pruned.eval()
 
 
@@ -171,15 +173,15 @@ def _backbone(model: nn.Module) -> Backbone:
         from sttabt.backbones.vit import ViT
 
         return ViT(model).eval()
-    from transformers import BertForSequenceClassification
+    from sttabt.backbones.bert import Bert
+    from sttabt.backbones.distilbert import DistilBert
 
-    if isinstance(model, BertForSequenceClassification):
-        from sttabt.backbones.bert import Bert
-
-        return Bert(model).eval()
+    for adapter in (Bert, DistilBert):
+        if isinstance(model, adapter.library):
+            return adapter(model).eval()
     raise UserError(
-        f"a {type(model).__name__} cannot be pruned: give timm's VisionTransformer or transformers'"
-        " BertForSequenceClassification"
+        f"a {type(model).__name__} cannot be pruned: give timm's VisionTransformer, transformers'"
+        " BertForSequenceClassification or DistilBertForSequenceClassification, or sttabt's own LvVit"
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, RECORD = "model.safetensors", "artifact.json"
 MODEL_STAGES = ("base", "general", "approx", "prune")  # those whose artifacts are weights
+AVERAGED = "averaged."  # what the names of averaged weights begin with, beside those they are averages of
 SHOWN_DIFFERENCES = 3
 
 log = logging.getLogger(__name__)

@@ -195,7 +195,7 @@ def _method(stage: str, settings: Mapping[str, Any]) -> str:
             f" start: {'interpolated' if stage == 'general' else approx['start']} (STTABT section 3.1)"
         )
     card = find_method(sparsity["method"]).card
-    own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training", "batch")]
+    own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training")]
     return f"{card.title} ({card.source}): {', '.join(own)}"
 
 
@@ -205,7 +205,7 @@ def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:
     node, _, name = TRAININGS[stage].partition(".")
     training = settings[node][name]
     size, steps = settings["hardware"]["batch_size"], settings["hardware"]["accumulate"]
-    batch = (settings["sparsity"].get("batch") if stage == "prune" else 0) or size * steps
+    batch = training["batch"] or size * steps
     text = (
         f"AdamW, {training['epochs']} epochs, learning rate {training['learning_rate']:g},"
         f" weight decay {training['weight_decay']:g}, {batch} samples an update, seed {settings['seed']},"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import MODEL_STAGES, Store, checksum, fingerprint
+from sttabt.artifacts import AVERAGED, MODEL_STAGES, Store, checksum, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
 from sttabt.card import CARD, last_stage, write_card
@@ -50,7 +50,6 @@ from sttabt.weights import load_approx, load_weights, verify
 Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
-AVERAGED = "averaged."  # what the names of averaged weights begin with, beside those they are averages of
 IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
