@@ -68,7 +68,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         _column(unit, "macs_total", 1 / scale, 3),
         _column("share of dense MACs", "macs_share", 1, 3),
         _time_column("share of dense time (quartiles)", "time_ratio", "ratio"),
-        _time_column("one sample at a time: share of dense time", "single_time_ratio", "single_ratio"),
+        _time_column("single samples (quartiles)", "single_time_ratio", "single_ratio"),
     ]
     return [column for column in columns if any(column.key(point) is not None for point in points)]
 
