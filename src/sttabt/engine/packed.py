@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from sttabt import native
 from sttabt.engine.attention import attend
@@ -18,11 +20,14 @@ def attend_packed(
 ) -> Tensor:
     """Attention within each sample: (sum of `write`, D) queries over (sum of `read`, D) keys and values.
 
-    The kernels of sttabt.native take ragged rows as they are. Elsewhere a sample at a time, or once on rows padded to
+    The kernels of sttabt.native take ragged rows as they are, and so does flash attention on CUDA in half precision.
+    Elsewhere a sample at a time, or once on rows padded to
     the longest: padding is computed too, which pays while that takes less time than the calls that it saves.
     """
     if not dropout and native.fits(query, key, value):
         return native.attend(query, key, value, heads, read, write)
+    if not dropout and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _attend_ragged(query, key, value, heads, read, write)
     pays = _wasted_macs(read, write, query.shape[-1]) <= MACS_A_CALL * (len(read) - 1)
     return (_attend_padded if pays else _attend_segments)(query, key, value, heads, read, write, dropout)
 
@@ -54,6 +59,18 @@ def _wasted_macs(read: list[int], write: list[int], width: int) -> int:
     """What attention would spend on padding if it ran once on samples padded to the longest."""
     padded = len(read) * max(read) * max(write)
     return 2 * width * (padded - sum(r * w for r, w in zip(read, write, strict=True)))
+
+
+def _attend_ragged(query: Tensor, key: Tensor, value: Tensor, heads: int, read: list[int], write: list[int]) -> Tensor:
+    q, k, v = (rows.unflatten(-1, (heads, -1)) for rows in (query, key, value))
+    written, seen = (_starts(counts, query.device) for counts in (write, read))
+    attended: Any = varlen.varlen_attn(q, k, v, written, seen, max(write), max(read))
+    return attended.flatten(1)
+
+
+def _starts(counts: list[int], device: torch.device) -> Tensor:
+    """Where each sample begins, and the end of the last: (B+1,) int32."""
+    return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
 
 
 def _attend_segments(
