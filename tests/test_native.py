@@ -123,6 +123,16 @@ def test_gradients_go_through_torch() -> None:
     assert leaf.grad is not None and (leaf.grad[2] != 0).all()
 
 
+def test_a_recording_holds_torchs_operations() -> None:
+    def layer(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, 2)
+
+    with torch.no_grad():
+        first, second = torch.randn(2, 3, 2, 5, 8)
+        traced = torch.jit.trace(layer, tuple(first))
+        torch.testing.assert_close(traced(*second), layer(*second), rtol=1e-5, atol=1e-6)
+
+
 def test_engines_compute_the_same_with_and_without() -> None:
     torch.manual_seed(3)
     query, key, value, log_weight = *torch.randn(3, 4, 21, 24), torch.randn(4, 21)

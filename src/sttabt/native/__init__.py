@@ -48,8 +48,9 @@ def loaded() -> bool:
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels can compute on these: on a CPU, single precision, no autocast, no gradient asked for."""
-    if not loaded() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+    """Whether the kernels can compute on these: on a CPU, single precision, no autocast, no gradient."""
+    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # a recording would not hold the kernels
+    if not loaded() or recorded or torch.is_autocast_enabled("cpu"):
         return False
     gradients = torch.is_grad_enabled()
     return all(
