@@ -54,6 +54,7 @@ class TrainingSettings:
     """One training stage: AdamW with linear warm-up and cosine decay."""
 
     epochs: int = MISSING
+    epoch_share: float = 1.0  # of the training samples that an epoch sees, others in each
     learning_rate: float = MISSING
     weight_decay: float = 0.05
     final_learning_rate: float = 0.0

@@ -58,6 +58,7 @@ INNER_SHARE: Rule = ("above 0 and below 1", lambda value: 0 < value < 1)
 
 TRAINING: dict[str, Rule] = {
     "epochs": at_least(0),
+    "epoch_share": SHARE_ABOVE_ZERO,
     "learning_rate": ABOVE_ZERO,
     "final_learning_rate": at_least(0),
     "weight_decay": at_least(0),

@@ -113,10 +113,13 @@ class Loader(DataLoader):
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
-def train_loader(dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1) -> Loader:
+def train_loader(
+    dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1, share: float = 1.0
+) -> Loader:
     """Shuffled batches, of sequences by length, the same for the same seed and epoch.
 
     steps: batches a weight update. What does not fill the last update is left out, so that every one weighs the same.
+    share: of the items that an epoch has, others in each; at least one update.
     Raises UserError when there are too few samples for one update of several steps.
     """
     length = len(dataset)  # type: ignore[arg-type]
@@ -128,7 +131,7 @@ def train_loader(dataset: Dataset, batch_size: int, workers: int, seed: int, ste
             f"a weight update of {update} samples is more than the {length} that there are to train on: lower"
             " hardware.accumulate, or the `batch` of that training"
         )
-    taken = length // update * update
+    taken = max(int(share * length) // update, 1) * update
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences

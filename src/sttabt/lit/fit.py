@@ -48,7 +48,7 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     hardware, training = settings.hardware, module.training_settings
     batch_size, accumulate = steps_of(update_size(settings, module.stage), hardware)
     terminal = sys.stdout.isatty()
-    train = train_loader(splits.train, batch_size, hardware.workers, settings.seed, accumulate)
+    train = train_loader(splits.train, batch_size, hardware.workers, settings.seed, accumulate, training.epoch_share)
     if module.mix is not None and train.batch_size and train.batch_size % 2:
         raise UserError(
             f"{TRAININGS[module.stage]}.mixup and cutmix blend pairs, but there are {train.batch_size} images a step:"
