@@ -61,7 +61,7 @@ MISTAKES = {
     "experiment=debug sparsity.training.batch=65": "sparsity.training.batch=65 does not make 2 equal steps of at most "
     "hardware.batch_size=64: set 64 or 66",
     "experiment=debug sparsity.training.batch=-1": "sparsity.training.batch=-1 is out of range",
-    "experiment=debug hardware.devices=2": "hardware.devices=2 is out of range: it must be 1",
+    "experiment=debug hardware.devices=0": "hardware.devices=0 is out of range: it must be at least 1",
     "experiment=debug stages=[base,report]": "add evaluate, or leave report out",
     "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",
     "experiment=debug sparsity.training.learning_rate=-1": "sparsity.training.learning_rate=-1.0 is out of range",

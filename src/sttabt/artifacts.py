@@ -96,7 +96,7 @@ class Store:
     def claim(self, stage: str, description: Mapping[str, Any]) -> Iterator[Claim]:
         """Hold the artifact's lock, waiting for another job's; make the artifact if it is not `finished`.
 
-        Under distributed training only one process may claim: the others would wait for it.
+        Of several nodes only the first may claim: the others would wait for it.
         """
         claim = Claim(self._folder(stage, description), stage, description)
         claim.folder.mkdir(parents=True, exist_ok=True)

@@ -241,14 +241,18 @@ def gallery(
     )
 
 
-def find_device(accelerator: str) -> torch.device:
-    """Where a model is evaluated; raises UserError when this machine has no such `hardware.accelerator`."""
+def find_device(accelerator: str, devices: int = 1) -> torch.device:
+    """Where a model is evaluated; raises UserError when this machine has no or too few such `hardware.accelerator`."""
     try:
-        return Fabric(accelerator=accelerator, devices=1).device
+        found = Fabric(accelerator=accelerator, devices=1).device
     except RuntimeError as error:
         raise UserError(
             f"hardware.accelerator={accelerator} is not on this machine: set hardware=cpu ({error})"
         ) from error
+    there = torch.cuda.device_count() if found.type == "cuda" else devices
+    if devices > there:
+        raise UserError(f"hardware.devices={devices} is more than this machine's {there} GPUs: set {there} or fewer")
+    return found
 
 
 def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:

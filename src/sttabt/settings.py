@@ -61,7 +61,7 @@ class TrainingSettings:
     warmup_epochs: float = 0.0
     clip: float = 0.0  # largest gradient norm, 0 = no clipping
     label_smoothing: float = 0.0
-    batch: int = 0  # samples a weight update; 0: hardware.batch_size * hardware.accumulate * hardware.devices
+    batch: int = 0  # samples a weight update; 0: hardware.batch_size * accumulate * devices * nodes
     # Images only; where both are on, half of the mixed batches get the one, half the other:
     mixup: float = 0.0  # α of the Beta(α, α) that two images are blended by, 0 = off
     cutmix: float = 0.0  # α of the Beta(α, α) that gives the area pasted from another image, 0 = off
@@ -228,7 +228,8 @@ class LtpSettings(TrainedSettings):
 @dataclass
 class HardwareSettings:
     accelerator: str = "cpu"  # Lightning's names: cpu, gpu
-    devices: int = 1  # more are refused for now
+    devices: int = 1  # of a node that train together, a process each
+    nodes: int = 1  # machines that train together
     precision: str = "32-true"  # of training, in Lightning's names: 32-true, bf16-mixed; evaluation is in float32
     batch_size: int = 64  # samples a step and a device
     accumulate: int = 1  # steps a weight update
@@ -293,13 +294,19 @@ def training_of(settings: Settings, stage: str) -> TrainingSettings | None:
 def update_size(settings: Settings, stage: str) -> int:
     """Samples a weight update of that training stage."""
     training, hardware = training_of(settings, stage), settings.hardware
-    return (training and training.batch) or hardware.batch_size * hardware.accumulate * hardware.devices
+    return (training and training.batch) or hardware.batch_size * hardware.accumulate * processes_of(hardware)
 
 
 def steps_of(update: int, hardware: HardwareSettings) -> tuple[int, int]:
     """(samples a step and a device, steps a weight update): the fewest equal steps that hardware.batch_size allows."""
-    steps = -(-update // (hardware.batch_size * hardware.devices))
-    return update // steps // hardware.devices, steps
+    processes = processes_of(hardware)
+    steps = -(-update // (hardware.batch_size * processes))
+    return update // steps // processes, steps
+
+
+def processes_of(hardware: HardwareSettings) -> int:
+    """How many processes train together, each on one device."""
+    return hardware.devices * hardware.nodes
 
 
 SPARSITY_SCHEMAS: dict[str, type[SparsitySettings]] = {

@@ -33,6 +33,7 @@ from sttabt.evaluation import attention_error, find_device, gallery
 from sttabt.hub import find_pretrained
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
+from sttabt.lit.launch import Nodes, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
 from sttabt.lit.stage import TrainingStage
@@ -43,7 +44,7 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row, measure_time
-from sttabt.settings import SOURCES, Settings, update_size
+from sttabt.settings import SOURCES, LoggerSettings, Settings, update_size
 from sttabt.task import Task
 from sttabt.weights import load_approx, load_weights, verify
 
@@ -61,18 +62,14 @@ def run_stages(settings: Settings, job: Job) -> None:
 
     Raises UserError when a stage that is left out has not been run with these settings before.
     """
-    # Soft masks go down to 1e-25. Their products are numbers so small that a CPU takes many times as long for each: a
-    # step of training at p_logit -2 took seven times that at 1. As 0 they are as good. Before threads start: each has
-    # its own switch.
-    torch.set_flush_denormal(True)
-    if settings.hardware.threads:
-        torch.set_num_threads(settings.hardware.threads)
+    prepare_process(settings.hardware)
     stages = Stages(settings, job)
     wanted = set(settings.stages)
-    with JobLoggers(settings, job) as stages.loggers:
-        if "evaluate" in wanted:
+    logged = settings if stages.nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
+    with JobLoggers(logged, job) as stages.loggers:
+        if "evaluate" in wanted and stages.nodes.first:
             stages.evaluate()
-        elif "prune" in wanted:
+        elif wanted & {"evaluate", "prune"}:
             stages.pruned()
         elif "approx" in wanted:
             stages.approx()
@@ -81,7 +78,8 @@ def run_stages(settings: Settings, job: Job) -> None:
                 stages.base()
             if "general" in wanted and settings.approx.start == "general":
                 stages.general()
-    if "report" in wanted and not job.multirun:
+    stages.nodes.end()
+    if "report" in wanted and stages.nodes.first and not job.multirun:
         output = Path(settings.paths.output)
         log.info("report: %s", make_report([output], output / "report").page)
 
@@ -103,7 +101,8 @@ class Stages:
     def __init__(self, settings: Settings, job: Job) -> None:
         self.settings, self.job = settings, job
         self.store = Store(Path(settings.paths.artifacts))
-        self.device = find_device(settings.hardware.accelerator)
+        self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
+        self.nodes = Nodes(settings.hardware, job.command)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
         self.fitted: dict[str, dict[str, Any]] = {}  # by stage that trained: on how much, to which validation metrics
@@ -376,13 +375,13 @@ class Stages:
 
     def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         splits = splits or self.splits
-        notes = fit(module, splits, self.settings, folder, self.loggers.of_stage(module.stage))
-        measured = {name.rpartition("/validation_"): float(v) for name, v in module.trainer.callback_metrics.items()}
+        fitted = fit(module, splits, self.settings, folder, self.loggers.of_stage(module.stage), self.nodes)
+        measured = {name.rpartition("/validation_"): value for name, value in fitted.metrics.items()}
         self.fitted[module.stage] = {
             "samples": {"train": len(splits.train), "validation": len(splits.validation)},  # type: ignore[arg-type]
             "validation": {name: v for (_, found, name), v in measured.items() if found and math.isfinite(v)},
         }
-        return notes
+        return {"broken_images": fitted.broken_images} if fitted.broken_images else {}
 
     def _about(self, stage: str) -> dict[str, Any]:
         """Notes of an artifact for its card and for whoever loads it; nothing depends on them."""
@@ -403,8 +402,13 @@ class Stages:
         if left_out and self.store.find(stage, described) is None:
             remedy = "skip_approx=false" if stage in self.settings.stages else f"{stage} in stages"
             raise UserError(f"{self.store.missing_message(stage, described)}: make it with {remedy}")
-        with self.store.claim(stage, described) as claim:
-            if not claim.finished:
+        if not self.nodes.first:
+            return self._follow(stage, described, make)
+        with (
+            self.store.claim(stage, described) as claim,
+            self.nodes.making(f"{stage}/{claim.folder.name}", not claim.finished) as needed,
+        ):
+            if needed:
                 started = time.perf_counter()
                 with self.loggers.making(stage, claim.folder):
                     tensors, notes = make(claim.folder)
@@ -413,6 +417,14 @@ class Stages:
             else:
                 log.info("stage %s is done already: %s", stage, claim.folder)
             return claim.folder
+
+    def _follow(self, stage: str, described: dict[str, Any], make: Make) -> Path:
+        """What a further node does where the first one claims: it trains with it, and finds its files."""
+        folder = self.store.root / stage / fingerprint(described)
+        with self.nodes.making(f"{stage}/{folder.name}", False) as needed:
+            if needed:
+                make(folder)
+        return folder
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}

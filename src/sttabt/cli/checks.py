@@ -27,6 +27,7 @@ from sttabt.settings import (
     ModelSettings,
     Settings,
     TrainingSettings,
+    processes_of,
     steps_of,
     training_of,
     update_size,
@@ -105,7 +106,8 @@ RANGES: dict[str, Rule] = {
     "sparsity.hard_from": SHARE,
     "sparsity.p_logit_rate": at_least(0),
     "sparsity.ema": SHARE_BELOW_ONE,
-    "hardware.devices": ("1, as training on several devices is not supported yet", lambda value: value == 1),
+    "hardware.devices": at_least(1),
+    "hardware.nodes": at_least(1),
     "hardware.batch_size": at_least(1),
     "hardware.accumulate": at_least(1),
     "hardware.workers": at_least(0),
@@ -261,10 +263,11 @@ def _check_batch(settings: Settings) -> None:
             continue
         update = update_size(settings, stage)
         size, steps = steps_of(update, hardware)
-        unit = steps * hardware.devices
+        unit = steps * processes_of(hardware)
         if size * unit != update:
             lower = f"{size * unit} or " if size else ""
-            devices = f" on {hardware.devices} devices" if hardware.devices > 1 else ""
+            processes = processes_of(hardware)
+            devices = f" on {processes} devices" if processes > 1 else ""
             raise UserError(
                 f"{node}.batch={update} does not make {steps} equal steps{devices} of at most"
                 f" hardware.batch_size={hardware.batch_size}: set {lower}{(size + 1) * unit}"

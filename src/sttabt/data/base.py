@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -58,37 +59,41 @@ class Sequences(Dataset, ABC):
 class EpochOrder(Sampler):
     """Yields (epoch, index) in an order that depends on the seed and the epoch alone; Lightning sets the epoch.
 
-    taken: how many of `length` items an epoch has, others in each epoch; None: all.
+    taken: how many of `length` items an epoch has, others in each epoch; None: all. ranks: processes that train
+    together, of which each has its own batches of `batch_size`; taken is a multiple of both.
     """
 
-    def __init__(self, length: int, seed: int, taken: int | None = None) -> None:
+    def __init__(self, length: int, seed: int, taken: int | None = None, ranks: int = 1, batch_size: int = 1) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
         self.taken = length if taken is None else taken
+        self.ranks, self.batch_size = ranks, batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.taken
+        return self.taken // self.ranks
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter((self.epoch, int(index)) for index in order[: self.taken])
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[: self.taken]
+        if self.ranks > 1:
+            order = order.reshape(-1, self.ranks, self.batch_size)[:, rank()].flatten()
+        return iter((self.epoch, int(index)) for index in order)
 
 
 class BatchesByLength(Sampler):
     """Batches of indices of nearly equal lengths, in an order that depends on the seed and the epoch alone.
 
     An epoch's order is cut into pools of POOL batches, each pool is sorted by length and cut into batches, and all
-    batches are shuffled. taken: as in EpochOrder, a multiple of `batch_size`.
+    batches are shuffled. taken, ranks: as in EpochOrder.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, taken: int) -> None:
-        self.lengths, self.batch_size = lengths, batch_size
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, taken: int, ranks: int = 1) -> None:
+        self.lengths, self.batch_size, self.ranks = lengths, batch_size, ranks
         self.sampler = EpochOrder(len(lengths), seed, taken)  # where Lightning looks for set_epoch
 
     def __len__(self) -> int:
-        return len(self.sampler) // self.batch_size
+        return len(self.sampler) // self.batch_size // self.ranks
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.array([index for _, index in self.sampler])
@@ -98,7 +103,22 @@ class BatchesByLength(Sampler):
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += pool.reshape(-1, self.batch_size).tolist()
         shuffled = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 1)).permutation(len(batches))
+        if self.ranks > 1:
+            shuffled = shuffled[rank() :: self.ranks]
         return iter([batches[index] for index in shuffled])
+
+
+class Share(Sampler):
+    """The items of `order` that are this process's among `ranks` which evaluate together: all once, by turns."""
+
+    def __init__(self, order: Sequence[int], ranks: int) -> None:
+        self.order, self.ranks = order, ranks
+
+    def __len__(self) -> int:
+        return len(self.order[rank() :: self.ranks])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order[rank() :: self.ranks])
 
 
 class Loader(DataLoader):
@@ -113,40 +133,52 @@ class Loader(DataLoader):
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
+def rank() -> int:
+    """This process's number among those that train together; 0 where it trains alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def train_loader(
-    dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1, share: float = 1.0
+    dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1, share: float = 1.0, ranks: int = 1
 ) -> Loader:
     """Shuffled batches, of sequences by length, the same for the same seed and epoch.
 
     steps: batches a weight update. What does not fill the last update is left out, so that every one weighs the same.
-    share: of the items that an epoch has, others in each; at least one update.
-    Raises UserError when there are too few samples for one update of several steps.
+    share: of the items that an epoch has, others in each; at least one update. ranks: processes that train together,
+    for each of which its own batches come.
+    Raises UserError when there are too few samples for one update of several steps or processes.
     """
     length = len(dataset)  # type: ignore[arg-type]
-    update = batch_size * steps
-    if steps == 1:
-        update = batch_size = min(batch_size, length)
-    elif update > length:
+    if steps == ranks == 1:
+        batch_size = min(batch_size, length)
+    update = batch_size * steps * ranks
+    if update > length:
         raise UserError(
             f"a weight update of {update} samples is more than the {length} that there are to train on: lower"
-            " hardware.accumulate, or the `batch` of that training"
+            " hardware.batch_size, hardware.accumulate, or the `batch` of that training"
         )
     taken = max(int(share * length) // update, 1) * update
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
-        batches = BatchesByLength(lengths, batch_size, seed, taken)
+        batches = BatchesByLength(lengths, batch_size, seed, taken, ranks)
         return Loader(dataset, batch_sampler=batches, collate_fn=collate, **common)
-    return Loader(dataset, batch_size, sampler=EpochOrder(length, seed, taken), drop_last=True, **common)
+    return Loader(
+        dataset, batch_size, sampler=EpochOrder(length, seed, taken, ranks, batch_size), drop_last=True, **common
+    )
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Loader:
-    """All items once: images in their order, sequences from the longest to the shortest."""
+def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0, ranks: int = 1) -> Loader:
+    """All items once: images in their order, sequences from the longest to the shortest.
+
+    ranks: processes that evaluate together, each a share; some may have one item less.
+    """
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
         longest_first = np.argsort(-lengths, kind="stable").tolist()  # too little memory shows at once
-        return Loader(dataset, batch_size, sampler=longest_first, collate_fn=collate, num_workers=workers)
-    return Loader(dataset, batch_size=batch_size, num_workers=workers)
+        share = Share(longest_first, ranks)
+        return Loader(dataset, batch_size, sampler=share, collate_fn=collate, num_workers=workers)
+    return Loader(dataset, batch_size, sampler=Share(range(len(dataset)), ranks), num_workers=workers)  # type: ignore[arg-type]
 
 
 @contextmanager

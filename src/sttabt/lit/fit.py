@@ -6,19 +6,23 @@ import logging
 import pickle
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sttabt.data.base import Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
+from sttabt.lit.launch import ALONE, Nodes, launch
 from sttabt.lit.stage import TrainingStage
-from sttabt.settings import TRAININGS, Settings, steps_of, update_size
+from sttabt.settings import TRAININGS, Settings, processes_of, steps_of, update_size
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +31,58 @@ NAMED = 10  # broken images that a line names
 TERMINATED = 143  # the exit code of a process ended by SIGTERM
 
 # What Lightning says at every start and a user of this suite can do nothing about.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 for noise in (
     "does not have many workers",
     "exists and is not empty",
     "in eval mode at the start of training",
     "LeafSpec",
     "to set TF32",
+    "`srun` command is available",
+    "is smaller than the logging interval",
 ):
     warnings.filterwarnings("ignore", message=f".*{noise}")
 
 
-def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Fitted:
+    """What a training tells beside its weights: its last metrics by name, and how many images could not be read."""
+
+    metrics: dict[str, float]
+    broken_images: int
+
+
+def fit(
+    module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any], nodes: Nodes = ALONE
+) -> Fitted:
     """Train `module` in place; its checkpoint CHECKPOINT in `folder` is written after every epoch.
 
     With resume=auto one found there is gone on from; the result is that of an uninterrupted run.
-    Returns notes on the training: `broken_images`, the number of those that others took the place of, if any.
     Raises SystemExit(143) when the process was told to end, after which the stage can be resumed.
     """
-    hardware, training = settings.hardware, module.training_settings
+    last = folder / CHECKPOINT
+    if settings.resume == "never" and nodes.first:
+        last.unlink(missing_ok=True)
+    if last.exists():
+        _check_readable(last)
+        log.info("stage %s goes on from %s", module.stage, last)
+    arguments = (module, splits, settings, folder, loggers)
+    if processes_of(settings.hardware) == 1 or not module.training_settings.epochs:
+        return _train(*arguments)
+    fitted = launch(_train, arguments, settings.hardware, nodes, f"{module.stage}-{folder.name}")
+    module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+    return fitted
+
+
+def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> Fitted:
+    """The training, in this process or in each of those that train together."""
+    hardware, training, ranks = settings.hardware, module.training_settings, processes_of(settings.hardware)
     batch_size, accumulate = steps_of(update_size(settings, module.stage), hardware)
     terminal = sys.stdout.isatty()
-    train = train_loader(splits.train, batch_size, hardware.workers, settings.seed, accumulate, training.epoch_share)
+    train = train_loader(
+        splits.train, batch_size, hardware.workers, settings.seed, accumulate, training.epoch_share, ranks
+    )
     if module.mix is not None and train.batch_size and train.batch_size % 2:
         raise UserError(
             f"{TRAININGS[module.stage]}.mixup and cutmix blend pairs, but there are {train.batch_size} images a step:"
@@ -59,6 +93,8 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=_together(module) if ranks > 1 else "auto",
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=min(training.epochs, 1) if settings.fast_dev_run else training.epochs,
         accumulate_grad_batches=accumulate,
@@ -75,7 +111,8 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
             RichProgressBar() if terminal else EpochLines(),
             broken,
         ],
-        plugins=[AtomicCheckpointIO()],
+        # Named, as Lightning would take SLURM's environment for its own, and start or requeue processes itself.
+        plugins=[AtomicCheckpointIO(), TorchElasticEnvironment() if ranks > 1 else LightningEnvironment()],
         logger=loggers,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
@@ -86,17 +123,12 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     )
     module.seed = settings.seed
     last = folder / CHECKPOINT
-    if settings.resume == "never":
-        last.unlink(missing_ok=True)
-    if last.exists():
-        _check_readable(last)
-        log.info("stage %s goes on from %s", module.stage, last)
     terminated = False
     try:
         trainer.fit(
             module,
             train,
-            evaluation_loader(splits.validation, hardware.batch_size, hardware.workers),
+            evaluation_loader(splits.validation, hardware.batch_size, hardware.workers, ranks),
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
@@ -105,7 +137,15 @@ def fit(module: TrainingStage, splits: Splits, settings: Settings, folder: Path,
     if terminated or trainer.received_sigterm:
         log.warning("stage %s was told to end; the same command goes on with it", module.stage)
         raise SystemExit(TERMINATED)
-    return {"broken_images": len(broken.known)} if broken.known else {}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return Fitted(metrics, len(broken.known))
+
+
+def _together(module: TrainingStage) -> DDPStrategy:
+    return DDPStrategy(
+        find_unused_parameters=module.leaves_unused,
+        forward_sync_buffers=False,  # in evaluation, too, where processes have different numbers of batches
+    )
 
 
 class EpochLines(Callback):
@@ -132,6 +172,11 @@ class BrokenImages(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not hasattr(self.dataset, "where_broken"):
             return  # text
+        if trainer.world_size > 1:
+            self.dataset.broken |= (
+                trainer.strategy.reduce(self.dataset.broken.to(pl_module.device, torch.float32), reduce_op="sum").cpu()
+                > 0
+            )
         new = [where for where in self.dataset.where_broken() if where not in self.known]
         self.known.update(new)
         if new:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
@@ -92,6 +93,7 @@ class Pruning(TrainingStage):
     """
 
     stage = "prune"
+    leaves_unused = True  # nobody reads the prediction of an approximate network that plans
 
     def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
         super().__init__(pruned, settings.training, task)
@@ -102,7 +104,8 @@ class Pruning(TrainingStage):
         self.averaged: Any = None
         if settings.ema:
             # A submodule: checkpoints hold it, so that a resumed run goes on with it.
-            self.averaged = AveragedModel(pruned, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)).requires_grad_(False)
+            follow = partial(_follow, settings.ema)  # torch's own is a closure, which no other process can be given
+            self.averaged = AveragedModel(pruned, multi_avg_fn=follow).requires_grad_(False)
             self.averaged_metric = task.new_metric(task.metric)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -140,6 +143,10 @@ class Pruning(TrainingStage):
             {"params": [parameter], "lr": relative * rate, "weight_decay": 0.0}
             for parameter, relative in self.trained.method.rates()
         ]
+
+
+def _follow(decay: float, averages: list[Tensor], weights: list[Tensor], updates: int) -> None:
+    torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 class Frozen(nn.Module):

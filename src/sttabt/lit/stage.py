@@ -22,10 +22,12 @@ from sttabt.task import Task
 class TrainingStage(L.LightningModule, ABC):
     """Subclasses give `terms` (named losses of a batch) and `predict` (logits of a batch's inputs).
 
-    stage: the prefix of its metrics; trained: the module whose parameters the optimiser gets.
+    stage: the prefix of its metrics; trained: the module whose parameters the optimiser gets; leaves_unused: the losses
+    of a batch do not read all of them, which processes that train together must know.
     """
 
     stage: str
+    leaves_unused: bool = False
     seed: int = 0
 
     def __init__(self, trained: nn.Module, training: TrainingSettings, task: Task) -> None:
@@ -70,6 +72,12 @@ class TrainingStage(L.LightningModule, ABC):
         for name, parameter in self.trained.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise self._diverged(f"the last step ({name} is not finite)")
+
+    def on_validation_start(self) -> None:
+        """Statistics of batches, which each process gathers by itself, are the first one's."""
+        if self.trainer.world_size > 1:
+            for buffer in self.trained.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.metric.update(self.task.readings(self.task.metric, self.predict(batch.inputs)), batch.labels)
