@@ -107,6 +107,20 @@ def test_warmup_and_cosine_of_ten_steps(step: int, warmup: int, final: float, ex
     assert warmup_cosine(step, 10, warmup, final) == pytest.approx(expected)
 
 
+def test_compiled_steps_have_the_same_losses(splits: Splits, tmp_path: Path) -> None:
+    losses = []
+    for compiled in ("false", "true"):
+        settings = _settings("model.training.epochs=6", f"hardware.compile={compiled}")
+        settings.fast_dev_run = 1  # one step: from the second on, Adam makes small differences as large as the rate
+        module = _stage("base", settings)
+        before = _values(module.trained)
+        fit(module, splits, settings, tmp_path / compiled, [])
+        assert hasattr(module.terms, "_torchdynamo_orig_callable") == (compiled == "true")
+        assert _moved(module.trained, before)
+        losses.append(float(module.trainer.callback_metrics["base/loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_optimiser_groups(splits: Splits, tmp_path: Path) -> None:
     overrides = ("sparsity.training.weight_decay=0.3", "sparsity.training.final_learning_rate=0.001")
     settings = _settings(*overrides, "sparsity.p_logit_rate=10", "sparsity.training.epochs=2")

@@ -231,6 +231,7 @@ class HardwareSettings:
     devices: int = 1  # of a node that train together, a process each
     nodes: int = 1  # machines that train together
     precision: str = "32-true"  # of training, in Lightning's names: 32-true, bf16-mixed; evaluation is in float32
+    compile: bool = False  # torch.compile what a step of training computes: minutes at its start, less time a step
     batch_size: int = 64  # samples a step and a device
     accumulate: int = 1  # steps a weight update
     workers: int = 0  # processes that load data

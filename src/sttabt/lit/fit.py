@@ -122,6 +122,8 @@ def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Pa
         default_root_dir=folder,
     )
     module.seed = settings.seed
+    if hardware.compile:
+        module.terms = torch.compile(module.terms)  # type: ignore[method-assign]
     last = folder / CHECKPOINT
     terminated = False
     try:
