@@ -71,16 +71,27 @@ class GridsSweeper(BasicSweeper):
 
         results: list[JobReturn] = []
         progress = Progress(len(jobs))
+        launcher: Any = self.launcher
+        beside = hasattr(launcher, "progress")  # one of ours, which says itself which of its jobs ended
+        if beside:
+            launcher.progress = progress
+            log.info("jobs in processes of their own: %d, whose logs go into %s", len(jobs), folder)
         for batch in self.split_overrides_to_chunks(jobs, self._batch_size()):
-            if len(batch) == 1:
+            if len(batch) == 1 and not beside:
                 log.info("job %d/%d begins: %s", len(results) + 1, len(jobs), " ".join(batch[0]))
             try:
                 ended = self.launcher.launch(batch, initial_job_idx=len(results))
             except (SystemExit, KeyboardInterrupt):
-                log.error("interrupted in job %d/%d: it and all that follow are not done", len(results) + 1, len(jobs))
+                if beside:
+                    log.error("interrupted when %d of %d jobs had ended", progress.done, len(jobs))
+                else:
+                    log.error(
+                        "interrupted in job %d/%d: it and all that follow are not done", len(results) + 1, len(jobs)
+                    )
                 raise
             results += ended
-            progress.finished(len(ended), sum(result.status != JobStatus.COMPLETED for result in ended))
+            if not beside:
+                progress.finished(len(ended), sum(result.status != JobStatus.COMPLETED for result in ended))
 
         completed = [result for result in results if result.status == JobStatus.COMPLETED]
         if completed and {"evaluate", "report"} <= stages:

@@ -15,6 +15,9 @@ from sttabt.errors import UserError, nearest
 # What a user's mistake can raise on the way to settings.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
+# Launchers that are there only with the package hydra-submitit-launcher.
+OF_SUBMITIT = ("sttabt_slurm", "sttabt_submitit_local", "submitit_slurm", "submitit_local")
+
 
 def is_mistake(error: BaseException) -> bool:
     """Whether the user can mend it: one of MISTAKES, or any complaint of Hydra's own composition code."""
@@ -30,6 +33,9 @@ def explain(error: BaseException) -> str:
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and choice in OF_SUBMITIT:
+            asked = "hardware=slurm" if choice == "sttabt_slurm" else f"{group}={choice}"
+            return f'{asked} needs the package hydra-submitit-launcher: pip install "sttabt[launchers]"'
         return f"{group}={choice} is unknown: {nearest(choice, error.options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': write key=value, and quote a value that has signs in it"

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
+
 from sttabt.errors import UserError
 
 # A grid: for every key the assignments `key=value` that it takes.
@@ -90,11 +92,21 @@ class Progress:
         """Say that `jobs` more jobs ended, `failed` of them badly."""
         self.done += jobs
         now = time.monotonic()
-        left = (now - self.start) / self.done * (self.total - self.done)
         outcome = f"failed ({failed} of {jobs}) after" if failed else "done in"
-        rest = f", about {duration(left)} left" if self.done < self.total else ""
-        log.info("job %d/%d %s %s%s", self.done, self.total, outcome, duration(now - self.last), rest)
+        log.info("job %d/%d %s %s%s", self.done, self.total, outcome, duration(now - self.last), self._rest(now))
         self.last = now
+
+    def one_ended(self, number: int, completed: bool) -> None:
+        """Say that job `number`, the first is 0, ended, of several that run beside each other."""
+        self.done += 1
+        now = time.monotonic()
+        outcome = "done" if completed else "failed"
+        ended = f"{self.done} of {self.total} ended in {duration(now - self.start)}"
+        log.info("job %d/%d %s: %s%s", number + 1, self.total, outcome, ended, self._rest(now))
+
+    def _rest(self, now: float) -> str:
+        left = (now - self.start) / self.done * (self.total - self.done)
+        return f", about {duration(left)} left" if self.done < self.total else ""
 
 
 def duration(seconds: float) -> str:
@@ -121,6 +133,13 @@ def report_sweep(folder: Path, choose: Sequence[str] = ()) -> None:
     for name, path in files.figures.items():
         log.info("%s: %s", name, path)
     log.info("page: %s", files.page)
+
+
+def failed_job(error: BaseException) -> JobReturn:
+    """What a launcher returns for a job that returned nothing itself."""
+    result = JobReturn(status=JobStatus.FAILED)
+    result.return_value = error
+    return result
 
 
 def failure(number: int, total: int, overrides: Sequence[str], error: BaseException, folder: Path) -> str:

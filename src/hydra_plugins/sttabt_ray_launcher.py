@@ -1,0 +1,129 @@
+"""Hydra launcher `sttabt_ray`: the jobs of a sweep beside each other on this machine, as many as its processors hold.
+
+Ray queues them. hydra-ray-launcher 1.2.2 is not used: it excludes the cloudpickle that joblib, and so scikit-learn,
+needs; a job that is killed ends its sweep; and it shows nothing until all jobs have ended.
+"""
+
+import importlib.util
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from sttabt.cli.sweep import Progress, failed_job
+from sttabt.cli.task import SIGNAL_EXIT
+from sttabt.errors import UserError
+
+OBJECT_STORE = 100 * 2**20  # bytes: jobs hand over files, and little else goes through Ray
+
+
+@dataclass
+class RayLauncherSettings:
+    """What a job takes of the machine."""
+
+    _target_: str = "hydra_plugins.sttabt_ray_launcher.RayLauncher"
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="sttabt_ray", node=RayLauncherSettings, provider="sttabt")
+
+
+class RayLauncher(Launcher):
+    """Runs every job in a process of its own; one that fails or dies leaves the others alone and is not repeated."""
+
+    progress: Progress | None = None  # the sweeper sets it
+
+    def __init__(self, num_cpus: float, num_gpus: float) -> None:
+        self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Raises UserError where there is no Ray."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        if importlib.util.find_spec("ray") is None:
+            choice = config.hydra.runtime.choices.hardware
+            raise UserError(f'hardware={choice} needs the package ray: pip install "sttabt[launchers]"')
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Every job's result, in their order. Raises UserError when the machine cannot run a single one."""
+        before, told_to_end = signal.getsignal(signal.SIGTERM), list[int]()
+        ray = _start(self.resources)
+        # Ray's own handler, and any that raises while it waits, would end with another exit code.
+        signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
+        try:
+            # A process a job (max_calls), so that none inherits another's state.
+            run = ray.remote(**self.resources, max_calls=1, max_retries=0)(_run)
+            waiting: dict[Any, int] = {}
+            for index, overrides in enumerate(job_overrides):
+                config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                with open_dict(config):
+                    config.hydra.job.id = config.hydra.job.num = initial_job_idx + index
+                job = run.remote(self.hydra_context, self.task_function, config, Singleton.get_state())
+                waiting[job] = index
+            results: dict[int, JobReturn] = {}
+            while waiting:
+                ended, _ = ray.wait(list(waiting), timeout=1)
+                if told_to_end:
+                    raise SystemExit(SIGNAL_EXIT)
+                if not ended:
+                    continue
+                index = waiting.pop(job := ended[0])
+                try:
+                    results[index] = ray.get(job)
+                except ray.exceptions.WorkerCrashedError:
+                    results[index] = failed_job(RuntimeError("its process was killed, by hand or for want of memory"))
+                except Exception as error:
+                    results[index] = failed_job(error)
+                if self.progress:
+                    self.progress.one_ended(initial_job_idx + index, results[index].status == JobStatus.COMPLETED)
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+        return [results[index] for index in range(len(job_overrides))]
+
+
+def _start(resources: dict[str, float]) -> Any:
+    """Ray on this machine alone, which lets in nobody else and reports to nobody."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # jobs without GPUs: leave CUDA_VISIBLE_DEVICES
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that it lets in none but this user
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        log_to_driver=False,  # every job's log is a file in its own folder
+        logging_level="ERROR",
+        object_store_memory=OBJECT_STORE,
+    )
+    there = ray.cluster_resources()
+    for name, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        if resources[setting] > there.get(name, 0):
+            ray.shutdown()
+            raise UserError(
+                f"hydra.launcher.{setting}={resources[setting]:g} a job is more than this machine's"
+                f" {there.get(name, 0):g}: take less, or another hardware={{local_cpus,slurm}}"
+            )
+    return ray
+
+
+def _run(context: HydraContext, task: TaskFunction, config: DictConfig, state: dict[Any, Any]) -> JobReturn:
+    Singleton.set_state(state)
+    setup_globals()
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
