@@ -136,6 +136,10 @@ def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Pa
         )
     except SIGTERMException:
         terminated = True
+    except RuntimeError:  # processes that load data are told to end as well, and may be gone first
+        if not trainer.received_sigterm:
+            raise
+        terminated = True
     if terminated or trainer.received_sigterm:
         log.warning("stage %s was told to end; the same command goes on with it", module.stage)
         raise SystemExit(TERMINATED)

@@ -180,6 +180,7 @@ def _connected(nodes: int) -> tuple[Place, TCPStore]:
 
 def _work(packed: bytes) -> Any:
     work, arguments, hardware, handlers = pickle.loads(packed)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM gives it to all; the process that the user started decides
     first = os.environ["RANK"] == "0"
     root = logging.getLogger()
     root.setLevel(logging.INFO if first else logging.ERROR)
