@@ -125,7 +125,7 @@ class Row:
         scores = [(name, getattr(self, name), lowest) for name in ("score", "score_soft", "score_masked", "score_ema")]
         others = [(f"other_scores.{name}", value, METRICS[name].lowest) for name, value in self.other_scores.items()]
         if self.validation is not None:
-            others.append(("validation.score", self.validation.get("score"), lowest))
+            scores.append(("validation.score", self.validation.get("score"), lowest))
         for name, value, low in (*scores, *others, *shares):
             if value is not None and not low <= value <= 1:
                 raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
