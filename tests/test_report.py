@@ -74,6 +74,7 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "other_scores": {},
         "loss": 0.2,
         "validation_loss": None,
+        "validation": None,
         "occupancy": sum(boundaries) / len(boundaries),
         "occupancy_by_boundary": boundaries,
         "occupancy_padded": None,

@@ -35,6 +35,7 @@ from sttabt.report.table import to_frame
 from test_conf import _sweep_jobs
 from test_report import make_row, make_sweep, write_rows
 from test_report_texts import make_text_row, make_text_sweep
+from test_search import make_search
 
 PS = (0.0, 0.1, 0.5)
 LAMBDAS = (1e-5, 1e-1)
@@ -106,6 +107,9 @@ def test_the_runs_that_would_fill_a_figure_are_commands_that_compose(command, tm
         (tmp_path / part / "cat").mkdir(parents=True)
     if arguments[0] != "-m":
         experiment, *rest = arguments
+        if rest == ["hparams_search=concrete"]:
+            assert compose_settings([*arguments, "sparsity=concrete", "sparsity.p_logit=-1"]).sparsity.p_logit == -1
+            return
         assert set(rest) <= {"dataset.path=FOLDER"}
         assert _sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
         return
@@ -141,6 +145,7 @@ ALL_ROWS = [
     *make_ablation_lambda(dataset="letters"),
     *make_imagenet(),
     *make_text_sweep("glue_sst2"),
+    *make_search(),
 ]
 
 

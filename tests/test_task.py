@@ -27,7 +27,7 @@ from sttabt.data import load_splits
 from sttabt.data.base import Batch, Sequences, Splits
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, evaluate, gallery, mean_loss, padded_occupancy, time_against_dense
+from sttabt.evaluation import attention_error, evaluate, gallery, padded_occupancy, time_against_dense, validate
 from sttabt.job import Job
 from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining
@@ -160,7 +160,10 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.others == {"spearman": pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-5)}
     assert found.masked == pytest.approx(found.dropped, abs=1e-5)
     assert found.loss == pytest.approx(float((predictions - labels).square().mean()), rel=1e-5)
-    assert mean_loss(model, splits.test, task, batch_size=70) == pytest.approx(found.loss, rel=1e-5)
+    alone = validate(model, splits.test, task, batch_size=70)
+    shares = [sum(macs.values()) for macs in (found.macs, found.dense_macs)]
+    assert (alone.score, alone.loss) == pytest.approx((found.dropped, found.loss), rel=1e-5)
+    assert alone.macs_share == pytest.approx(shares[0] / shares[1], rel=1e-9)
     assert found.occupancy_padded is None, "images have no padding"
 
 
@@ -184,8 +187,9 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
     row = make_row()
     old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
-    del old["validation_loss"], old["ema"]
-    for schema, later in ((3, ("ema",)), (2, ("ema", "validation_loss"))):
+    del old["validation_loss"], old["ema"], old["validation"]
+    added = ("validation", "ema", "validation_loss")
+    for schema, later in ((4, added[:1]), (3, added[:2]), (2, added)):
         values = {name: value for name, value in row.to_dict().items() if name not in later}
         (tmp_path / "row.json").write_text(json.dumps(values | {"schema": schema}))
         assert Row.read(tmp_path / "row.json") == row

@@ -103,7 +103,7 @@ def _start(resources: dict[str, float]) -> Any:
         _node_ip_address="127.0.0.1",
         include_dashboard=False,
         log_to_driver=False,  # every job's log is a file in its own folder
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE,
     )
     there = ray.cluster_resources()

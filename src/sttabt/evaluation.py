@@ -106,19 +106,34 @@ def evaluate(
     )
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What choices go by, of a model as it is deployed: as in `Scores`, and multiply-adds as a share of the dense."""
+
+    score: float
+    loss: float
+    macs_share: float
+
+
 @torch.inference_mode()
-def mean_loss(
+def validate(
     model: PrunedModel, dataset: Dataset, task: Task, batch_size: int, batches: int = 0, workers: int = 0
-) -> float:
-    """The task's loss of the model as it is deployed, as `Scores.loss`, without measuring anything else."""
+) -> Validation:
+    """Every item of `dataset` once, as `evaluate`, without measuring anything else."""
     device = next(model.base.parameters()).device
-    total, samples = 0.0, 0
+    metric = task.new_metric(task.metric).to(device)
+    loss, macs, dense_macs, samples = 0.0, 0.0, 0.0, 0
     loader = evaluation_loader(dataset, batch_size, workers)
     for batch in _progress(loader, batches, f"validate {model.method.card.title}"):
         batch = move_data_to_device(batch, device)
-        total += float(task.loss(model(batch.inputs).logits, batch.labels, reduction="sum").double())
-        samples += len(batch.labels)
-    return total / samples
+        size = len(batch.labels)
+        run = model(batch.inputs)
+        metric.update(task.readings(task.metric, run.logits), batch.labels)
+        loss += float(task.loss(run.logits, batch.labels, reduction="sum").double())
+        macs += float(_values(model.macs(run.plan, run.real)).sum()) * size
+        dense_macs += float(_values(model.dense_macs(run.real)).sum()) * size
+        samples += size
+    return Validation(score_of(metric), loss / samples, macs / dense_macs)
 
 
 def padded_occupancy(kept: Tensor, real: Tensor, group: int = 1024) -> float:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import DenseComparison, Scores, evaluate, mean_loss, time_against_dense
+from sttabt.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
 from sttabt.job import Job
 from sttabt.pruned import PrunedModel
 from sttabt.report.rows import Row
@@ -45,9 +45,8 @@ def make_row(
     beside = None if averaged is None else evaluate(averaged, splits.test, *how)
     dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
-    trained, validation_loss = isinstance(sparsity, TrainedSettings), None
-    if trained:
-        validation_loss = mean_loss(model, splits.validation, *how)
+    trained = isinstance(sparsity, TrainedSettings)
+    validation = validate(model, splits.validation, *how) if trained else None
     return Row(
         experiment=settings.name,
         sweep=job.sweep,
@@ -80,7 +79,8 @@ def make_row(
         score_ema=None if beside is None else beside.dropped,
         other_scores=scores.others,
         loss=scores.loss,
-        validation_loss=validation_loss,
+        validation_loss=None if validation is None else validation.loss,
+        validation=None if validation is None else {"score": validation.score, "macs_share": validation.macs_share},
         occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
         occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
         occupancy_padded=scores.occupancy_padded,

@@ -124,7 +124,7 @@ RANGES: dict[str, Rule] = {
 
 def check(settings: Settings) -> None:
     """Raises UserError for the first setting that cannot work, naming it, its value and what it may be."""
-    values = dict(_leaves(asdict(settings)))
+    values = dict(leaves(asdict(settings)))
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} is not a finite number: give one")
@@ -217,6 +217,16 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         for node, effective, reason in uses:
             if not effective and (key == node or key.startswith(f"{node}.")) and override != "skip_approx=false":
                 yield f"{override} has no effect: {reason}"
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested nodes, each with its full key."""
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{full}.")
+        else:
+            yield full, value
 
 
 def check_counts(counts: list[int], depth: int) -> None:
@@ -493,12 +503,3 @@ def _choose(key: str, value: str, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise UserError(f"{key}={value} is unknown: {nearest(value, choices)}")
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        full = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{full}.")
-        else:
-            yield full, value

@@ -24,6 +24,7 @@ from sttabt.errors import UserError, nearest
 from sttabt.settings import SPARSITY_SCHEMAS, Settings
 
 VERSION_BASE = "1.3"
+OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
 OPEN_NODES = ("model.arguments",)  # their keys belong to another library
 
 
@@ -98,7 +99,14 @@ def unknown_setting(key: str) -> str:
             f"{key} is not a setting of this method but of {', '.join(methods)}: choose one with sparsity=NAME"
             f" (in a sweep over methods write {key}='choice(VALUE)')"
         )
-    valid = _hydra_names() if key.startswith("hydra.") else setting_names()
+    if key in (searching := [f"hydra.sweeper.{name}" for name in OF_SEARCH]):
+        return f"{key} is a setting of a search alone: choose one with hparams_search=NAME"
+    if key.startswith("hydra.sweeper.space."):
+        return (
+            f"{key} is not in the space of this search: put a + before what is to be added, as in"
+            " +hydra.sweeper.space.approx.factor={choices:[4,8]}"
+        )
+    valid = [*_hydra_names(), *searching] if key.startswith("hydra.") else setting_names()
     # A last name alone (factor=4), or one under the wrong node, is compared with last names.
     last_names = {name.rpartition(".")[2]: name for name in valid}
     close = get_close_matches(key, valid, n=1, cutoff=0.75)
@@ -107,9 +115,9 @@ def unknown_setting(key: str) -> str:
     return f"{key} is not a setting: {hint}"
 
 
-def setting_names() -> list[str]:
-    """The full key of every setting, of every method."""
-    return sorted({name for method in SPARSITY_SCHEMAS for name in _names(method)})
+def setting_names(method: str | None = None) -> list[str]:
+    """The full key of every setting, of a method or of them all."""
+    return sorted({name for each in ([method] if method else SPARSITY_SCHEMAS) for name in _names(each)})
 
 
 def experiment_names() -> list[str]:

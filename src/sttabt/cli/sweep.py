@@ -116,15 +116,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def report_sweep(folder: Path, choose: Sequence[str] = ()) -> None:
-    """Make the report of all rows below the sweep's folder; print the table, log where the files are.
+def report_sweep(folders: Sequence[Path], out: Path, choose: Sequence[str] = (), along: Sequence[str] = ()) -> None:
+    """Make the report of all rows below the sweep's folders; print the table, log where the files are.
 
-    Rows that cannot be compared, as of several models, get no report but a warning. choose: see `best_by_validation`.
+    Rows that cannot be compared, as of several models, get no report but a warning. choose, along: see `make_report`.
     """
     from sttabt.report.build import make_report
 
     try:
-        files = make_report([folder], folder / "report", choose=choose)
+        files = make_report(folders, out, choose=choose, along=along)
     except UserError as error:
         log.warning("no report of this sweep: %s", error)
         return

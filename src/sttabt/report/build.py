@@ -34,18 +34,20 @@ def make_report(
     out: str | Path | None = None,
     title: str | None = None,
     choose: Sequence[str] = (),
+    along: Sequence[str] = (),
 ) -> ReportFiles:
     """Reads all rows below the folders and writes tables, figures and the page into `out`.
 
     folders: or table.csv of other reports. `out` is the first folder's subfolder `report` where it is not given. The
     same rows give the same bytes. Data sets stay apart: a table, a row of panels and a block of tokens each. Of rows
-    that differ in the settings `choose` alone, the best by validation loss are reported.
+    that differ in the settings `choose` alone, the best by validation loss are reported; those that differ in the
+    settings `along`, as rows name them, are all points of one curve.
 
     Raises:
         UserError: a folder has no rows, the rows of one data set are of several splits or metrics, or no row has a
             setting of `choose`.
     """
-    datasets = _read(folders, choose)
+    datasets = _read(folders, choose, along)
     folder = _folder(folders, out)
     results, galleries, start = _collect(datasets)
     figures, missing = _draw(list(CATALOGUE), results, folder)
@@ -72,8 +74,8 @@ def draw_figures(
     return _draw(names, _collect(datasets)[0], _folder(folders, out))
 
 
-def _read(folders: Sequence[str | Path], choose: Sequence[str]) -> dict[str, list[Point]]:
-    return points_by_dataset(best_by_validation(read_rows(folders), choose), choose)
+def _read(folders: Sequence[str | Path], choose: Sequence[str], along: Sequence[str] = ()) -> dict[str, list[Point]]:
+    return points_by_dataset(best_by_validation(read_rows(folders), choose), choose, along)
 
 
 def _folder(folders: Sequence[str | Path], out: str | Path | None) -> Path:

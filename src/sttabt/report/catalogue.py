@@ -14,6 +14,7 @@ from sttabt.report.overhead import write_overhead
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import Point
 from sttabt.report.quality import draw_attention_quality
+from sttabt.report.search import draw_search
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
 
@@ -111,6 +112,12 @@ CATALOGUE: dict[str, Entry] = {
         "that differ in approx.factor alone",
         (f"{RUN} experiment=ablation_factor",),
         _of_points(draw_ablation_factor),
+    ),
+    "search": Entry(
+        "settings tried, by validation score and multiply-adds, and the front among them",
+        "of one method that differ in two settings or more",
+        (f"{RUN} experiment=quickstart hparams_search=concrete",),
+        _of_points(draw_search),
     ),
     "tokens": Entry(
         "the patches or words that each layer reads, methods beside each other",

@@ -41,6 +41,7 @@ def curve_styles(points: Sequence[Point]) -> dict[str, Style]:
     labels = {point.series: point.label for point in points}
     ranks = {label: known.index(label) if label in known else len(known) for label in labels.values()}
     others = sorted({label for label in labels.values() if label not in COLOURS})
+    scattered = {point.series for point in points if point.scattered}
     seen: dict[str, int] = {}
     styles: dict[str, Style] = {}
     for series, label in sorted(labels.items(), key=lambda item: (ranks[item[1]], item[1])):
@@ -48,7 +49,8 @@ def curve_styles(points: Sequence[Point]) -> dict[str, Style]:
         nth = seen[label] = seen.get(label, -1) + 1
         dense = label == "dense"
         marker = "*" if dense else MARKERS[len(styles) % len(MARKERS)]
-        styles[series] = Style(colour, marker, ":" if dense else LINES[nth % len(LINES)], 10 if dense else 5)
+        line = ":" if dense else "none" if series in scattered else LINES[nth % len(LINES)]
+        styles[series] = Style(colour, marker, line, 10 if dense else 5)
     return styles
 
 

@@ -42,6 +42,7 @@ class Point:
     setting: str  # where it is on the curve, e.g. `p_logit -1.5`
     rows: tuple[Row, ...]
     chosen: tuple[str, ...] = ()  # its settings that were chosen by validation
+    scattered: bool = False  # of a search: its curve has no order, and no line
 
     @property
     def series(self) -> str:
@@ -59,10 +60,12 @@ class Point:
         return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def points_by_dataset(rows: Sequence[Row], chosen: Sequence[str] = ()) -> dict[str, list[Point]]:
+def points_by_dataset(
+    rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[str] = ()
+) -> dict[str, list[Point]]:
     """The points of each data set, sorted by its name; of several models on one: of each `MODEL on DATASET`.
 
-    chosen: as `to_points`.
+    chosen, along: as `to_points`.
 
     Raises:
         UserError: rows of one of them differ in split or metric, so that they cannot share a panel.
@@ -81,20 +84,22 @@ def points_by_dataset(rows: Sequence[Row], chosen: Sequence[str] = ()) -> dict[s
                     f"the rows of {group} differ in {name} ({', '.join(values)}) and one panel shows one {name}: "
                     f"make a report for each from a folder that holds its rows alone"
                 )
-    return {group: to_points(own, chosen) for group, own in groups.items()}
+    return {group: to_points(own, chosen, along) for group, own in groups.items()}
 
 
-def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
+def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[str] = ()) -> list[Point]:
     """Groups rows that share all settings but the seed: dense first, then by method, curve and cost.
 
-    The settings `chosen` (see `best_by_validation`) may change along a curve and are named at each of its points.
+    The settings `chosen` (see `best_by_validation`), and those of a search, `along`, may change along a curve and are
+    named at each of its points.
     """
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
         key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_TABLE, *VARIANTS, *SWEPT)))
         key += tuple(sorted(row.settings.items()))
         groups[key].append(row)
-    varying = {label: [name for name in names if name not in chosen] for label, names in _varying(rows).items()}
+    named = (*chosen, *along)
+    varying = {label: [name for name in names if name not in named] for label, names in _varying(rows).items()}
     points = []
     for group in groups.values():
         first = group[0]
@@ -102,16 +107,17 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Point]:
         if first.method == "backtracking" and first.keep_ratio is None:
             variant.append("dynamic count")
         setting = [f"{name} {spell(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
-        own = tuple(name for name in chosen if name in first.settings)
-        setting += [f"{name} {spell(first.settings[name])}" for name in own]
+        own = tuple(name for name in named if name not in SWEPT and _variant(first, name) is not None)
+        setting += [f"{name} {spell(_variant(first, name))}" for name in own]
+        kind = tuple(name for name in own if name in chosen), bool(along)
         if len({row.seed for row in group}) == len(group):
-            points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), own))
+            points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), *kind))
             continue
         # Two rows of one seed differ in something that a row does not name, so their mean would mean nothing.
         log.warning("%d rows of %s differ in more than the seed: they are shown apart", len(group), first.label)
         for row in group:
             apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
-            points.append(Point(first.label, ", ".join(variant), apart, (row,), own))
+            points.append(Point(first.label, ", ".join(variant), apart, (row,), *kind))
     return sorted(points, key=_order)
 
 

@@ -14,10 +14,11 @@ from sttabt.errors import UserError
 from sttabt.report.files import write_atomically
 
 ROW_FILE = "row.json"
-SCHEMA = 4
-OLDER = (1, 2, 3)  # are read too
+SCHEMA = 5
+OLDER = (1, 2, 3, 4)  # are read too
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 EMA_KEYS = ("score_soft", "occupancy", "macs")
+VALIDATION_KEYS = ("score", "macs_share")
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
 
 
@@ -60,7 +61,7 @@ class Row:
 
     Raises:
         ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, or `time`,
-            `approx` or `ema` lacks a key.
+            `approx`, `ema` or `validation` lacks a key.
     """
 
     schema: int = SCHEMA
@@ -95,6 +96,7 @@ class Row:
     other_scores: dict[str, float]  # of the dropped engine, by other metrics of METRICS
     loss: float
     validation_loss: float | None  # that choices go by; of methods that train, the deployed model's as `loss` is
+    validation: dict[str, float] | None  # VALIDATION_KEYS: of the same model, as `score` and `macs_share`
     occupancy: float  # mean over the L+1 boundaries of the share of real tokens alive
     occupancy_by_boundary: list[float]  # L+1 shares
     occupancy_padded: float | None  # the paper's keep ratio of texts, over padded positions: for overlays alone
@@ -122,12 +124,15 @@ class Row:
         shares = [(name, getattr(self, name), 0.0) for name in ("occupancy", "occupancy_padded")]
         scores = [(name, getattr(self, name), lowest) for name in ("score", "score_soft", "score_masked", "score_ema")]
         others = [(f"other_scores.{name}", value, METRICS[name].lowest) for name, value in self.other_scores.items()]
+        if self.validation is not None:
+            scores.append(("validation.score", self.validation.get("score"), lowest))
         for name, value, low in (*scores, *others, *shares):
             if value is not None and not low <= value <= 1:
                 raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
         if not self.macs_dense > 0:
             raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
-        for name, keys in (("time", TIME_KEYS), ("approx", APPROX_KEYS), ("ema", EMA_KEYS)):
+        required = {"time": TIME_KEYS, "approx": APPROX_KEYS, "ema": EMA_KEYS, "validation": VALIDATION_KEYS}
+        for name, keys in required.items():
             missing = set(keys) - set(getattr(self, name) or keys)
             if missing:
                 raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
@@ -239,9 +244,9 @@ def _nothing(place: Path, files: int) -> str:
 
 def _from_older(values: dict[str, Any]) -> dict[str, Any]:
     """Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation;
-    schema 3 no averaged weights.
+    schema 3 no averaged weights; schema 4 of validation the loss alone.
     """
-    added: dict[str, Any] = {"validation_loss": None, "ema": None}
+    added: dict[str, Any] = {"validation_loss": None, "ema": None, "validation": None}
     if values["schema"] == 1:
         baseline = "batch" if values.get("time") else None
         added |= {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline}

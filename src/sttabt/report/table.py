@@ -199,6 +199,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
             flat |= {f"{name}.{key}": each for key, each in value.items()}
         elif isinstance(value, list):
             flat |= {f"{name}.{index}": each for index, each in enumerate(value)}
-        elif not (value is None and name in ("time", "approx", "ema")):
+        elif not (value is None and name in ("time", "approx", "ema", "validation")):
             flat[name] = value
     return flat

@@ -1,0 +1,122 @@
+"""What a search over settings shares between its trials, where its study is, and what it says at its end."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sttabt import __version__
+from sttabt.artifacts import fingerprint
+from sttabt.cli.checks import leaves
+from sttabt.cli.space import WHERE, Space, describe
+from sttabt.cli.study import Trial
+from sttabt.cli.sweep import assignments, log, report_sweep
+from sttabt.errors import UserError
+from sttabt.settings import Settings
+
+# Settings that decide where and how fast a trial runs, not what it gives.
+WITHOUT_RESULT = (
+    *("paths", "logger", "evaluation", "stages", "resume", "skip_approx"),
+    *("hardware.accelerator", "hardware.workers", "hardware.threads"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """fixed: the overrides of every trial; settings: of one trial, to read from what all share."""
+
+    fixed: list[str]
+    settings: Settings
+    space: Space
+    sampler: str
+    seed: int
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What decides the trials and their results, in a form that JSON keeps."""
+        held = {
+            key: value
+            for key, value in leaves(asdict(self.settings))
+            if key not in self.space and not any(f"{key}.".startswith(f"{node}.") for node in WITHOUT_RESULT)
+        }
+        searched = {f"{WHERE}.{key}": domain for key, domain in describe(self.space).items()}
+        drawn = {"hydra.sweeper.sampler": self.sampler, "hydra.sweeper.seed": self.seed}
+        return {**searched, **drawn, **held, "version": __version__}
+
+
+def study_file(storage: str, plan: Plan) -> Path:
+    """Where the study is: `hydra.sweeper.storage`, or a file beside the artifacts, found by what it is made of."""
+    if "://" in storage:
+        raise UserError(
+            f"hydra.sweeper.storage={storage} is no file: give one, e.g. study.journal or study.db (SQLite)"
+        )
+    if storage:
+        return Path(storage).absolute()
+    return Path(plan.settings.paths.artifacts) / "search" / fingerprint(plan.made_of) / "study.journal"
+
+
+def overrides(values: Mapping[str, Any]) -> list[str]:
+    """The values of a trial in Hydra's notation."""
+    return [override for key, value in values.items() for override in assignments(key, value)]
+
+
+def by_method(jobs: Sequence[list[str]]) -> list[list[list[str]]]:
+    """The jobs, in their order, apart by what they choose for `sparsity`."""
+    groups: dict[str, list[list[str]]] = {}
+    for job in jobs:
+        groups.setdefault(next((o for o in job if o.startswith("sparsity=")), ""), []).append(job)
+    return list(groups.values())
+
+
+def first_values(jobs: Sequence[list[str]]) -> Iterator[tuple[str, int]]:
+    """The overrides of the first job that others do not share, and how many values there are of each."""
+    for override in jobs[0]:
+        key = override.partition("=")[0]
+        found = {other for job in jobs for other in job if other.partition("=")[0] == key}
+        if len(found) > 1:
+            yield override, len(found)
+
+
+def report_search(done: Sequence[Trial], plan: Plan, folder: Path) -> None:
+    """The report of all trials' rows, if the stage report is asked for, and the front: printed, and in front.csv."""
+    from sttabt.report.front import front
+    from sttabt.report.markup import markdown_table
+    from sttabt.report.rows import METRICS, ROW_FILE
+
+    if "report" in plan.settings.stages:
+        places = [trial.folder for trial in done if trial.folder and (trial.folder / ROW_FILE).exists()]
+        if len(places) < len(done):
+            log.warning("the report lacks %d earlier trials, whose folders are gone", len(done) - len(places))
+        if places:
+            report_sweep(places, folder, along=_row_names(plan.space))
+    best = [done[index] for index in front([(trial.macs_share, trial.score) for trial in done])]
+    metric = METRICS[plan.settings.dataset.metric]
+    heads = ["trial", f"{metric.title} {metric.unit}", "share of dense MACs", *plan.space]
+    lines = [
+        [str(trial.number), f"{100 * trial.score:.2f}", f"{trial.macs_share:.3f}", *map(_text, trial.values.values())]
+        for trial in best
+    ]
+    table = "\n".join(markdown_table(heads, lines, [True] * len(heads)))
+    title = f"Front of {len(done)} trials: {metric.title} and multiply-adds on the validation split"
+    sys.stdout.write(f"\n## {title}\n\n{table}\n\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "front.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "validation.score", "validation.macs_share", *plan.space, "folder"])
+        for trial in best:
+            writer.writerow([trial.number, trial.score, trial.macs_share, *trial.values.values(), trial.folder])
+    log.info("front: %s", folder / "front.csv")
+
+
+def _row_names(space: Space) -> list[str]:
+    """What a row calls the settings; it has those of the method and the factor."""
+    named = [key.removeprefix("sparsity.") for key in space if key.startswith("sparsity.")]
+    return named + ["factor"] * ("approx.factor" in space)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
