@@ -76,7 +76,7 @@ class CheckedSweeper(BasicSweeper, ABC):
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
 
     def launch(self, batch: list[list[str]], done: int, progress: Progress) -> list[JobReturn]:
-        """Run jobs that follow `done` others of this sweep, beside each other where the launcher can, and say how far."""
+        """Run jobs that follow `done` others of this sweep, beside each other where the launcher can."""
         launcher: Any = self.launcher
         beside = hasattr(launcher, "progress")  # one of ours, which says itself which of its jobs ended
         if beside:
