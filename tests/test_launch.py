@@ -256,5 +256,5 @@ def test_more_gpus_than_there_are_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sttabt.evaluation.Fabric", TwoGpus)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_device("gpu", 2).type == "cuda"
-    with pytest.raises(UserError, match=r"hardware\.devices=8 is more than the 2 GPUs of this machine: set 2 or fewer"):
+    with pytest.raises(UserError, match=r"hardware\.devices=8 is more than this machine's 2 GPUs: set 2 or fewer"):
         find_device("gpu", 8)

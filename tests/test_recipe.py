@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,15 +39,7 @@ SMALL = ["name=test", "dataset=digits", "model=test_vit", "hardware.batch_size=1
 PRUNE = ["sparsity.training.epochs=2", "sparsity.training.warmup_epochs=0", "sparsity.training.learning_rate=0.01"]
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has its own folder, and gets back the log handlers that Hydra replaces."""
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def _settings(*overrides: str) -> Settings:

@@ -166,7 +166,7 @@ def test_row_label(method, attention, label):
         ({"macs": {"stem": None}}, "macs"),
         ({"macs_dense": 0.0}, "macs_dense"),
         ({"time": {"ratio": 0.5}}, "time lacks batch_size"),
-        ({"schema": 5}, "schema is 5"),
+        ({"schema": 6}, "schema is 6"),
         ({"metric": "bleu"}, "metric is 'bleu'"),
         ({"score": -0.1}, r"score is -0.1, which is not in \[0, 1\]"),
         ({"metric": "matthews", "score": -1.1}, "score is -1.1"),
