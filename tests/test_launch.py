@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch.utils.data import Subset
 
 import sttabt
@@ -128,6 +130,8 @@ def test_an_update_is_divided_among_processes() -> None:
     assert update_size(settings, "base") == 8 * 3 * 4
     with pytest.raises(UserError, match="batch=30 does not make 1 equal steps on 4 devices of at most"):
         _settings("hardware.batch_size=8", "hardware.devices=4", "model.training.batch=30")
+    with pytest.raises(UserError, match="2 validation samples are fewer than the 3 processes"):
+        evaluation_loader(Words(2), 1, ranks=3)
     with pytest.raises(UserError, match="a weight update of 60 samples is more than the 50"):
         train_loader(Words(50), 20, 0, seed=0, ranks=3)
 
@@ -164,6 +168,19 @@ def test_two_processes_train_as_one(stage: str, splits: Splits, tmp_path: Path) 
     assert (found.metrics[key] * 15) % 1 == pytest.approx(0, abs=1e-5), "of 15 images, none twice"
 
 
+def test_several_processes_that_train_nothing_are_not_started(splits: Splits, tmp_path: Path) -> None:
+    settings = _settings("hardware=ddp_cpu", "model.training.epochs=0")
+    module = _module("base", settings)
+    before = {name: value.clone() for name, value in module.trained.state_dict().items()}
+    fit(module, splits, settings, tmp_path, [])
+    assert all(torch.equal(before[name], value) for name, value in module.trained.state_dict().items())
+
+
+def test_copies_of_images_share_what_is_broken_with_their_loaders(splits: Splits) -> None:
+    copied = pickle.loads(pickle.dumps(splits.train))
+    assert copied.broken.is_shared() and copied.broken.data_ptr() != splits.train.broken.data_ptr()  # type: ignore[attr-defined]
+
+
 def test_a_mistake_in_a_process_is_one_here(splits: Splits, tmp_path: Path) -> None:
     settings = _settings("hardware=ddp_cpu", "hardware.batch_size=8", "model.training.learning_rate=1e30")
     before = signal.getsignal(signal.SIGTERM)
@@ -196,7 +213,7 @@ def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = _start("first", "hardware=ddp_cpu", "hardware.batch_size=16", "paths.artifacts=one_node")
+    first = _start("first", "hardware=ddp_cpu", "paths.artifacts=one_node")
     deadline = time.monotonic() + PATIENCE
     while not list(Path("one_node").glob("base/*/last.ckpt")):
         assert first.poll() is None and time.monotonic() < deadline, Path("first").read_text()
@@ -204,9 +221,15 @@ def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
     first.send_signal(signal.SIGTERM)
     assert first.wait(PATIENCE) == 143, Path("first").read_text()
     assert "goes on from the last whole epoch" in Path("first").read_text()
-    again = _start("again", "hardware=ddp_cpu", "hardware.batch_size=16", "paths.artifacts=one_node")
+    again = _start(
+        "again", "logger=wandb_offline", "hardware=ddp_cpu", "hardware.batch_size=16", "paths.artifacts=one_node"
+    )
     assert again.wait(PATIENCE) == 0, Path("again").read_text()
     assert "stage base goes on from" in Path("again").read_text()
+    logged = [path.read_bytes() for path in Path("runs").rglob("*.wandb")]
+    assert any(b"base/validation_accuracy" in content for content in logged), (
+        "the processes log into the main one's run"
+    )
 
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     several = ("hardware.nodes=2", "paths.artifacts=two_nodes")
@@ -222,7 +245,7 @@ def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
 
 
 def test_a_node_finds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_NODEID", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("SLURM_NODEID", "SLURM_NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"hardware\.nodes=2 needs to know its nodes \('NODE_RANK' is missing"):
         Place.found(2)
@@ -236,6 +259,10 @@ def test_a_node_finds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR")
     monkeypatch.delenv("MASTER_PORT")
+    monkeypatch.setenv("SLURM_NNODES", "4")
+    with pytest.raises(UserError, match=r"hardware\.nodes=2 is not the 4 nodes of this SLURM job: set 4"):
+        Place.found(2)
+    monkeypatch.setenv("SLURM_NNODES", "2")
     assert Place.found(2) == Place(1, "gpu07", 15_003)
 
 
@@ -246,6 +273,29 @@ def test_a_single_node_agrees_with_itself() -> None:
         assert needed
     with nodes.making("it", False) as needed:
         assert not needed
+
+
+def test_what_fails_on_one_node_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = _free_port()
+    stores = [TCPStore("127.0.0.1", port, 2, number == 0, wait_for_workers=False) for number in (0, 1)]
+
+    def node(number: int, job: str) -> Nodes:
+        place = Place(number, "127.0.0.1", port)
+        monkeypatch.setattr("sttabt.lit.launch._connected", lambda _: (place, stores[number]))
+        return Nodes(HardwareSettings(nodes=2), job)
+
+    with pytest.raises(OSError, match="full"), node(0, "a"):
+        raise OSError("the disk is full")
+    with pytest.raises(UserError, match="node 0 failed: its log says why"), node(1, "a") as second:
+        second.agree("anything")
+    with pytest.raises(OSError, match="full"), node(1, "b"):
+        raise OSError("the disk is full")
+    with pytest.raises(UserError, match="node 1 failed: its log says why"), node(0, "b") as first:
+        assert first.agree("anything", "value") == "value"
+    with node(1, "c"):
+        pass
+    with node(0, "c"):
+        pass
 
 
 def test_more_gpus_than_there_are_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,14 +24,17 @@ SMALL = [
     *("model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8", "model.pretrained=false"),
     f"+model.arguments={{{','.join(f'{name}:{value}' for name, value in SIZES.items())}}}",
     *("hardware=cpu", "hardware.batch_size=8", "logger=none", "evaluation.batch_size=8", "evaluation.timing_rounds=0"),
-    *("evaluation.gallery=2", "fast_dev_run=2"),
+    *("evaluation.gallery=2", "fast_dev_run=2", "approx.training.batch=8"),
 ]
 RUNS = {  # what narrows the grids, and the methods of the rows
     "deit_concrete": (
         ["sparsity.p_logit=-1,0.5", "approx.factor=4", "sparsity.training.batch=8"],
         ["concrete", "concrete", "dense"],
     ),
-    "lvvit_concrete": (["sparsity.p_logit=0", "sparsity.training.batch=8"], ["concrete", "dense"]),
+    "lvvit_concrete": (
+        ["sparsity.p_logit=0", "sparsity.training.batch=8"],
+        ["concrete", "dense"],
+    ),
     "deit_topk": (
         ["sparsity.keep_ratio=0.4"],
         ["backtracking actual", "backtracking approximate", "dense", "forward_topk"],

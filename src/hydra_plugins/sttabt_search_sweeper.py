@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
@@ -146,6 +147,11 @@ class SearchSweeper(CheckedSweeper):
         settings = checked[0]
         if "evaluate" not in settings.stages:
             raise UserError(f"stages={settings.stages} gives a search no results: add evaluate")
+        if settings.hardware.nodes > 1 and isinstance(self.launcher, BasicLauncher):
+            raise UserError(
+                f"hardware.nodes={settings.hardware.nodes} would be as many searches of one study:"
+                " choose hardware=slurm"
+            )
         if not isinstance(settings.sparsity, TrainedSettings):
             raise UserError(
                 "hparams_search goes by the validation score, which only methods that train have:"

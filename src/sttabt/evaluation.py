@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from rich.progress import track
 from torch import Tensor
@@ -259,7 +260,7 @@ def gallery(
 def find_device(accelerator: str, devices: int = 1) -> torch.device:
     """Where a model is evaluated; raises UserError when this machine has no or too few such `hardware.accelerator`."""
     try:
-        found = Fabric(accelerator=accelerator, devices=1).device
+        found = Fabric(accelerator=accelerator, devices=1, plugins=[LightningEnvironment()]).device
     except RuntimeError as error:
         raise UserError(
             f"hardware.accelerator={accelerator} is not on this machine: set hardware=cpu ({error})"

@@ -33,7 +33,7 @@ from sttabt.evaluation import attention_error, find_device, gallery
 from sttabt.hub import find_pretrained
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
-from sttabt.lit.launch import Nodes, prepare_process
+from sttabt.lit.launch import ALONE, Nodes, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
 from sttabt.lit.stage import TrainingStage
@@ -63,23 +63,23 @@ def run_stages(settings: Settings, job: Job) -> None:
     Raises UserError when a stage that is left out has not been run with these settings before.
     """
     prepare_process(settings.hardware)
-    stages = Stages(settings, job)
     wanted = set(settings.stages)
-    logged = settings if stages.nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
-    with JobLoggers(logged, job) as stages.loggers:
-        if "evaluate" in wanted and stages.nodes.first:
-            stages.evaluate()
-        elif wanted & {"evaluate", "prune"}:
-            stages.pruned()
-        elif "approx" in wanted:
-            stages.approx()
-        else:
-            if "base" in wanted:
-                stages.base()
-            if "general" in wanted and settings.approx.start == "general":
-                stages.general()
-    stages.nodes.end()
-    if "report" in wanted and stages.nodes.first and not job.multirun:
+    with Nodes(settings.hardware, job.command) as nodes:
+        stages = Stages(settings, job, nodes)
+        logged = settings if nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
+        with JobLoggers(logged, job) as stages.loggers:
+            if "evaluate" in wanted and nodes.first:
+                stages.evaluate()
+            elif wanted & {"evaluate", "prune"}:
+                stages.pruned()
+            elif "approx" in wanted:
+                stages.approx()
+            else:
+                if "base" in wanted:
+                    stages.base()
+                if "general" in wanted and settings.approx.start == "general":
+                    stages.general()
+    if "report" in wanted and nodes.first and not job.multirun:
         output = Path(settings.paths.output)
         log.info("report: %s", make_report([output], output / "report").page)
 
@@ -98,11 +98,10 @@ class Stages:
 
     loggers: JobLoggers
 
-    def __init__(self, settings: Settings, job: Job) -> None:
-        self.settings, self.job = settings, job
+    def __init__(self, settings: Settings, job: Job, nodes: Nodes = ALONE) -> None:
+        self.settings, self.job, self.nodes = settings, job, nodes
         self.store = Store(Path(settings.paths.artifacts))
         self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
-        self.nodes = Nodes(settings.hardware, job.command)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
         self.fitted: dict[str, dict[str, Any]] = {}  # by stage that trained: on how much, to which validation metrics
@@ -177,6 +176,8 @@ class Stages:
                 load_approx(network, Path(settings.checkpoint), "approx.checkpoint")
             else:
                 notes = self._fit(Approximation(network, base, settings, self.task), folder)
+            if not self.nodes.first:
+                return {}, {}
             networks = {"distilled": network.eval(), **controls}
             errors = attention_error(
                 {name: each.to(self.device) for name, each in networks.items()},
@@ -390,7 +391,7 @@ class Stages:
 
     def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
         folder = self._claim(stage, described, make)
-        if stage in MODEL_STAGES and not (folder / CARD).exists():
+        if stage in MODEL_STAGES and self.nodes.first and not (folder / CARD).exists():
             write_card(folder)
         tensors, artifact = self.store.load(stage, described)
         return Artifact(tensors, fingerprint(described), artifact["notes"])

@@ -16,12 +16,13 @@ from sttabt.cli.space import WHERE, Space, describe
 from sttabt.cli.study import Trial
 from sttabt.cli.sweep import assignments, log, report_sweep
 from sttabt.errors import UserError
-from sttabt.settings import Settings
+from sttabt.settings import TRAININGS, Settings, update_size
 
 # Settings that decide where and how fast a trial runs, not what it gives.
 WITHOUT_RESULT = (
     *("paths", "logger", "evaluation", "stages", "resume", "skip_approx"),
-    *("hardware.accelerator", "hardware.workers", "hardware.threads"),
+    *(f"hardware.{name}" for name in ("accelerator", "workers", "threads", "compile")),
+    *(f"hardware.{name}" for name in ("devices", "nodes", "batch_size", "accumulate")),  # as samples an update, below
 )
 
 
@@ -44,6 +45,7 @@ class Plan:
             if key not in self.space and not any(f"{key}.".startswith(f"{node}.") for node in WITHOUT_RESULT)
         }
         searched = {f"{WHERE}.{key}": domain for key, domain in describe(self.space).items()}
+        held |= {f"update.{stage}": update_size(self.settings, stage) for stage in TRAININGS}
         drawn = {"hydra.sweeper.sampler": self.sampler, "hydra.sweeper.seed": self.seed}
         return {**searched, **drawn, **held, "version": __version__}
 

@@ -155,7 +155,7 @@ def train_loader(
     if update > length:
         raise UserError(
             f"a weight update of {update} samples is more than the {length} that there are to train on: lower"
-            " hardware.batch_size, hardware.accumulate, or the `batch` of that training"
+            " hardware.batch_size, accumulate or devices, or the `batch` of that training"
         )
     taken = max(int(share * length) // update, 1) * update
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
@@ -172,7 +172,13 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0, ranks
     """All items once: images in their order, sequences from the longest to the shortest.
 
     ranks: processes that evaluate together, each a share; some may have one item less.
+    Raises UserError when there are fewer items than processes.
     """
+    if len(dataset) < ranks:  # type: ignore[arg-type]
+        raise UserError(
+            f"{len(dataset)} validation samples are fewer than the {ranks} processes that train together: raise"  # type: ignore[arg-type]
+            " dataset.validation_share, or lower hardware.devices"
+        )
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
         longest_first = np.argsort(-lengths, kind="stable").tolist()  # too little memory shows at once

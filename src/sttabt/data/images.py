@@ -73,6 +73,10 @@ class AugmentedImages(Images):
         self.seed, self.broken_share = seed, broken_share
         self.broken = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.broken.share_memory_()  # which another process that is given a copy shares with its own loaders
+
     def __getitem__(self, key: tuple[int, int]) -> Batch:  # type: ignore[override]
         epoch, index = key
         with same_draws(self.seed, epoch, index):
@@ -89,12 +93,19 @@ class AugmentedImages(Images):
 
     def _note(self, index: int, error: UserError) -> None:
         self.broken[index] = True
+        try:
+            self.check_broken(str(error))
+        except UserError as too_many:
+            raise too_many from error
+
+    def check_broken(self, last: str) -> None:
+        """Raises UserError when more images are broken than `broken_share` allows."""
         count = int(self.broken.sum())
         if count > self.broken_share * len(self):
             raise UserError(
                 f"{count} of {len(self)} training images are broken, more than"
-                f" dataset.broken_share={self.broken_share:g}; the last: {error}"
-            ) from error
+                f" dataset.broken_share={self.broken_share:g}; the last: {last}"
+            )
 
 
 def image_splits(settings: DatasetSettings, model: ModelSettings, train: ImageSource, test: ImageSource) -> Splits:

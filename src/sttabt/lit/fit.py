@@ -21,7 +21,7 @@ from sttabt.data.base import Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.launch import ALONE, Nodes, launch
-from sttabt.lit.stage import TrainingStage
+from sttabt.lit.stage import LOGGED, TrainingStage
 from sttabt.settings import TRAININGS, Settings, processes_of, steps_of, update_size
 
 log = logging.getLogger(__name__)
@@ -67,17 +67,30 @@ def fit(
     if last.exists():
         _check_readable(last)
         log.info("stage %s goes on from %s", module.stage, last)
-    arguments = (module, splits, settings, folder, loggers)
+    name = f"{module.stage}-{folder.name}"
+    resume = nodes.agree(f"resume/{name}", str(last.exists())) == str(True)  # whatever another node's disk shows
+    arguments = (module, splits, settings, folder, loggers, resume)
     if processes_of(settings.hardware) == 1 or not module.training_settings.epochs:
-        return _train(*arguments)
-    fitted = launch(_train, arguments, settings.hardware, nodes, f"{module.stage}-{folder.name}")
-    module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+        return _train(*arguments, ranks=1)
+    module.cpu()  # else each process would put its copy onto this one's GPU first
+    torch.cuda.empty_cache()
+    fitted = launch(_train, (*arguments, processes_of(settings.hardware)), settings.hardware, nodes, name)
+    if nodes.first:  # the others have no use for them
+        module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
     return fitted
 
 
-def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any]) -> Fitted:
-    """The training, in this process or in each of those that train together."""
-    hardware, training, ranks = settings.hardware, module.training_settings, processes_of(settings.hardware)
+def _train(
+    module: TrainingStage,
+    splits: Splits,
+    settings: Settings,
+    folder: Path,
+    loggers: list[Any],
+    resume: bool,
+    ranks: int,
+) -> Fitted:
+    """The training, in this process or in each of `ranks` that train together."""
+    hardware, training = settings.hardware, module.training_settings
     batch_size, accumulate = steps_of(update_size(settings, module.stage), hardware)
     terminal = sys.stdout.isatty()
     train = train_loader(
@@ -92,8 +105,8 @@ def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Pa
     L.seed_everything(settings.seed, workers=True, verbose=False)
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.nodes,
+        devices=hardware.devices if ranks > 1 else 1,
+        num_nodes=hardware.nodes if ranks > 1 else 1,
         strategy=_together(module) if ranks > 1 else "auto",
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=min(training.epochs, 1) if settings.fast_dev_run else training.epochs,
@@ -114,7 +127,7 @@ def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Pa
         # Named, as Lightning would take SLURM's environment for its own, and start or requeue processes itself.
         plugins=[AtomicCheckpointIO(), TorchElasticEnvironment() if ranks > 1 else LightningEnvironment()],
         logger=loggers,
-        log_every_n_steps=10,
+        log_every_n_steps=LOGGED,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
@@ -124,14 +137,13 @@ def _train(module: TrainingStage, splits: Splits, settings: Settings, folder: Pa
     module.seed = settings.seed
     if hardware.compile:
         module.terms = torch.compile(module.terms)  # type: ignore[method-assign]
-    last = folder / CHECKPOINT
     terminated = False
     try:
         trainer.fit(
             module,
             train,
             evaluation_loader(splits.validation, hardware.batch_size, hardware.workers, ranks),
-            ckpt_path=last if last.exists() else None,
+            ckpt_path=folder / CHECKPOINT if resume else None,
             weights_only=True,
         )
     except SIGTERMException:
@@ -179,10 +191,9 @@ class BrokenImages(Callback):
         if not hasattr(self.dataset, "where_broken"):
             return  # text
         if trainer.world_size > 1:
-            self.dataset.broken |= (
-                trainer.strategy.reduce(self.dataset.broken.to(pl_module.device, torch.float32), reduce_op="sum").cpu()
-                > 0
-            )
+            own = self.dataset.broken.to(pl_module.device, torch.float32)
+            self.dataset.broken[:] = trainer.strategy.reduce(own, reduce_op="sum").cpu() > 0
+            self.dataset.check_broken((self.dataset.where_broken() or [""])[-1])
         new = [where for where in self.dataset.where_broken() if where not in self.known]
         self.known.update(new)
         if new:

@@ -12,7 +12,9 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ from sttabt.errors import UserError
 from sttabt.place import Place
 from sttabt.settings import HardwareSettings
 
-PATIENCE = timedelta(days=30)  # of a node that waits for what the first one trains or evaluates
+PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
+INTERVAL = 0.2  # seconds between two questions whether another node is as far
 GRACE = 10  # seconds between asking processes to end and ending them
 INTERRUPTED = 128  # plus a signal's number: the exit code of a process that it ended
-FAILED = "failed"
+FAILED, ENDED = "failed", "ended"
 REPEATABLE = (logging.StreamHandler, logging.FileHandler)  # handlers that another process can have, too
 
 log = logging.getLogger(__name__)
@@ -51,8 +54,9 @@ def prepare_process(hardware: HardwareSettings) -> None:
 class Nodes:
     """This node among those that were started with the same command; with `hardware.nodes=1` there is no other.
 
+    Use as a context around all that they do together: what fails on one of them ends the others, too.
     number: 0 for the first; job: the same on all nodes, another for every job of a process.
-    Raises UserError when the environment does not say who is who.
+    Raises UserError when the environment does not say who is who, or others do not come.
     """
 
     def __init__(self, hardware: HardwareSettings, job: str) -> None:
@@ -66,43 +70,50 @@ class Nodes:
     def first(self) -> bool:
         return self.number == 0
 
-    def agree(self, name: str, value: str = "") -> str:
-        """The first node's value under a `name`, for which the others wait."""
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if self.store is None:
+            return
+        self.store.set(self._name(FAILED if error else ENDED, self.number), "")
+        if self.first and not error:  # its process holds what they agree on
+            for number in range(1, self.count):
+                self._wait(self._name(ENDED, number), number)
+
+    def agree(self, what: str, value: str = "") -> str:
+        """The first node's value, for which the others wait. Raises UserError when the first one failed."""
         if self.store is None:
             return value
-        name = f"{self.job}/{name}"
-        try:
-            if self.first:
-                self.store.set(name, value)
-                return value
-            return self.store.get(name).decode()
-        except DistError as error:
-            raise UserError("the first node has ended: its log says why") from error
+        name = self._name(what, 0)
+        if self.first:
+            self.store.set(name, value)
+            return value
+        self._wait(name, 0)
+        return self.store.get(name).decode()
 
     @contextmanager
-    def making(self, name: str, needed: bool) -> Iterator[bool]:
+    def making(self, what: str, needed: bool) -> Iterator[bool]:
         """Around what all nodes do together if the first says that it is `needed`; yields whether it is.
 
-        At its end the others wait for the first one. Raises UserError there when that failed.
+        At its end the others wait for the first one.
         """
-        needed = self.agree(name, str(needed)) == str(True)
-        try:
-            yield needed
-        except BaseException:
-            if self.first:
-                self.agree(f"{name}/end", FAILED)
-            raise
-        if self.agree(f"{name}/end") == FAILED:
-            raise UserError(f"the first node failed while it made {name}: its log says why")
+        yield self.agree(what, str(needed)) == str(True)
+        self.agree(f"{what}/end")
 
-    def end(self) -> None:
-        """The first node, whose process holds what they agree on, waits for the others."""
-        if self.store is not None:
-            names = [f"{self.job}/end/{number}" for number in range(1, self.count)]
-            if self.first:
-                self.store.wait(names, PATIENCE)
-            else:
-                self.store.set(names[self.number - 1], "")
+    def _name(self, what: str, number: int) -> str:
+        return f"{self.job}/{number}/{what}"
+
+    def _wait(self, name: str, number: int) -> None:
+        """Until that node has set `name`. Asks again and again: a wait of the store would hear no signal."""
+        assert self.store is not None
+        try:
+            while not self.store.check([name]):
+                if self.store.check([self._name(FAILED, number)]):
+                    raise UserError(f"node {number} failed: its log says why")
+                time.sleep(INTERVAL)
+        except DistError as error:
+            raise UserError("the first node has ended: its log says why") from error
 
 
 def launch(
@@ -115,7 +126,7 @@ def launch(
     """
     backend, endpoint, settings = "c10d", "localhost:0", {}
     if hardware.nodes > 1:
-        backend, settings = "static", {"rank": nodes.number}
+        backend, settings = "static", {"rank": nodes.number, "timeout": int(PATIENCE.total_seconds())}
         endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(_free_port()))}"
     handlers = [_Handler.of(handler) for handler in logging.getLogger().handlers if type(handler) in REPEATABLE]
     # As bytes: multiprocessing would put tensors into memory that processes share, who then train in each other's.
@@ -134,6 +145,7 @@ def launch(
                 max_restarts=0,
                 shutdown_timeout=GRACE,
                 logs_specs=DefaultLogsSpecs(log_dir=logs),
+                signals_to_handle="SIGTERM,SIGINT",  # those that are given back below
             )
             results = elastic_launch(config, _work)(packed)
     except SignalException as stop:
@@ -143,6 +155,8 @@ def launch(
         raise SystemExit(INTERRUPTED + stop.sigval) from stop
     except ChildFailedError as failed:
         _raise_as_here(failed)
+    except DistError as error:
+        raise UserError(f"the {hardware.nodes} nodes did not meet to train: {error}") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -157,14 +171,17 @@ class _Handler:
     """A handler of log lines that can be made again in another process."""
 
     file: str | None
+    stdout: bool
     formatter: logging.Formatter | None
 
     @classmethod
     def of(cls, handler: logging.Handler) -> _Handler:
-        return cls(getattr(handler, "baseFilename", None), handler.formatter)
+        stdout = getattr(handler, "stream", None) is sys.stdout
+        return cls(getattr(handler, "baseFilename", None), stdout, handler.formatter)
 
     def make(self) -> logging.Handler:
-        handler = logging.FileHandler(self.file) if self.file else logging.StreamHandler()
+        stream = sys.stdout if self.stdout else sys.stderr
+        handler = logging.FileHandler(self.file) if self.file else logging.StreamHandler(stream)
         handler.setFormatter(self.formatter)
         return handler
 
@@ -175,7 +192,10 @@ def _connected(nodes: int) -> tuple[Place, TCPStore]:
     place = Place.found(nodes)
     first = place.number == 0
     log.info("node %d of %d, the first is %s:%d", place.number, nodes, place.host, place.port)
-    return place, TCPStore(place.host, place.port, world_size=nodes, is_master=first, timeout=PATIENCE)
+    try:
+        return place, TCPStore(place.host, place.port, world_size=nodes, is_master=first, timeout=PATIENCE)
+    except DistError as error:
+        raise UserError(f"the {nodes} nodes did not meet at {place.host}:{place.port}: {error}") from error
 
 
 def _work(packed: bytes) -> Any:
@@ -188,7 +208,7 @@ def _work(packed: bytes) -> Any:
         root.addHandler(handler.make())
     prepare_process(hardware)
     if not (hardware.threads or "OMP_NUM_THREADS" in os.environ):
-        torch.set_num_threads(max((os.cpu_count() or 1) // hardware.devices, 1))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // hardware.devices, 1))
     return work(*arguments)
 
 

@@ -70,6 +70,7 @@ class GeneralApproximation(Approximation):
     """Distils from a pretrained encoder on unlabelled data: without the prediction, which that has not learned yet."""
 
     stage = "general"
+    leaves_unused = True  # what follows the last attention
 
     def __init__(self, network: ApproximateNetwork, encoder: Backbone, settings: ApproxSettings, task: Task) -> None:
         unpredicted = replace(settings, prediction_weight=0.0, training=settings.corpus_training)
@@ -82,7 +83,8 @@ class GeneralApproximation(Approximation):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """There are no labels: what is watched is the distance of the attention."""
-        self.log(f"{self.stage}/validation_attention", self.terms(batch)["attention"], batch_size=len(batch.labels))
+        attention = self.terms(batch)["attention"]
+        self.log(f"{self.stage}/validation_attention", attention, batch_size=len(batch.labels), sync_dist=True)
 
 
 class Pruning(TrainingStage):

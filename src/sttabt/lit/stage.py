@@ -18,6 +18,8 @@ from sttabt.errors import UserError
 from sttabt.settings import TRAININGS, TrainingSettings
 from sttabt.task import Task
 
+LOGGED = 10  # steps between those whose losses the loggers get
+
 
 class TrainingStage(L.LightningModule, ABC):
     """Subclasses give `terms` (named losses of a batch) and `predict` (logits of a batch's inputs).
@@ -64,7 +66,10 @@ class TrainingStage(L.LightningModule, ABC):
             values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
             raise self._diverged(f"epoch {self.current_epoch}, step {index} ({values})")
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
+        # Several processes talk twice about each value: where nobody would read it, they do not.
+        read = (self.global_step + 1) % LOGGED == 0 or self.trainer.is_last_batch
+        if read or self.trainer.world_size == 1:
+            self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
         return loss
 
     def on_train_end(self) -> None:
@@ -76,7 +81,7 @@ class TrainingStage(L.LightningModule, ABC):
     def on_validation_start(self) -> None:
         """Statistics of batches, which each process gathers by itself, are the first one's."""
         if self.trainer.world_size > 1:
-            for buffer in self.trained.buffers():
+            for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, index: int) -> None:
