@@ -77,6 +77,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
 
 
+PATIENCE = 400  # seconds, of a machine that is busy with more than this
+
+
 def _start(*arguments: str, program: Sequence[str] = ("-m", "sttabt.run")) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
@@ -89,7 +92,7 @@ def _start(*arguments: str, program: Sequence[str] = ("-m", "sttabt.run")) -> su
 
 def _run(*arguments: str) -> tuple[int, str, str]:
     process = _start(*arguments)
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
@@ -141,7 +144,8 @@ def test_a_job_that_is_killed_is_not_repeated_and_the_sweep_ends_when_told(tmp_p
             told = True
     assert told
     assert process.wait(60) == 143
-    assert (tmp_path / "begun").read_text().split() == ["0", "1"]
+    begun = (tmp_path / "begun").read_text().split()
+    assert {"0", "1"} <= set(begun) and len(begun) == len(set(begun)), "none begins twice"
 
 
 def test_jobs_of_submitit_outlive_one_that_fails() -> None:
@@ -158,7 +162,7 @@ def test_a_slurm_job_that_is_preempted_goes_on_to_the_same_weights(monkeypatch, 
     # As SLURM does it: to all processes of the job, of which the others load data.
     for number in _with_children(int(Path("slurm.pid").read_text())):
         os.kill(number, signal.SIGUSR2)
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "job 1/1 done: 1 of 1 ended in" in out
     assert Path("slurm.requeued").read_text() == "requeue 77\n", "once, by the main process alone"
