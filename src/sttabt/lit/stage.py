@@ -67,8 +67,8 @@ class TrainingStage(L.LightningModule, ABC):
             raise self._diverged(f"epoch {self.current_epoch}, step {index} ({values})")
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
         # Several processes talk twice about each value: where nobody would read it, they do not.
-        read = (self.global_step + 1) % LOGGED == 0 or self.trainer.is_last_batch
-        if read or self.trainer.world_size == 1:
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if alone or (self.global_step + 1) % LOGGED == 0 or self.trainer.is_last_batch:
             self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
         return loss
 
