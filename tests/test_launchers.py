@@ -212,3 +212,12 @@ def test_progress_of_jobs_beside_each_other(caplog: pytest.LogCaptureFixture) ->
         "job 1/3 failed: 2 of 3 ended in 60 s, about 30 s left",
         "job 2/3 done: 3 of 3 ended in 60 s",
     ]
+
+
+def test_jobs_that_take_no_cpu_are_refused() -> None:
+    pytest.importorskip("ray")
+    code, _, err = _run("hardware=local_cpus", *DEBUG, "hardware.threads=0")
+    assert code == 2
+    assert err == (
+        "hydra.launcher.num_cpus=0 would begin all jobs at once: set it, or hardware.threads, to 1 or more\n"
+    )

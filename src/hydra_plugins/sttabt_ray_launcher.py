@@ -47,11 +47,16 @@ class RayLauncher(Launcher):
         self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Raises UserError where there is no Ray."""
+        """Raises UserError where there is no Ray, or jobs would take nothing of the machine and all begin at once."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if importlib.util.find_spec("ray") is None:
             choice = config.hydra.runtime.choices.hardware
             raise UserError(f'hardware={choice} needs the package ray: pip install "sttabt[launchers]"')
+        if self.resources["num_cpus"] <= 0:
+            raise UserError(
+                f"hydra.launcher.num_cpus={self.resources['num_cpus']:g} would begin all jobs at once: set it, or"
+                " hardware.threads, to 1 or more"
+            )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Every job's result, in their order. Raises UserError when the machine cannot run a single one."""

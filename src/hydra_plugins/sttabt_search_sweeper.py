@@ -57,6 +57,8 @@ class SearchSweeper(CheckedSweeper):
         super().__init__(max_batch_size, params, grids)
         self.space: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(space)))  # type: ignore[assignment]
         self.trials, self.sampler, self.seed, self.storage = trials, sampler, seed, storage
+        if choose:
+            log.info("hydra.sweeper.choose=%s has no effect on a search, which shows its front", list(choose))
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Ask the study for trials, run them, tell it, until it has `trials` results; then make the report.
