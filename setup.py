@@ -25,7 +25,7 @@ class BuildWithConf(build_py):
 KERNELS = Extension(
     "sttabt.native._kernels",
     ["src/sttabt/native/kernels.cpp"],
-    depends=["src/sttabt/native/kernels_body.inc"],
+    depends=[f"src/sttabt/native/{part}.inc" for part in ("vectors", "attention", "product")],
     extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -1,6 +1,8 @@
 """Kernels for CPUs: against slow references in double precision, on every instruction set, and switched off."""
 
+import gc
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, attend_weighted
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.packed import _attend_ragged, attend_packed, padding_macs
+from sttabt.native import product
 
 pytestmark = pytest.mark.skipif(
     not native.loaded() and shutil.which("c++") is None, reason="built without a C++ compiler: there are no kernels"
@@ -87,19 +90,92 @@ def test_sums_over_rows(lanes: int, padded: bool, standing: bool) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("lanes", LANES)
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("joined", [False, True])
-def test_a_layer_and_what_follows(lanes: int, gelu: bool, joined: bool) -> None:
-    torch.manual_seed(2)
-    rows, weight, bias = torch.randn(2, 9, 24), 2 * torch.randn(37, 24), torch.randn(37)
-    residual = torch.randn(2, 12, 37)[:, :9] if joined else None  # not dense
-    with native.limited_to(lanes):
-        found = native.linear(rows, weight, bias, residual, gelu)
-    expected = F.linear(rows.double(), weight.double(), bias.double())
+def reference_layer(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gelu: bool, norm: native.Norm | None
+) -> Tensor:
+    """In double precision."""
+    rows = rows.double()
+    if norm is not None:
+        rows = F.layer_norm(rows, rows.shape[-1:], norm.weight.double(), norm.bias.double(), norm.epsilon)
+    expected = F.linear(rows, weight.double(), None if bias is None else bias.double())
     expected = F.gelu(expected) if gelu else expected
-    expected = expected if residual is None else expected + residual
+    return expected if residual is None else expected + residual
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize(("outputs", "depth"), [(37, 24), (16, 5), (48, 24), (96, 40), (240, 48), (64, 1500)])
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 13, 200])
+def test_a_layer_and_what_stands_around_it(lanes: int, outputs: int, depth: int, count: int) -> None:
+    torch.manual_seed(count)
+    weight, norm = torch.randn(outputs, depth) / depth**0.5, native.Norm(torch.rand(depth), torch.randn(depth), 1e-6)
+    rows, bias = 3 + torch.randn(count, 2 * depth)[:, :depth], torch.randn(outputs)  # rows are not dense
+    residual = torch.randn(outputs, count).t()
+    for around in ({}, {"bias": bias}, {"residual": residual}, {"bias": bias, "gelu": True}, {"norm": norm},
+                   {"bias": bias, "gelu": True, "norm": norm, "residual": residual}):  # fmt: skip
+        given = {"bias": None, "residual": None, "gelu": False, "norm": None} | around
+        with native.limited_to(lanes):
+            found = native.linear(rows, weight, **given)
+        torch.testing.assert_close(found.double(), reference_layer(rows, weight, **given), rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("part", [slice(16, None), slice(16), slice(32, 80), slice(48, 144), slice(7, 50)])
+def test_parts_of_a_layer(lanes: int, part: slice) -> None:
+    torch.manual_seed(5)
+    rows, weight, bias = torch.randn(2, 9, 40), torch.randn(144, 40), torch.randn(144)
+    with native.limited_to(lanes):
+        found = native.linear(rows, weight, bias, part)
+    expected = reference_layer(rows, weight[part], bias[part], None, False, None)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_is_the_same_whoever_stands_beside_it() -> None:
+    torch.manual_seed(6)
+    rows, weight = torch.randn(100, 384), torch.randn(384, 384)
+    whole = native.linear(rows, weight, None)
+    for count in (1, 4, 6, 50):
+        assert torch.equal(native.linear(rows[:count], weight, None), whole[:count])
+
+
+def change_in_place(weight: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        weight += 1
+
+
+def change_what_is_behind(weight: torch.nn.Parameter) -> None:
+    weight.data *= 2
+
+
+def change_for_another(weight: torch.nn.Parameter) -> None:
+    weight.data = torch.randn(weight.shape)
+
+
+@pytest.mark.parametrize("change", [change_in_place, change_what_is_behind, change_for_another])
+def test_a_changed_weight_is_packed_again(change: Callable[[torch.nn.Parameter], None]) -> None:
+    torch.manual_seed(7)
+    layer, rows = torch.nn.Linear(32, 64), torch.randn(5, 32)
+    with torch.no_grad():
+        native.linear(rows, layer.weight, layer.bias)
+        change(layer.weight)
+        torch.testing.assert_close(native.linear(rows, layer.weight, layer.bias), layer(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_weight_lives_as_long_as_the_weight() -> None:
+    before, layer = len(product._packings), torch.nn.Linear(32, 64)
+    with torch.no_grad():
+        native.linear(torch.randn(5, 32), layer.weight, layer.bias)
+        assert len(product._packings) == before + 1
+    del layer
+    gc.collect()
+    assert len(product._packings) <= before
+
+
+def test_a_weight_of_inference_mode_is_computed_by_torch() -> None:
+    with torch.inference_mode():
+        rows, weight = torch.randn(5, 32), torch.randn(64, 32)
+        for _ in range(2):
+            torch.testing.assert_close(native.linear(rows, weight, None), rows @ weight.t(), rtol=1e-5, atol=1e-5)
+            weight += 1
 
 
 def test_only_what_kernels_can_compute_fits() -> None:

@@ -149,25 +149,47 @@ def gated(rows: Tensor, gate: Tensor | None) -> Tensor:
     return rows if gate is None else rows * gate
 
 
-def linear(layer: nn.Linear, rows: Tensor, part: slice = slice(None), residual: Tensor | None = None) -> Tensor:
-    """The layer's outputs `part` of rows (..., D), and the residual added, where there is one."""
-    weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
-    if bias is not None and _is_native(layer, rows):
-        return native.linear(rows, weight, bias, residual)
-    found = layer(rows) if part == slice(None) else F.linear(rows, weight, bias)
+def linear(
+    layer: nn.Linear,
+    rows: Tensor,
+    part: slice = slice(None),
+    residual: Tensor | None = None,
+    norm: nn.LayerNorm | None = None,
+) -> Tensor:
+    """The layer's outputs `part` of norm(rows), (..., D), and the residual added, where there is one."""
+    if _is_native(layer, rows, norm):
+        return native.linear(rows, layer.weight, layer.bias, part, residual, norm=_numbers(norm))
+    rows = rows if norm is None else norm(rows)
+    bias = None if layer.bias is None else layer.bias[part]
+    found = layer(rows) if part == slice(None) else F.linear(rows, layer.weight[part], bias)
     return found if residual is None else residual + found
 
 
-def linear_activated(layer: nn.Linear, activation: nn.Module, rows: Tensor, gate: Tensor | None) -> Tensor:
-    """activation(gate * layer(rows)), where there is a gate."""
+def linear_activated(
+    layer: nn.Linear, activation: nn.Module, rows: Tensor, gate: Tensor | None, norm: nn.LayerNorm | None = None
+) -> Tensor:
+    """activation(gate * layer(norm(rows))), where there is a gate and a norm."""
     exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
     exact = exact or getattr(activation, "act", None) is F.gelu  # as transformers writes it
-    if gate is None and exact and layer.bias is not None and _is_native(layer, rows):
-        return native.linear(rows, layer.weight, layer.bias, gelu=True)
+    if gate is None and exact and _is_native(layer, rows, norm):
+        return native.linear(rows, layer.weight, layer.bias, gelu=True, norm=_numbers(norm))
+    rows = rows if norm is None else norm(rows)
     return activation(gated(layer(rows), gate))
 
 
-def _is_native(layer: nn.Linear, rows: Tensor) -> bool:
+def deferred(norm: nn.LayerNorm, layer: nn.Linear, rows: Tensor) -> tuple[Tensor, nn.LayerNorm | None]:
+    """Rows and the norm that `linear` shall apply to them; where no kernel does both at once, it is applied here."""
+    return (rows, norm) if _is_native(layer, rows, norm) else (norm(rows), None)
+
+
+def _is_native(layer: nn.Linear, rows: Tensor, norm: nn.LayerNorm | None) -> bool:
     """Not under torch.compile, which joins a layer with what follows by itself, nor past somebody's hooks."""
-    plain = type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
-    return plain and not torch.compiler.is_compiling() and native.fits(rows, layer.weight)
+    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or not native.fits(rows, layer.weight):
+        return False
+    if norm is not None and (not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm) if module is not None)
+
+
+def _numbers(norm: nn.LayerNorm | None) -> native.Norm | None:
+    return None if norm is None else native.Norm(norm.weight, norm.bias, norm.eps)

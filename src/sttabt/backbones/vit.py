@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
+from sttabt.backbones.base import Backbone, Rows, check_factor, deferred, gated, linear, linear_activated
 from sttabt.backbones.vit_names import from_official, is_official, to_official
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
@@ -84,17 +84,17 @@ class ViT(Backbone):
         return model.norm_pre(x)
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        block, width = self._block(layer), self.architecture.width
-        normed, projection = block.norm1(x), block.attn.qkv
+        projection, width = self._block(layer).attn.qkv, self.architecture.width
+        x, norm = deferred(self._block(layer).norm1, projection, x)
         if written is None:
-            query, key, value = linear(projection, normed).split(width, dim=-1)
+            query, key, value = linear(projection, x, norm=norm).split(width, dim=-1)
             return query, key, value
-        key, value = linear(projection, normed, slice(width, None)).split(width, dim=-1)
-        return linear(projection, written(normed), slice(width)), key, value
+        key, value = linear(projection, x, slice(width, None), norm=norm).split(width, dim=-1)
+        return linear(projection, written(x), slice(width), norm=norm), key, value
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block, width = self._block(layer), self.architecture.width
-        query, key = linear(block.attn.qkv, block.norm1(x), slice(2 * width)).split(width, dim=-1)
+        query, key = linear(block.attn.qkv, x, slice(2 * width), norm=block.norm1).split(width, dim=-1)
         return query, key
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -105,7 +105,7 @@ class ViT(Backbone):
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block, mlp = self._block(layer), self._block(layer).mlp
-        hidden = mlp.drop1(linear_activated(mlp.fc1, mlp.act, block.norm2(x), gate))
+        hidden = mlp.drop1(linear_activated(mlp.fc1, mlp.act, x, gate, block.norm2))
         if gate is None and _is_plain(block, block.ls2):
             return linear(mlp.fc2, hidden, residual=x)
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))

@@ -1,14 +1,18 @@
-// Attention and planning on CPUs, single precision: what narrow heads and few rows need and general libraries lack.
+// Attention, planning and linear layers on CPUs, single precision: what narrow heads and few rows need and general
+// libraries lack.
 //
 // A head of 16 numbers and 200 tokens is too small for a matrix library's calls to be worth their price, and planning
 // reads sums over rows of attention, never the rows. Here a head's keys are packed once, a few rows of scores stay in
-// the first cache, and what is written is the result alone. Threads: one task a head of a sample.
+// the first cache, and what is written is the result alone. Threads: one task a head of a sample. The products of few
+// rows are bound by reading weights and by what a library does before and after: product.inc.
 //
 // The same body is compiled for several instruction sets; the best that the machine has is chosen when called.
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 namespace {
 
@@ -22,6 +26,14 @@ struct Segment {
     int64_t write, writes, read, reads;  // first row and number of rows of queries, of keys
 };
 
+// What follows a product: rows (count, width) = gelu(product + bias) + residual, each of them where there is one.
+struct Finish {
+    const float *bias, *residual;
+    float *out;
+    int64_t width;
+    bool gelu;
+};
+
 }  // namespace
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -30,33 +42,44 @@ struct Segment {
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
 #define LANES 16
 #define ROWS 6
+#define TALL 6
 #define BLOCK 4
 namespace avx512 {
-#include "kernels_body.inc"
+#include "vectors.inc"
+#include "attention.inc"
+#include "product.inc"
 }
 #undef LANES
 #undef ROWS
+#undef TALL
 #undef BLOCK
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define LANES 8
 #define ROWS 4
+#define TALL 6
 #define BLOCK 2
 namespace avx2 {
-#include "kernels_body.inc"
+#include "vectors.inc"
+#include "attention.inc"
+#include "product.inc"
 }
 #undef LANES
 #undef ROWS
+#undef TALL
 #undef BLOCK
 #pragma GCC pop_options
 #endif
 
 #define LANES 4
 #define ROWS 4
+#define TALL 4
 #define BLOCK 2
 namespace baseline {
-#include "kernels_body.inc"
+#include "vectors.inc"
+#include "attention.inc"
+#include "product.inc"
 }
 
 // The widest vectors to use, in floats: what the machine has, or less (sttabt_limit).
@@ -118,11 +141,48 @@ PUBLIC void sttabt_sum_rows(
     CALL(sum_rows, q, k, weight, real, out, samples, heads, tokens, width, scale, least, standing != 0);
 }
 
-// What follows a product, in place, row by row: rows (count, width) = gelu(rows + bias) + residual; gelu, by erf, and the
-// residual, null, can be left out.
+// Outputs of a panel, see sttabt_pack.
+PUBLIC int64_t sttabt_panel() {
+    switch (lanes()) {
+#ifdef STTABT_DISPATCH
+        case 16: return avx512::PANEL;
+        case 8: return avx2::PANEL;
+#endif
+        default: return baseline::PANEL;
+    }
+}
+
+// packed (outputs rounded up to whole panels, depth): the weight (outputs, depth) as sttabt_multiply reads it.
+PUBLIC void sttabt_pack(const float *weight, int64_t outputs, int64_t depth, float *packed) {
+    CALL(pack_weight, weight, outputs, depth, packed);
+}
+
+// out (count, width) = gelu(norm(rows) . weight[first : first + width]^T + bias) + residual; the layer norm, the bias,
+// gelu (by erf) and the residual are left out where they are null or 0. first and width: multiples of 16.
+PUBLIC void sttabt_multiply(
+    const float *rows, int64_t count, int64_t depth, const float *norm_weight, const float *norm_bias, float epsilon,
+    const float *packed, int64_t first, int64_t width, const float *bias, const float *residual, int64_t gelu, float *out
+) {
+    const Finish finish = {bias, residual, out, width, gelu != 0};
+    CALL(multiply, rows, count, depth, norm_weight, norm_bias, epsilon, packed, first, finish);
+}
+
+// Whether `packed` still holds the weight, as far as 16 places of it tell.
+PUBLIC int64_t sttabt_is_packed(const float *weight, int64_t outputs, int64_t depth, const float *packed) {
+    const int64_t panel = sttabt_panel();
+    for (int64_t probe = 0; probe < 16; probe++) {
+        const int64_t place = outputs * depth / 16 * probe + probe, output = place / depth % outputs, input = place % depth;
+        const float *there = packed + (output / panel * depth + input) * panel + output % panel;
+        if (memcmp(weight + output * depth + input, there, sizeof(float))) return 0;
+    }
+    return 1;
+}
+
+// What follows a product that a library computed, in place: rows (count, width) = gelu(rows + bias) + residual.
 PUBLIC void sttabt_finish_rows(
     float *rows, const float *bias, const float *residual, int64_t count, int64_t width, int64_t gelu
 ) {
-    CALL(finish_rows, rows, bias, residual, count, width, gelu != 0);
+    const Finish finish = {bias, residual, rows, width, gelu != 0};
+    CALL(finish_rows, count, finish);
 }
 }
