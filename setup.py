@@ -25,7 +25,7 @@ class BuildWithConf(build_py):
 KERNELS = Extension(
     "sttabt.native._kernels",
     ["src/sttabt/native/kernels.cpp"],
-    depends=[f"src/sttabt/native/{part}.inc" for part in ("vectors", "attention", "product")],
+    depends=[f"src/sttabt/native/{part}.inc" for part in ("vectors", "attention", "product", "encoder")],
     extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],
     optional=True,

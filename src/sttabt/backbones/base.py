@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sttabt import native
 from sttabt.core.cost import Architecture
@@ -94,6 +93,20 @@ class Backbone(nn.Module, ABC):
         """The rest of the layer on the written rows."""
         return self.feed_forward(layer, self.project(layer, x, attended, gate), gate)
 
+    def native_encoder(self, x: Tensor) -> native.Encoder | None:
+        """All layers in one call on packed rows x (T, D), by the kernels of sttabt.native; None where they cannot.
+
+        Not under torch.compile, which joins more.
+        """
+        if torch.compiler.is_compiling() or not native.fits(x):
+            return None
+        layers = [layer for layer in map(self._native_layer, range(self.layers)) if layer is not None]
+        return native.make_encoder(self, layers) if len(layers) == self.layers else None
+
+    def _native_layer(self, layer: int) -> native.Layer | None:
+        """None where the layer is not made as the kernels compute it."""
+        return None
+
     @abstractmethod
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         """Logits (B, classes) from what the last layer wrote, (B, n, D), the output tokens first.
@@ -142,54 +155,3 @@ def check_factor(sizes: Architecture, factor: int) -> None:
             f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
             f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
         )
-
-
-def gated(rows: Tensor, gate: Tensor | None) -> Tensor:
-    """`rows` (..., D) times the gate (..., 1), where there is one."""
-    return rows if gate is None else rows * gate
-
-
-def linear(
-    layer: nn.Linear,
-    rows: Tensor,
-    part: slice = slice(None),
-    residual: Tensor | None = None,
-    norm: nn.LayerNorm | None = None,
-) -> Tensor:
-    """The layer's outputs `part` of norm(rows), (..., D), and the residual added, where there is one."""
-    if _is_native(layer, rows, norm):
-        return native.linear(rows, layer.weight, layer.bias, part, residual, norm=_numbers(norm))
-    rows = rows if norm is None else norm(rows)
-    bias = None if layer.bias is None else layer.bias[part]
-    found = layer(rows) if part == slice(None) else F.linear(rows, layer.weight[part], bias)
-    return found if residual is None else residual + found
-
-
-def linear_activated(
-    layer: nn.Linear, activation: nn.Module, rows: Tensor, gate: Tensor | None, norm: nn.LayerNorm | None = None
-) -> Tensor:
-    """activation(gate * layer(norm(rows))), where there is a gate and a norm."""
-    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
-    exact = exact or getattr(activation, "act", None) is F.gelu  # as transformers writes it
-    if gate is None and exact and _is_native(layer, rows, norm):
-        return native.linear(rows, layer.weight, layer.bias, gelu=True, norm=_numbers(norm))
-    rows = rows if norm is None else norm(rows)
-    return activation(gated(layer(rows), gate))
-
-
-def deferred(norm: nn.LayerNorm, layer: nn.Linear, rows: Tensor) -> tuple[Tensor, nn.LayerNorm | None]:
-    """Rows and the norm that `linear` shall apply to them; where no kernel does both at once, it is applied here."""
-    return (rows, norm) if _is_native(layer, rows, norm) else (norm(rows), None)
-
-
-def _is_native(layer: nn.Linear, rows: Tensor, norm: nn.LayerNorm | None) -> bool:
-    """Not under torch.compile, which joins a layer with what follows by itself, nor past somebody's hooks."""
-    if torch.compiler.is_compiling() or type(layer) is not nn.Linear or not native.fits(rows, layer.weight):
-        return False
-    if norm is not None and (not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None):
-        return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm) if module is not None)
-
-
-def _numbers(norm: nn.LayerNorm | None) -> native.Norm | None:
-    return None if norm is None else native.Norm(norm.weight, norm.bias, norm.eps)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from sttabt.backbones.base import Backbone, Rows, check_factor, gated, linear, linear_activated
+from sttabt import native
+from sttabt.backbones.base import Backbone, Rows, check_factor
+from sttabt.backbones.linear import gated, linear, linear_activated
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
@@ -84,6 +86,27 @@ class Bert(Backbone):
         intermediate = self._layer(layer).intermediate
         hidden = linear_activated(intermediate.dense, intermediate.intermediate_act_fn, x, gate)
         return _join(self._layer(layer).output, x, hidden, gate)
+
+    def _native_layer(self, layer: int) -> native.Layer | None:
+        block = self._layer(layer)
+        if block.training:
+            return None
+        own, joining, widening, narrowing = (
+            block.attention.self,
+            block.attention.output,
+            block.intermediate,
+            block.output,
+        )
+        return native.Layer(
+            (own.query, own.key, own.value),
+            joining.dense,
+            widening.dense,
+            widening.intermediate_act_fn,
+            narrowing.dense,
+            joining.LayerNorm,
+            narrowing.LayerNorm,
+            norm_first=False,
+        )
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.bert.pooler(x)))

@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
-from sttabt.backbones.base import Rows, gated, linear, linear_activated
+from sttabt import native
+from sttabt.backbones.base import Rows
 from sttabt.backbones.bert import Bert
+from sttabt.backbones.linear import gated, linear, linear_activated
 from sttabt.core.text import Text
 
 
@@ -49,6 +51,22 @@ class DistilBert(Bert):
         if gate is None and not self.training:
             return block.output_layer_norm(linear(block.ffn.lin2, hidden, residual=x))
         return block.output_layer_norm(gated(block.ffn.dropout(block.ffn.lin2(hidden)), gate) + x)
+
+    def _native_layer(self, layer: int) -> native.Layer | None:
+        block = self._layer(layer)
+        if block.training:
+            return None
+        own, feed_forward = block.attention, block.ffn
+        return native.Layer(
+            (own.q_lin, own.k_lin, own.v_lin),
+            own.out_lin,
+            feed_forward.lin1,
+            feed_forward.activation,
+            feed_forward.lin2,
+            block.sa_layer_norm,
+            block.output_layer_norm,
+            norm_first=False,
+        )
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.pre_classifier(x[:, 0]).relu()))

@@ -16,7 +16,9 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone, Rows, check_factor, deferred, gated, linear, linear_activated
+from sttabt import native
+from sttabt.backbones.base import Backbone, Rows, check_factor
+from sttabt.backbones.linear import deferred, gated, linear, linear_activated
 from sttabt.backbones.vit_names import from_official, is_official, to_official
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
@@ -109,6 +111,15 @@ class ViT(Backbone):
         if gate is None and _is_plain(block, block.ls2):
             return linear(mlp.fc2, hidden, residual=x)
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
+
+    def _native_layer(self, layer: int) -> native.Layer | None:
+        block = self._block(layer)
+        attention, mlp = block.attn, block.mlp
+        if not (_is_plain(block, block.ls1) and _is_plain(block, block.ls2)):
+            return None
+        return native.Layer(
+            (attention.qkv,), attention.proj, mlp.fc1, mlp.act, mlp.fc2, block.norm1, block.norm2, norm_first=True
+        )
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.forward_head(self.model.norm(x[:, : self.outputs]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,22 +46,21 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed).
     """
     real = backbone.real(inputs)
-    if not backbone.may_pad or bool(real.all()):
-        x, place, attend_layer = backbone.embed(inputs), _as_it_is, attend
-    else:
+    attend_layer: Callable[..., Tensor]
+    if backbone.may_pad and not bool(real.all()):
         tokens = real.sum(-1).tolist()
         x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
-        place, attend_layer = partial(unpack, present=real), partial(attend_packed, read=tokens, write=tokens)
-    queries, keys = [], []
-    for layer in range(backbone.layers):
-        if layer == backbone.layers - 1:
-            query, key = backbone.queries_keys(layer, x)
-        else:
-            query, key, value = backbone.qkv(layer, x)
-            attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
-            x = backbone.finish(layer, x, attended)
-        queries.append(split_heads(place(query), backbone.heads))
-        keys.append(split_heads(place(key), backbone.heads))
+        packed, attend_layer = x, partial(attend_packed, read=tokens, write=tokens)
+    else:
+        x = backbone.embed(inputs)
+        tokens, packed, attend_layer = [x.shape[1]] * len(x), x.flatten(0, 1), attend
+    if (encoder := backbone.native_encoder(packed)) is not None:
+        found = encoder.trace(packed, backbone.heads, tokens)
+    else:
+        found = list(_trace_layers(backbone, x, attend_layer))
+    queries, keys = (
+        [split_heads(_apart(rows, real), backbone.heads) for rows in kind] for kind in zip(*found, strict=True)
+    )
     return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
 
 
@@ -69,8 +69,21 @@ def padding_bias(real: Tensor) -> Tensor | None:
     return None if bool(real.all()) else real[:, None, None, :]
 
 
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows
+def _trace_layers(
+    backbone: Backbone, x: Tensor, attend_layer: Callable[..., Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries and keys of each layer."""
+    for layer in range(backbone.layers - 1):
+        query, key, value = backbone.qkv(layer, x)
+        yield query, key
+        attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        x = backbone.finish(layer, x, attended)
+    yield backbone.queries_keys(backbone.layers - 1, x)
+
+
+def _apart(rows: Tensor, real: Tensor) -> Tensor:
+    """Packed rows (T, D) at their places, (B, N, D)."""
+    return unpack(rows, real) if rows.dim() == 2 else rows
 
 
 def _scale(backbone: Backbone) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sttabt import native
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
@@ -19,8 +20,9 @@ from sttabt.engine.packed import attend_packed, present_places, unpack
 def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
-    When all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice. Otherwise
-    the samples' rows are packed behind each other, (T, D), and attention alone may compute padding (engine.packed).
+    Rows of the samples are packed behind each other, (T, D), for the kernels that compute all layers in one call. Where
+    they cannot, and all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice;
+    otherwise rows are packed, and attention alone may compute padding (engine.packed).
     Raises ValueError for a soft plan or one that is not nested.
     """
     if not plan.is_hard:
@@ -29,6 +31,8 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     layout = _layout(plan)
     x = backbone.embed_tokens(inputs, layout.sample, layout.token)
+    if (encoder := backbone.native_encoder(x)) is not None:
+        return _run_natively(backbone, encoder, x, layout.counts)
     if layout.uniform:
         return _run_sliced(backbone, x.unflatten(0, (plan.alive.shape[0], -1)), layout.counts[0])
     return _run_packed(backbone, x, layout.counts)
@@ -42,6 +46,8 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
+    if (encoder := backbone.native_encoder(x)) is not None:
+        return _run_natively(backbone, encoder, x, [list(counts)] * len(order))
     return _run_sliced(backbone, x.unflatten(0, order.shape), counts)
 
 
@@ -66,6 +72,11 @@ def _layout(plan: TokenPlan) -> _Layout:
     return _Layout(counts.tolist(), sample, order[sample, place])
 
 
+def _run_natively(backbone: Backbone, encoder: native.Encoder, x: Tensor, counts: list[list[int]]) -> Tensor:
+    x = encoder.encode(x, backbone.heads, list(zip(*counts, strict=True)))
+    return _classify(backbone, x, [sample[-1] for sample in counts])
+
+
 def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
     for layer in range(backbone.layers):
         kept = counts[layer + 1]
@@ -84,7 +95,14 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
         query, key, value = backbone.qkv(layer, x, written)
         attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout)
         x = backbone.finish(layer, x if written is None else written(x), attended)
-    present = present_places([sample[-1] for sample in counts], x.device)
+    return _classify(backbone, x, [sample[-1] for sample in counts])
+
+
+def _classify(backbone: Backbone, x: Tensor, left: list[int]) -> Tensor:
+    """Logits from packed rows, `left` of each sample."""
+    if len(set(left)) == 1:
+        return backbone.head(x.unflatten(0, (len(left), -1)))
+    present = present_places(left, x.device)
     return backbone.head(unpack(x, present), present)
 
 

@@ -7,7 +7,24 @@ microseconds. T rows, D width, H heads.
 """
 
 from sttabt.native.attention import attend, sum_rows
+from sttabt.native.encoder import Encoder, make_encoder
 from sttabt.native.library import fits, limited_to, loaded, switched_off
+from sttabt.native.modules import Layer, is_exact_gelu, is_plain, norm_numbers
 from sttabt.native.product import Norm, linear
 
-__all__ = ["Norm", "attend", "fits", "limited_to", "linear", "loaded", "sum_rows", "switched_off"]
+__all__ = [
+    "Encoder",
+    "Layer",
+    "Norm",
+    "attend",
+    "fits",
+    "is_exact_gelu",
+    "is_plain",
+    "limited_to",
+    "linear",
+    "loaded",
+    "make_encoder",
+    "norm_numbers",
+    "sum_rows",
+    "switched_off",
+]

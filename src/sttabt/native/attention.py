@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sttabt.native.library import LIBRARY, address
+from sttabt.native.library import LIBRARY, address, integers
 
 
 def attend(
@@ -54,7 +53,7 @@ def _attend(
     LIBRARY.sttabt_attend(  # type: ignore[union-attr]
         query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0),
         address(log_weight),
-        attended.data_ptr(), attended.stride(0), heads, width, width**-0.5, len(read), _integers(segments),
+        attended.data_ptr(), attended.stride(0), heads, width, width**-0.5, len(read), integers(segments),
     )  # fmt: skip
     return attended
 
@@ -65,17 +64,13 @@ def _sum_rows(
     batch, heads, tokens, width = queries.shape
     sums = torch.empty(batch, heads, tokens, dtype=queries.dtype)
     real = None if real is None else real.contiguous()
-    strides = _integers([*queries.stride()[:3], *keys.stride()[:3]])
+    strides = integers([*queries.stride()[:3], *keys.stride()[:3]])
     LIBRARY.sttabt_sum_rows(  # type: ignore[union-attr]
         queries.data_ptr(), keys.data_ptr(), strides, weight.data_ptr(),
         address(real),
         sums.data_ptr(), batch, heads, tokens, width, scale, least, standing,
     )  # fmt: skip
     return sums
-
-
-def _integers(values: Sequence[int]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -30,8 +30,29 @@ struct Segment {
 struct Finish {
     const float *bias, *residual;
     float *out;
-    int64_t width;
+    int64_t row, width;  // row: stride of the residual and of out
     bool gelu;
+};
+
+// The parts of a layer as Python hands them over: numbers of 8 bytes.
+struct Norm {
+    const float *weight, *bias;  // null: no norm
+    double epsilon;
+};
+
+struct Product {
+    const float *weight, *packed;  // see sttabt_pack
+    int64_t outputs, depth;  // of the weight
+    int64_t first, width;  // the outputs that are computed
+    const float *bias;  // of the first of them
+};
+
+// Pre-norm (norm_first): x + join(attend(norm(x))), then x + narrow(gelu(widen(norm(x)))). Otherwise each norm stands
+// after its sum.
+struct Layer {
+    Product query, key, value, join, widen, narrow;
+    Norm first, second;
+    int64_t norm_first;
 };
 
 }  // namespace
@@ -48,6 +69,7 @@ namespace avx512 {
 #include "vectors.inc"
 #include "attention.inc"
 #include "product.inc"
+#include "encoder.inc"
 }
 #undef LANES
 #undef ROWS
@@ -64,6 +86,7 @@ namespace avx2 {
 #include "vectors.inc"
 #include "attention.inc"
 #include "product.inc"
+#include "encoder.inc"
 }
 #undef LANES
 #undef ROWS
@@ -80,6 +103,7 @@ namespace baseline {
 #include "vectors.inc"
 #include "attention.inc"
 #include "product.inc"
+#include "encoder.inc"
 }
 
 // The widest vectors to use, in floats: what the machine has, or less (sttabt_limit).
@@ -157,24 +181,50 @@ PUBLIC void sttabt_pack(const float *weight, int64_t outputs, int64_t depth, flo
     CALL(pack_weight, weight, outputs, depth, packed);
 }
 
-// out (count, width) = gelu(norm(rows) . weight[first : first + width]^T + bias) + residual; the layer norm, the bias,
-// gelu (by erf) and the residual are left out where they are null or 0. first and width: multiples of 16.
-PUBLIC void sttabt_multiply(
-    const float *rows, int64_t count, int64_t depth, const float *norm_weight, const float *norm_bias, float epsilon,
-    const float *packed, int64_t first, int64_t width, const float *bias, const float *residual, int64_t gelu, float *out
-) {
-    const Finish finish = {bias, residual, out, width, gelu != 0};
-    CALL(multiply, rows, count, depth, norm_weight, norm_bias, epsilon, packed, first, finish);
+// Whether `packed` still holds the weight, as far as some places of it tell.
+static bool is_packed(Product product) {
+    const int64_t panel = sttabt_panel(), probes = 5;
+    for (int64_t probe = 0; probe < probes; probe++) {
+        const int64_t place = (product.outputs * product.depth - 1) * probe / (probes - 1);
+        const int64_t output = place / product.depth, input = place % product.depth;
+        const float *there = product.packed + (output / panel * product.depth + input) * panel + output % panel;
+        if (memcmp(product.weight + place, there, sizeof(float))) return false;
+    }
+    return true;
 }
 
-// Whether `packed` still holds the weight, as far as 16 places of it tell.
-PUBLIC int64_t sttabt_is_packed(const float *weight, int64_t outputs, int64_t depth, const float *packed) {
-    const int64_t panel = sttabt_panel();
-    for (int64_t probe = 0; probe < 16; probe++) {
-        const int64_t place = outputs * depth / 16 * probe + probe, output = place / depth % outputs, input = place % depth;
-        const float *there = packed + (output / panel * depth + input) * panel + output % panel;
-        if (memcmp(weight + output * depth + input, there, sizeof(float))) return 0;
+// out (count, product.width) = gelu(norm(rows) . weight^T + bias) + residual; the norm, the bias, gelu (by erf) and the
+// residual are left out where they are null or 0. product.first and .width: multiples of 16. scratch (count, depth):
+// room for normalised rows, where there is a norm. Returns 0, with nothing done, if the weight is not what was packed.
+PUBLIC int64_t sttabt_multiply(
+    const float *rows, int64_t count, const void *product, const void *norm, float *scratch, const float *residual,
+    int64_t gelu, float *out
+) {
+    const Product given = *(const Product *)product;
+    if (!is_packed(given)) return 0;
+    const Finish finish = {given.bias, residual, out, given.width, given.width, gelu != 0};
+    if (norm) {
+        CALL(normalise_rows, rows, count, given.depth, *(const Norm *)norm, scratch);
+        rows = scratch;
     }
+    CALL(multiply, rows, count, given, finish);
+    return 1;
+}
+
+// out (sum of the last counts, width) from x (sum of the first counts, width) through all layers. counts (layers + 1,
+// samples): the rows of each sample before and after a layer; a layer writes the first of those that it reads.
+// kept: a buffer (rows, 3 width) for each layer's queries, keys and values, when no layer drops a row; the last layer
+// then stops at its queries and keys, and out is not written. Null: nothing is kept.
+// Returns 0, with nothing done, if a weight is not what was packed.
+PUBLIC int64_t sttabt_encode(
+    const float *x, const void *layer, int64_t layers, int64_t heads, int64_t samples, const int64_t *counts,
+    float *const *kept, float *out
+) {
+    const Layer *given = (const Layer *)layer;
+    for (const Layer *one = given; one < given + layers; one++)
+        for (const Product *product = &one->query; product <= &one->narrow; product++)
+            if (!is_packed(*product)) return 0;
+    CALL(encode, x, given, layers, heads, samples, counts, kept, out);
     return 1;
 }
 
@@ -182,7 +232,7 @@ PUBLIC int64_t sttabt_is_packed(const float *weight, int64_t outputs, int64_t de
 PUBLIC void sttabt_finish_rows(
     float *rows, const float *bias, const float *residual, int64_t count, int64_t width, int64_t gelu
 ) {
-    const Finish finish = {bias, residual, rows, width, gelu != 0};
+    const Finish finish = {bias, residual, rows, width, width, gelu != 0};
     CALL(finish_rows, count, finish);
 }
 }

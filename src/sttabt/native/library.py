@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -26,15 +26,14 @@ def _load() -> ctypes.CDLL | None:
     library.sttabt_attend.argtypes = [*rows, *rows, *rows, address, address, *[whole] * 3, real, whole, address]
     library.sttabt_sum_rows.argtypes = [address] * 6 + [whole] * 4 + [real, real, whole]
     library.sttabt_pack.argtypes = [address, whole, whole, address]
-    library.sttabt_is_packed.argtypes = library.sttabt_pack.argtypes
-    normed: list[Any] = [address, whole, whole, address, address, real]
-    library.sttabt_multiply.argtypes = [*normed, address, whole, whole, address, address, whole, address]
+    library.sttabt_multiply.argtypes = [*rows, address, address, address, address, whole, address]
+    library.sttabt_encode.argtypes = [address, address, whole, whole, whole, address, address, address]
     library.sttabt_finish_rows.argtypes = [address] * 3 + [whole] * 3
     library.sttabt_limit.argtypes = [whole]
     library.sttabt_panel.argtypes = []
-    for name in ("attend", "sum_rows", "pack", "multiply", "finish_rows"):
+    for name in ("attend", "sum_rows", "pack", "finish_rows"):
         getattr(library, f"sttabt_{name}").restype = None
-    for name in ("limit", "panel", "is_packed"):
+    for name in ("limit", "panel", "multiply", "encode"):
         getattr(library, f"sttabt_{name}").restype = whole
     return library
 
@@ -55,7 +54,7 @@ def fits(*tensors: Tensor) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     return all(
-        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not (gradients and tensor.requires_grad)
+        tensor.is_cpu and tensor.dtype == torch.float32 and not (gradients and tensor.requires_grad)
         for tensor in tensors
     )
 
@@ -84,3 +83,8 @@ def limited_to(floats: int) -> Iterator[int]:
 def address(x: Tensor | None) -> int | None:
     """Where a tensor's numbers begin, null for None. The tensor has to live while its address is in use."""
     return None if x is None else x.data_ptr()
+
+
+def integers(values: Sequence[int]) -> ctypes.Array:
+    """As C reads them."""
+    return (ctypes.c_int64 * len(values))(*values)

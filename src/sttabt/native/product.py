@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +25,26 @@ class Norm(NamedTuple):
     epsilon: float
 
 
+class CNorm(ctypes.Structure):
+    """A norm as C reads it (kernels.cpp)."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("epsilon", ctypes.c_double))
+
+
+class CProduct(ctypes.Structure):
+    """Outputs `first` to `first` + `width` of a packed weight, as C reads it (kernels.cpp)."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("depth", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+    )
+
+
 def linear(
     rows: Tensor,
     weight: Tensor,
@@ -38,60 +60,83 @@ def linear(
     was changed; a change that torch does not count (through `.data`) is noticed where it touches most of the weight.
     """
     first, last, _ = part.indices(len(weight))
-    width, depth = last - first, weight.shape[1]
-    bias = None if bias is None else bias[part]
     residual = None if residual is None else residual.contiguous()
-    finish = address(bias), address(residual)  # both live until the end
-    if not _can_pack(weight, first, last):
-        rows = rows if norm is None else torch.layer_norm(rows, (depth,), *norm)
-        product = rows @ weight[part].t()
-        LIBRARY.sttabt_finish_rows(product.data_ptr(), *finish, product.numel() // width, width, gelu)  # type: ignore[union-attr]
-        return product
+    if not can_pack(weight, first, last):
+        return _linear_of_torch(rows, weight[part], None if bias is None else bias[part], residual, gelu, norm)
     rows = rows.contiguous()
-    scale, shift, epsilon = norm or (None, None, 0.0)
-    product = rows.new_empty(*rows.shape[:-1], width)
-    LIBRARY.sttabt_multiply(  # type: ignore[union-attr]
-        rows.data_ptr(), rows.numel() // depth, depth, address(scale), address(shift), epsilon,
-        _packed(weight).data_ptr(), first, width, *finish, gelu, product.data_ptr(),
-    )  # fmt: skip
+    product = rows.new_empty(*rows.shape[:-1], last - first)
+    scratch = None if norm is None else torch.empty_like(rows)
+    normed = None if norm is None else ctypes.byref(c_norm(norm))
+    count, around = rows.numel() // weight.shape[1], (normed, address(scratch), address(residual), gelu)
+    while not LIBRARY.sttabt_multiply(  # type: ignore[union-attr]
+        rows.data_ptr(), count, ctypes.byref(c_product(weight, bias, first, last)), *around, product.data_ptr()
+    ):  # fmt: skip
+        forget([weight])
+    return product
+
+
+def can_pack(weight: Tensor, first: int, last: int) -> bool:
+    """Whether the kernels compute the outputs `first` to `last` of this weight themselves."""
+    whole = first % UNIT == 0 and last % UNIT == 0
+    # Tensors made in inference mode do not count their changes.
+    return whole and weight.is_contiguous() and not weight.is_inference() and panel_outputs() >= LEAST_PANEL
+
+
+def panel_outputs() -> int:
+    """Outputs of a panel of packed weights, by the vectors in use."""
+    return LIBRARY.sttabt_panel()  # type: ignore[union-attr]
+
+
+def c_product(weight: Tensor, bias: Tensor | None, first: int, last: int) -> CProduct:
+    """Reads the memory of weight, bias and what pack(weight) gives, which have to live while it is in use."""
+    place = None if bias is None else bias.data_ptr() + bias.element_size() * first
+    return CProduct(weight.data_ptr(), pack(weight).data_ptr(), *weight.shape, first, last - first, place)
+
+
+def c_norm(norm: Norm) -> CNorm:
+    """Reads the memory of the norm's weight and bias, which has to live while it is in use."""
+    return CNorm(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.epsilon)
+
+
+def _linear_of_torch(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gelu: bool, norm: Norm | None
+) -> Tensor:
+    """A library's product, with one pass over its result for what follows."""
+    rows = rows if norm is None else torch.layer_norm(rows, rows.shape[-1:], *norm)
+    product = rows @ weight.t()
+    LIBRARY.sttabt_finish_rows(  # type: ignore[union-attr]
+        product.data_ptr(), address(bias), address(residual), product.numel() // len(weight), len(weight), gelu
+    )
     return product
 
 
 @dataclass(frozen=True)
 class _Packing:
-    """source keeps the memory of the weight, so that no other weight is found at its address."""
+    """state: address and version of the weight, outputs of a panel. source keeps the weight's memory, so that no other
+    weight is found at its address.
+    """
 
     values: Tensor
     source: torch.UntypedStorage
-    place: int
-    version: int
-    panel: int
+    state: tuple[int, int, int]
 
 
 _packings = WeakTensorKeyDictionary()
 
 
-def _can_pack(weight: Tensor, first: int, last: int) -> bool:
-    whole = first % UNIT == 0 and last % UNIT == 0
-    # Tensors made in inference mode do not count their changes.
-    return whole and weight.is_contiguous() and not weight.is_inference() and _panel() >= LEAST_PANEL
-
-
-def _packed(weight: Tensor) -> Tensor:
+def pack(weight: Tensor) -> Tensor:
     """The weight as the kernels read it, packed when it is new or has changed."""
+    panel, (outputs, depth) = panel_outputs(), weight.shape
+    state = weight.data_ptr(), weight._version, panel
     found: _Packing | None = _packings.get(weight)
-    panel, (outputs, depth) = _panel(), weight.shape
-    if (
-        found is not None
-        and (found.place, found.version, found.panel) == (weight.data_ptr(), weight._version, panel)
-        and LIBRARY.sttabt_is_packed(weight.data_ptr(), outputs, depth, found.values.data_ptr())  # type: ignore[union-attr]
-    ):
-        return found.values
-    values = torch.empty(-(-outputs // panel) * panel * depth)
-    LIBRARY.sttabt_pack(weight.data_ptr(), outputs, depth, values.data_ptr())  # type: ignore[union-attr]
-    _packings[weight] = _Packing(values, weight.untyped_storage(), weight.data_ptr(), weight._version, panel)
-    return values
+    if found is None or found.state != state:
+        found = _Packing(torch.empty(-(-outputs // panel) * panel * depth), weight.untyped_storage(), state)
+        LIBRARY.sttabt_pack(weight.data_ptr(), outputs, depth, found.values.data_ptr())  # type: ignore[union-attr]
+        _packings[weight] = found
+    return found.values
 
 
-def _panel() -> int:
-    return LIBRARY.sttabt_panel()  # type: ignore[union-attr]
+def forget(weights: Iterable[Tensor]) -> None:
+    """Let them be packed again: they were changed behind torch's back."""
+    for weight in weights:
+        _packings.pop(weight, None)
