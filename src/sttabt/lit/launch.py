@@ -27,14 +27,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sttabt.errors import UserError
+from sttabt.errors import TERMINATED, UserError
 from sttabt.place import Place
 from sttabt.settings import HardwareSettings
 
 PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far
 GRACE = 10  # seconds between asking processes to end and ending them
-INTERRUPTED = 128  # plus a signal's number: the exit code of a process that it ended
 FAILED, ENDED = "failed", "ended"
 REPEATABLE = (logging.StreamHandler, logging.FileHandler)  # handlers that another process can have, too
 
@@ -152,7 +151,7 @@ def launch(
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
         log.warning("told to end by %s; the same command goes on from the last whole epoch", stop.sigval.name)
-        raise SystemExit(INTERRUPTED + stop.sigval) from stop
+        raise SystemExit(TERMINATED) from stop
     except ChildFailedError as failed:
         _raise_as_here(failed)
     except DistError as error:
