@@ -126,7 +126,7 @@ def launch(
     backend, endpoint, settings = "c10d", "localhost:0", {}
     if hardware.nodes > 1:
         backend, settings = "static", {"rank": nodes.number, "timeout": int(PATIENCE.total_seconds())}
-        endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(_free_port()))}"
+        endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(free_port()))}"
     handlers = [_Handler.of(handler) for handler in logging.getLogger().handlers if type(handler) in REPEATABLE]
     # As bytes: multiprocessing would put tensors into memory that processes share, who then train in each other's.
     packed = pickle.dumps((work, arguments, hardware, handlers))
@@ -160,6 +160,13 @@ def launch(
         for number, handler in before.items():
             signal.signal(number, handler)
     return results[min(results)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
 
 
 ALONE = Nodes(HardwareSettings(), "")
@@ -222,9 +229,3 @@ def _raise_as_here(failed: ChildFailedError) -> NoReturn:
     if details.startswith(start):
         raise UserError(details.removeprefix(start)) from failed
     raise RuntimeError(f"process {failure.local_rank} that trained failed: {details}\n{failed}") from failed
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
