@@ -9,7 +9,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sttabt.cli.checks import without_effect
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import read_job, read_settings
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.errors import TERMINATED
