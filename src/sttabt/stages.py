@@ -20,17 +20,23 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import AVERAGED, MODEL_STAGES, Store, checksum, fingerprint
+from sttabt.artifacts import AVERAGED, MODEL_STAGES, Store, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
 from sttabt.card import CARD, last_stage, write_card
 from sttabt.data import load_splits
 from sttabt.data.base import Splits
+from sttabt.descriptions import (
+    describe_approx,
+    describe_base,
+    describe_general,
+    describe_prune,
+    describe_result,
+    describe_timing,
+)
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
-from sttabt.hub import find_pretrained
 from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.launch import ALONE, Nodes, prepare_process
@@ -44,14 +50,12 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row, measure_time
-from sttabt.settings import SOURCES, LoggerSettings, Settings, update_size
+from sttabt.settings import SOURCES, LoggerSettings, Settings
 from sttabt.task import Task
-from sttabt.weights import load_approx, load_weights, verify
+from sttabt.weights import load_approx, load_weights
 
 Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 
-TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
-IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
 log = logging.getLogger(__name__)
@@ -124,11 +128,7 @@ class Stages:
                 notes = self._fit(BaseTraining(base, model.training, self.task), folder)
             return base.state_dict(), notes
 
-        described = self._weights() | {"classes": classes}
-        if trained:
-            described |= {"training": _without(asdict(model.training), "batch"), "dataset": self._data()}
-            described |= self._training_context("base")
-        artifact = self._obtain("base", described, make)
+        artifact = self._obtain("base", describe_base(self.settings, trained), make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
 
@@ -147,12 +147,7 @@ class Stages:
             self._fit(module, folder, corpus)
             return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
 
-        own = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
-        described = self._weights() | {name: value for name, value in asdict(settings).items() if name in own}
-        described["corpus_training"] = _without(described["corpus_training"], "batch")
-        corpus = Path(settings.corpus)
-        described["corpus"] = checksum(corpus) if corpus.is_file() else settings.corpus
-        return self._obtain("general", described | self._training_context("general"), make)
+        return self._obtain("general", describe_general(self.settings), make)
 
     def approx(self) -> tuple[Backbone, ApproximateNetwork, dict[str, Artifact]]:
         """The base model, its approximate attention network, and the artifacts that they are, by stage."""
@@ -189,14 +184,7 @@ class Stages:
             )
             return network.state_dict(), {"errors": errors, **notes}
 
-        own = _without(asdict(settings), "corpus", "corpus_training")  # the general network's
-        own["training"] = _without(own["training"], "batch")
-        if settings.checkpoint:
-            own = {name: own[name] for name in ("factor", "stem")}
-            own["checkpoint"] = verify(Path(settings.checkpoint), "", "approx.checkpoint")
-        described = {**self._keys(artifacts), "approx": own, "dataset": self._data()}
-        described |= self._training_context("approx")
-        artifacts["approx"] = self._obtain("approx", described, make)
+        artifacts["approx"] = self._obtain("approx", describe_approx(self.settings, self._keys(artifacts)), make)
         network.load_state_dict(artifacts["approx"].tensors, strict=True)
         return base, network.eval(), artifacts
 
@@ -220,11 +208,7 @@ class Stages:
                 averaged = {} if module.averaged is None else module.averaged.module.state_dict()
                 return model.state_dict() | {AVERAGED + name: value for name, value in averaged.items()}, notes
 
-            own = asdict(sparsity)
-            own["training"] = _without(own["training"], "batch")
-            described = {**self._keys(artifacts), "sparsity": own, "dataset": self._data()}
-            described |= self._training_context("prune")
-            artifacts["prune"] = self._obtain("prune", described, make)
+            artifacts["prune"] = self._obtain("prune", describe_prune(self.settings, self._keys(artifacts)), make)
             tensors = artifacts["prune"].tensors
             model.load_state_dict(
                 {name: t for name, t in tensors.items() if not name.startswith(AVERAGED)}, strict=True
@@ -240,18 +224,8 @@ class Stages:
         """The result row of this job, and the images of its gallery, in paths.output."""
         model, averaged, artifacts = self.pruned()
         settings = self.settings
-        described = {
-            **self._keys(artifacts),
-            "model": settings.model.name,
-            "dataset": self._data() | {"metric": settings.dataset.metric},
-            "sparsity": asdict(settings.sparsity),
-            "evaluation": {name: value for name, value in asdict(settings.evaluation).items() if name not in TIMING},
-            "experiment": settings.name,
-            "hardware": {"device": device_name(self.device), "threads": torch.get_num_threads()},
-            "commit": self.job.commit,  # other code may score differently
-            "seed": settings.seed,
-            "fast_dev_run": settings.fast_dev_run,
-        }
+        hardware = {"device": device_name(self.device), "threads": torch.get_num_threads()}
+        described = describe_result(settings, self._keys(artifacts), hardware, self.job.commit)
 
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             model.to(self.device)
@@ -289,8 +263,7 @@ class Stages:
             times, baseline = measure_time(model.to(self.device), self.splits.test, *sizes)
             return {}, {"time": times, "baseline": baseline}
 
-        own = {name: getattr(evaluation, name) for name in TIMING}
-        notes = self._obtain("timing", {**described, "timing": own}, make).notes
+        notes = self._obtain("timing", describe_timing(self.settings, described), make).notes
         return replace(row, time=notes["time"], time_baseline=notes["baseline"])
 
     def _build(self, classes: int) -> Backbone:
@@ -322,25 +295,6 @@ class Stages:
         if path:
             load_weights(base, Path(path), "model.checkpoint", new_head)
 
-    def _weights(self) -> dict[str, Any]:
-        """What decides the weights that training starts from, but for the seed and the head."""
-        model, data = asdict(self.settings.model), self.settings.dataset
-        model = _without(model, "name", "training", "fine_tune", "sha256", *IMAGES)
-        if model["checkpoint"]:  # the same name may hold other weights
-            model["checkpoint"] = verify(Path(model["checkpoint"]), self.settings.model.sha256, "model.checkpoint")
-        if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
-            weights = ("*.safetensors", "*.bin", "config.json")
-            files = sorted(path for pattern in weights for path in folder.glob(pattern))
-            model["huggingface"] = {path.name: checksum(path) for path in files}
-        sizes = {"channels": data.channels, "image_size": data.image_size, "max_tokens": data.max_tokens}
-        return {"model": model, **sizes, "version": __version__}
-
-    def _data(self) -> dict[str, Any]:
-        """What decides the batches of training and evaluation, and the loss."""
-        data, model = self.settings.dataset, asdict(self.settings.model)
-        described = _without(asdict(data), "metric", "broken_share")
-        return described | {name: model[name] for name in IMAGES} if SOURCES[data.source] == "images" else described
-
     def _words(self) -> Callable[[Tensor], list[str]] | None:
         """What turns a text's vocabulary places into words; None for images."""
         if SOURCES[self.settings.dataset.source] != "text":
@@ -364,15 +318,6 @@ class Stages:
     def _needs_approx(self, kind: type[Method]) -> bool:
         probe = kind(self.settings.sparsity, layers=1, outputs=1)
         return probe.attention == "approximate"
-
-    def _training_context(self, stage: str) -> dict[str, Any]:
-        return {
-            "seed": self.settings.seed,
-            "version": __version__,
-            "batch": update_size(self.settings, stage),
-            "precision": self.settings.hardware.precision,
-            "fast_dev_run": self.settings.fast_dev_run,
-        }
 
     def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         splits = splits or self.splits
@@ -429,7 +374,3 @@ class Stages:
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
-
-
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
