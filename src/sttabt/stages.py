@@ -1,18 +1,17 @@
 """A run goes through stages: base, general, approx, prune, evaluate, report. Each hands files to the next.
 
-What a stage makes is found by what made it: a hash of every setting that influences it. A finished artifact is
-used again, by this run or by any job of a sweep; jobs that want the same one at the same time make it once.
+What a stage makes is found by what made it: a hash of every setting that influences it (`descriptions`). A finished
+artifact is used again, by this run or by any job of a sweep; jobs that want the same one at the same time make it once
+(`making`).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
 import shutil
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor
 
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import AVERAGED, MODEL_STAGES, Store, fingerprint
+from sttabt.artifacts import AVERAGED, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
-from sttabt.card import CARD, last_stage, write_card
+from sttabt.card import last_stage, write_card
 from sttabt.data import load_splits
-from sttabt.data.base import Splits
 from sttabt.descriptions import (
     describe_approx,
     describe_base,
@@ -38,11 +36,10 @@ from sttabt.descriptions import (
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
 from sttabt.job import Job
-from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.launch import ALONE, Nodes, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
-from sttabt.lit.stage import TrainingStage
+from sttabt.making import Artifact, Maker
 from sttabt.methods import find_method
 from sttabt.methods.base import Method
 from sttabt.pruned import PrunedModel
@@ -53,8 +50,6 @@ from sttabt.result import device_name, make_row, measure_time
 from sttabt.settings import SOURCES, LoggerSettings, Settings
 from sttabt.task import Task
 from sttabt.weights import load_approx, load_weights
-
-Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
@@ -71,7 +66,7 @@ def run_stages(settings: Settings, job: Job) -> None:
     with Nodes(settings.hardware, job.command) as nodes:
         stages = Stages(settings, job, nodes)
         logged = settings if nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
-        with JobLoggers(logged, job) as stages.loggers:
+        with JobLoggers(logged, job) as stages.maker.loggers:
             if "evaluate" in wanted and nodes.first:
                 stages.evaluate()
             elif wanted & {"evaluate", "prune"}:
@@ -88,27 +83,15 @@ def run_stages(settings: Settings, job: Job) -> None:
         log.info("report: %s", make_report([output], output / "report").page)
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """What a stage made: its weights, what it is made of, and notes (seconds, approximation errors)."""
-
-    tensors: dict[str, Tensor]
-    key: str
-    notes: dict[str, Any]
-
-
 class Stages:
     """The stages of one job; each asks for the one before it, and makes only what is not there."""
 
-    loggers: JobLoggers
-
     def __init__(self, settings: Settings, job: Job, nodes: Nodes = ALONE) -> None:
         self.settings, self.job, self.nodes = settings, job, nodes
-        self.store = Store(Path(settings.paths.artifacts))
+        self.maker = Maker(settings, job, nodes)
         self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
-        self.fitted: dict[str, dict[str, Any]] = {}  # by stage that trained: on how much, to which validation metrics
 
     def base(self) -> tuple[Backbone, Artifact]:
         """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
@@ -125,10 +108,10 @@ class Stages:
             self._load_checkpoint(base, new_head=model.fine_tune)
             notes: dict[str, Any] = {}
             if trained:
-                notes = self._fit(BaseTraining(base, model.training, self.task), folder)
+                notes = self.maker.fit(BaseTraining(base, model.training, self.task), self.splits, folder)
             return base.state_dict(), notes
 
-        artifact = self._obtain("base", describe_base(self.settings, trained), make)
+        artifact = self.maker.obtain("base", describe_base(self.settings, trained), make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
 
@@ -144,10 +127,10 @@ class Stages:
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
             corpus = load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
-            self._fit(module, folder, corpus)
+            self.maker.fit(module, corpus, folder)
             return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
 
-        return self._obtain("general", describe_general(self.settings), make)
+        return self.maker.obtain("general", describe_general(self.settings), make)
 
     def approx(self) -> tuple[Backbone, ApproximateNetwork, dict[str, Artifact]]:
         """The base model, its approximate attention network, and the artifacts that they are, by stage."""
@@ -170,7 +153,7 @@ class Stages:
             if settings.checkpoint:
                 load_approx(network, Path(settings.checkpoint), "approx.checkpoint")
             else:
-                notes = self._fit(Approximation(network, base, settings, self.task), folder)
+                notes = self.maker.fit(Approximation(network, base, settings, self.task), self.splits, folder)
             if not self.nodes.first:
                 return {}, {}
             networks = {"distilled": network.eval(), **controls}
@@ -184,7 +167,7 @@ class Stages:
             )
             return network.state_dict(), {"errors": errors, **notes}
 
-        artifacts["approx"] = self._obtain("approx", describe_approx(self.settings, self._keys(artifacts)), make)
+        artifacts["approx"] = self.maker.obtain("approx", describe_approx(self.settings, self._keys(artifacts)), make)
         network.load_state_dict(artifacts["approx"].tensors, strict=True)
         return base, network.eval(), artifacts
 
@@ -204,11 +187,11 @@ class Stages:
 
             def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
                 module = Pruning(model, base, sparsity, self.task)
-                notes = self._fit(module, folder)
+                notes = self.maker.fit(module, self.splits, folder)
                 averaged = {} if module.averaged is None else module.averaged.module.state_dict()
                 return model.state_dict() | {AVERAGED + name: value for name, value in averaged.items()}, notes
 
-            artifacts["prune"] = self._obtain("prune", describe_prune(self.settings, self._keys(artifacts)), make)
+            artifacts["prune"] = self.maker.obtain("prune", describe_prune(self.settings, self._keys(artifacts)), make)
             tensors = artifacts["prune"].tensors
             model.load_state_dict(
                 {name: t for name, t in tensors.items() if not name.startswith(AVERAGED)}, strict=True
@@ -240,13 +223,13 @@ class Stages:
             row.write(folder / ROW_FILE)
             return {}, {}
 
-        folder = self._claim("evaluate", described, make)
+        folder = self.maker.claim("evaluate", described, make)
         row = Row.read(folder / ROW_FILE)
         if settings.evaluation.timing_rounds:
             row = self._timed(row, model, described)
-        made_of = {stage: self.store.root / stage / artifact.key for stage, artifact in artifacts.items()}
+        made_of = {stage: artifact.folder for stage, artifact in artifacts.items()}
         tokens = folder / GALLERY_FILE
-        self.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
+        self.maker.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
         write_card(made_of[last_stage(made_of)])  # which this result belongs to
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
@@ -263,7 +246,7 @@ class Stages:
             times, baseline = measure_time(model.to(self.device), self.splits.test, *sizes)
             return {}, {"time": times, "baseline": baseline}
 
-        notes = self._obtain("timing", describe_timing(self.settings, described), make).notes
+        notes = self.maker.obtain("timing", describe_timing(self.settings, described), make).notes
         return replace(row, time=notes["time"], time_baseline=notes["baseline"])
 
     def _build(self, classes: int) -> Backbone:
@@ -318,59 +301,6 @@ class Stages:
     def _needs_approx(self, kind: type[Method]) -> bool:
         probe = kind(self.settings.sparsity, layers=1, outputs=1)
         return probe.attention == "approximate"
-
-    def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
-        splits = splits or self.splits
-        fitted = fit(module, splits, self.settings, folder, self.loggers.of_stage(module.stage), self.nodes)
-        measured = {name.rpartition("/validation_"): value for name, value in fitted.metrics.items()}
-        self.fitted[module.stage] = {
-            "samples": {"train": len(splits.train), "validation": len(splits.validation)},  # type: ignore[arg-type]
-            "validation": {name: v for (_, found, name), v in measured.items() if found and math.isfinite(v)},
-        }
-        return {"broken_images": fitted.broken_images} if fitted.broken_images else {}
-
-    def _about(self, stage: str) -> dict[str, Any]:
-        """Notes of an artifact for its card and for whoever loads it; nothing depends on them."""
-        job = {"command": self.job.command, "commit": self.job.commit}
-        return {"settings": asdict(self.settings), **job, **self.fitted.get(stage, {})}
-
-    def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
-        folder = self._claim(stage, described, make)
-        if stage in MODEL_STAGES and self.nodes.first and not (folder / CARD).exists():
-            write_card(folder)
-        tensors, artifact = self.store.load(stage, described)
-        return Artifact(tensors, fingerprint(described), artifact["notes"])
-
-    def _claim(self, stage: str, described: dict[str, Any], make: Make) -> Path:
-        """The folder of a finished artifact, made now if it is not there and its stage is asked for."""
-        asked = "evaluate" if stage == "timing" else stage  # a part of that stage
-        left_out = asked not in self.settings.stages or (stage == "approx" and self.settings.skip_approx)
-        if left_out and self.store.find(stage, described) is None:
-            remedy = "skip_approx=false" if stage in self.settings.stages else f"{stage} in stages"
-            raise UserError(f"{self.store.missing_message(stage, described)}: make it with {remedy}")
-        if not self.nodes.first:
-            return self._follow(stage, described, make)
-        with (
-            self.store.claim(stage, described) as claim,
-            self.nodes.making(f"{stage}/{claim.folder.name}", not claim.finished) as needed,
-        ):
-            if needed:
-                started = time.perf_counter()
-                with self.loggers.making(stage, claim.folder):
-                    tensors, notes = make(claim.folder)
-                    claim.finish(tensors, {"seconds": time.perf_counter() - started, **self._about(stage), **notes})
-                (claim.folder / CHECKPOINT).unlink(missing_ok=True)
-            else:
-                log.info("stage %s is done already: %s", stage, claim.folder)
-            return claim.folder
-
-    def _follow(self, stage: str, described: dict[str, Any], make: Make) -> Path:
-        """What a further node does where the first one claims: it trains with it, and finds its files."""
-        folder = self.store.root / stage / fingerprint(described)
-        with self.nodes.making(f"{stage}/{folder.name}", False) as needed:
-            if needed:
-                make(folder)
-        return folder
 
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
