@@ -1,4 +1,4 @@
-"""Checks of all settings, run once, before anything is built. Imports no torch.
+"""Checks of all settings, before anything is built. Imports no torch.
 
 `ranges` looks at one setting at a time, the other files at several together; `effects` names what is set in vain.
 """
