@@ -203,7 +203,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrunedModel:
     )
     run_stages(settings, job)
     stages = Stages(settings, job)
-    with JobLoggers(settings, job) as stages.loggers:
+    with JobLoggers(settings, job) as stages.maker.loggers:
         return stages.pruned()[0]
 
 

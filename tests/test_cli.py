@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sttabt
-from sttabt.cli.checks import without_effect
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.cli.sweep import Progress, assignments, duration, union_of_grids
 from sttabt.run import main

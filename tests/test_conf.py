@@ -17,7 +17,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 import sttabt
-from sttabt.cli.checks import RANGES
+from sttabt.cli.checks.ranges import RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
 from sttabt.errors import UserError
 from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings, steps_of, update_size

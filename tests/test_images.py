@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from images import IDX_FILES, make_folder, make_idx, write_idx
-from sttabt.cli.checks import without_effect
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits, evaluation_loader, train_loader

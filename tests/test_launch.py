@@ -32,7 +32,7 @@ from sttabt.data.images import AugmentedImages
 from sttabt.errors import UserError
 from sttabt.evaluation import find_device
 from sttabt.lit.fit import fit
-from sttabt.lit.launch import Nodes, _free_port
+from sttabt.lit.launch import Nodes, free_port
 from sttabt.lit.modules import BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage
 from sttabt.methods.concrete import Concrete
@@ -231,7 +231,7 @@ def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
         "the processes log into the main one's run"
     )
 
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     several = ("hardware.nodes=2", "paths.artifacts=two_nodes")
     nodes = [_start(f"node{number}", *several, **where, NODE_RANK=str(number)) for number in (0, 1)]
     for number, node in enumerate(nodes):
@@ -276,7 +276,7 @@ def test_a_single_node_agrees_with_itself() -> None:
 
 
 def test_what_fails_on_one_node_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = _free_port()
+    port = free_port()
     stores = [TCPStore("127.0.0.1", port, 2, number == 0, wait_for_workers=False) for number in (0, 1)]
 
     def node(number: int, job: str) -> Nodes:

@@ -18,14 +18,14 @@ from hydra.types import HydraContext, RunMode
 
 import sttabt.stages
 from sttabt.cli.composition import compose_settings, config_folder
-from sttabt.cli.search import Plan
-from sttabt.cli.space import Choices, Range, describe, fit_space, read_space
-from sttabt.cli.study import SAMPLERS, Trial, open_study
 from sttabt.errors import UserError
 from sttabt.report.build import draw_figures, make_report
 from sttabt.report.front import front
 from sttabt.report.rows import read_rows
 from sttabt.run import main
+from sttabt.search.plan import Plan
+from sttabt.search.space import Choices, Range, describe, fit_space, read_space
+from sttabt.search.study import SAMPLERS, Trial, open_study
 from test_report import make_row, write_rows
 
 SPACE = {"sparsity.p_logit": Range(-3.0, 2.0), "sparsity.lambda_mask": Range(1.0, 1e4, True), "f": Choices((2, 4))}

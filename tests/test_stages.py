@@ -404,7 +404,7 @@ def _given(path: Path, depth: int = 1, seed: int = 1) -> torch.nn.Module:
 def test_a_checkpoint_of_timm_is_the_base_model(name: str, tmp_path: Path) -> None:
     model = _given(tmp_path / name)
     stages = Stages(_settings(f"model.checkpoint={name}"), JOB)
-    stages.loggers = JobLoggers(stages.settings, JOB)
+    stages.maker.loggers = JobLoggers(stages.settings, JOB)
     base, artifact = stages.base()
     images = torch.randn(3, 1, 28, 28)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from torch.utils.data import Subset
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
 
 from sttabt import hub
-from sttabt.cli.checks import without_effect
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader

@@ -20,8 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from sttabt.cli.sweep import Progress, failed_job
-from sttabt.cli.task import SIGNAL_EXIT
-from sttabt.errors import UserError
+from sttabt.errors import TERMINATED, UserError
 
 OBJECT_STORE = 100 * 2**20  # bytes: jobs hand over files, and little else goes through Ray
 
@@ -78,7 +77,7 @@ class RayLauncher(Launcher):
             while waiting:
                 ended, _ = ray.wait(list(waiting), timeout=1)
                 if told_to_end:
-                    raise SystemExit(SIGNAL_EXIT)
+                    raise SystemExit(TERMINATED)
                 if not ended:
                     continue
                 index = waiting.pop(job := ended[0])

@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 from sttabt.cli.checks import leaves
 from sttabt.cli.composition import setting_names, unknown_setting
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.cli.search import Plan, by_method, first_values, overrides, report_search, study_file
-from sttabt.cli.space import WHERE, Space, fit_space, read_space
-from sttabt.cli.study import Study, Trial, check_optuna, check_sampler, open_study
 from sttabt.cli.sweep import Progress, log, refuse_agent, union_of_grids
 from sttabt.cli.sweeper import CheckedSweeper, GridsSettings
 from sttabt.errors import UserError
 from sttabt.report.rows import ROW_FILE, Row
+from sttabt.search.plan import Plan, by_method, first_values, overrides, study_file
+from sttabt.search.report import report_search
+from sttabt.search.space import WHERE, Space, fit_space, read_space
+from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
 from sttabt.settings import SPARSITY_SCHEMAS, TrainedSettings
 
 

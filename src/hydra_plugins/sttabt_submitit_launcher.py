@@ -23,8 +23,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.sweep import Progress, failed_job, log
-from sttabt.cli.task import SIGNAL_EXIT
-from sttabt.errors import UserError
+from sttabt.errors import TERMINATED, UserError
 
 try:
     from hydra_plugins.hydra_submitit_launcher import config as queues
@@ -77,7 +76,7 @@ else:
                 # Told to end, a stage fails where its loading processes were told as well, and are gone.
             except SystemExit as stop:
                 told_to_end.append(stop)
-            if told_to_end[0].code == SIGNAL_EXIT:
+            if told_to_end[0].code == TERMINATED:
                 # Only SLURM knows what that meant: SIGUSR2 may follow, which puts the job into the queue again, or
                 # SIGKILL, after which it is in the queue already, or cancelled.
                 time.sleep(self._decision_s)
@@ -146,7 +145,7 @@ def _catch_signals() -> list[SystemExit]:
     import submitit
 
     told_to_end: list[SystemExit] = []
-    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(SystemExit(SIGNAL_EXIT)))
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(SystemExit(TERMINATED)))
     preemption = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
     requeue, process = signal.getsignal(preemption), os.getpid()
     assert callable(requeue)

@@ -19,7 +19,8 @@ from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximatio
 from sttabt.artifacts import AVERAGED, load_folder, parents
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
-from sttabt.cli.checks import RANGES, check_counts
+from sttabt.cli.checks.model import check_counts
+from sttabt.cli.checks.ranges import RANGES
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest

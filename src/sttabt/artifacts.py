@@ -98,7 +98,7 @@ class Store:
 
         Of several nodes only the first may claim: the others would wait for it.
         """
-        claim = Claim(self._folder(stage, description), stage, description)
+        claim = Claim(self.folder(stage, description), stage, description)
         claim.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(claim.folder.with_suffix(".lock"))
         try:
@@ -111,9 +111,13 @@ class Store:
         finally:
             lock.release()
 
+    def folder(self, stage: str, description: Mapping[str, Any]) -> Path:
+        """Where the artifact is or will be."""
+        return self.root / stage / fingerprint(description)
+
     def find(self, stage: str, description: Mapping[str, Any]) -> Path | None:
         """The folder of the finished artifact, or None."""
-        folder = self._folder(stage, description)
+        folder = self.folder(stage, description)
         return folder if (folder / RECORD).exists() else None
 
     def load(self, stage: str, description: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,9 +141,6 @@ class Store:
         more = len(differing) - SHOWN_DIFFERENCES
         rest = f" and {more} more" if more > 0 else ""
         return f"{start}; the nearest, {folder.name}, differs in {shown}{rest}"
-
-    def _folder(self, stage: str, description: Mapping[str, Any]) -> Path:
-        return self.root / stage / fingerprint(description)
 
 
 def load_folder(

@@ -1,9 +1,12 @@
-"""A user's mistake: one clear line, exit code 2."""
+"""What ends a run early: a user's mistake, one clear line and exit code 2, or the signal to end."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended, 143
 
 
 class UserError(Exception):

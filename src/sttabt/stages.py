@@ -1,18 +1,17 @@
 """A run goes through stages: base, general, approx, prune, evaluate, report. Each hands files to the next.
 
-What a stage makes is found by what made it: a hash of every setting that influences it. A finished artifact is
-used again, by this run or by any job of a sweep; jobs that want the same one at the same time make it once.
+What a stage makes is found by what made it: a hash of every setting that influences it (`descriptions`). A finished
+artifact is used again, by this run or by any job of a sweep; jobs that want the same one at the same time make it once
+(`making`).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
 import shutil
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,27 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sttabt import __version__
 from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import AVERAGED, MODEL_STAGES, Store, checksum, fingerprint
+from sttabt.artifacts import AVERAGED, fingerprint
 from sttabt.backbones.base import Backbone
 from sttabt.building import build_base
-from sttabt.card import CARD, last_stage, write_card
+from sttabt.card import last_stage, write_card
 from sttabt.data import load_splits
-from sttabt.data.base import Splits
+from sttabt.descriptions import (
+    describe_approx,
+    describe_base,
+    describe_general,
+    describe_prune,
+    describe_result,
+    describe_timing,
+)
 from sttabt.errors import UserError
 from sttabt.evaluation import attention_error, find_device, gallery
-from sttabt.hub import find_pretrained
 from sttabt.job import Job
-from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.launch import ALONE, Nodes, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
-from sttabt.lit.stage import TrainingStage
+from sttabt.making import Artifact, Maker
 from sttabt.methods import find_method
 from sttabt.methods.base import Method
 from sttabt.pruned import PrunedModel
@@ -44,14 +47,10 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.result import device_name, make_row, measure_time
-from sttabt.settings import SOURCES, LoggerSettings, Settings, update_size
+from sttabt.settings import SOURCES, LoggerSettings, Settings
 from sttabt.task import Task
-from sttabt.weights import load_approx, load_weights, verify
+from sttabt.weights import load_approx, load_weights
 
-Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
-
-TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
-IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def run_stages(settings: Settings, job: Job) -> None:
     with Nodes(settings.hardware, job.command) as nodes:
         stages = Stages(settings, job, nodes)
         logged = settings if nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
-        with JobLoggers(logged, job) as stages.loggers:
+        with JobLoggers(logged, job) as stages.maker.loggers:
             if "evaluate" in wanted and nodes.first:
                 stages.evaluate()
             elif wanted & {"evaluate", "prune"}:
@@ -84,27 +83,15 @@ def run_stages(settings: Settings, job: Job) -> None:
         log.info("report: %s", make_report([output], output / "report").page)
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """What a stage made: its weights, what it is made of, and notes (seconds, approximation errors)."""
-
-    tensors: dict[str, Tensor]
-    key: str
-    notes: dict[str, Any]
-
-
 class Stages:
     """The stages of one job; each asks for the one before it, and makes only what is not there."""
 
-    loggers: JobLoggers
-
     def __init__(self, settings: Settings, job: Job, nodes: Nodes = ALONE) -> None:
         self.settings, self.job, self.nodes = settings, job, nodes
-        self.store = Store(Path(settings.paths.artifacts))
+        self.maker = Maker(settings, job, nodes)
         self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
-        self.fitted: dict[str, dict[str, Any]] = {}  # by stage that trained: on how much, to which validation metrics
 
     def base(self) -> tuple[Backbone, Artifact]:
         """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
@@ -121,14 +108,10 @@ class Stages:
             self._load_checkpoint(base, new_head=model.fine_tune)
             notes: dict[str, Any] = {}
             if trained:
-                notes = self._fit(BaseTraining(base, model.training, self.task), folder)
+                notes = self.maker.fit(BaseTraining(base, model.training, self.task), self.splits, folder)
             return base.state_dict(), notes
 
-        described = self._weights() | {"classes": classes}
-        if trained:
-            described |= {"training": _without(asdict(model.training), "batch"), "dataset": self._data()}
-            described |= self._training_context("base")
-        artifact = self._obtain("base", described, make)
+        artifact = self.maker.obtain("base", describe_base(self.settings, trained), make)
         base.load_state_dict(artifact.tensors, strict=True)
         return base.eval(), artifact
 
@@ -144,15 +127,10 @@ class Stages:
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
             corpus = load_corpus(settings.corpus, self.settings.model, self.settings.dataset.max_tokens)
-            self._fit(module, folder, corpus)
+            self.maker.fit(module, corpus, folder)
             return {name: value for name, value in network.state_dict().items() if not network.is_head(name)}, {}
 
-        own = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
-        described = self._weights() | {name: value for name, value in asdict(settings).items() if name in own}
-        described["corpus_training"] = _without(described["corpus_training"], "batch")
-        corpus = Path(settings.corpus)
-        described["corpus"] = checksum(corpus) if corpus.is_file() else settings.corpus
-        return self._obtain("general", described | self._training_context("general"), make)
+        return self.maker.obtain("general", describe_general(self.settings), make)
 
     def approx(self) -> tuple[Backbone, ApproximateNetwork, dict[str, Artifact]]:
         """The base model, its approximate attention network, and the artifacts that they are, by stage."""
@@ -175,7 +153,7 @@ class Stages:
             if settings.checkpoint:
                 load_approx(network, Path(settings.checkpoint), "approx.checkpoint")
             else:
-                notes = self._fit(Approximation(network, base, settings, self.task), folder)
+                notes = self.maker.fit(Approximation(network, base, settings, self.task), self.splits, folder)
             if not self.nodes.first:
                 return {}, {}
             networks = {"distilled": network.eval(), **controls}
@@ -189,14 +167,7 @@ class Stages:
             )
             return network.state_dict(), {"errors": errors, **notes}
 
-        own = _without(asdict(settings), "corpus", "corpus_training")  # the general network's
-        own["training"] = _without(own["training"], "batch")
-        if settings.checkpoint:
-            own = {name: own[name] for name in ("factor", "stem")}
-            own["checkpoint"] = verify(Path(settings.checkpoint), "", "approx.checkpoint")
-        described = {**self._keys(artifacts), "approx": own, "dataset": self._data()}
-        described |= self._training_context("approx")
-        artifacts["approx"] = self._obtain("approx", described, make)
+        artifacts["approx"] = self.maker.obtain("approx", describe_approx(self.settings, self._keys(artifacts)), make)
         network.load_state_dict(artifacts["approx"].tensors, strict=True)
         return base, network.eval(), artifacts
 
@@ -216,15 +187,11 @@ class Stages:
 
             def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
                 module = Pruning(model, base, sparsity, self.task)
-                notes = self._fit(module, folder)
+                notes = self.maker.fit(module, self.splits, folder)
                 averaged = {} if module.averaged is None else module.averaged.module.state_dict()
                 return model.state_dict() | {AVERAGED + name: value for name, value in averaged.items()}, notes
 
-            own = asdict(sparsity)
-            own["training"] = _without(own["training"], "batch")
-            described = {**self._keys(artifacts), "sparsity": own, "dataset": self._data()}
-            described |= self._training_context("prune")
-            artifacts["prune"] = self._obtain("prune", described, make)
+            artifacts["prune"] = self.maker.obtain("prune", describe_prune(self.settings, self._keys(artifacts)), make)
             tensors = artifacts["prune"].tensors
             model.load_state_dict(
                 {name: t for name, t in tensors.items() if not name.startswith(AVERAGED)}, strict=True
@@ -240,18 +207,8 @@ class Stages:
         """The result row of this job, and the images of its gallery, in paths.output."""
         model, averaged, artifacts = self.pruned()
         settings = self.settings
-        described = {
-            **self._keys(artifacts),
-            "model": settings.model.name,
-            "dataset": self._data() | {"metric": settings.dataset.metric},
-            "sparsity": asdict(settings.sparsity),
-            "evaluation": {name: value for name, value in asdict(settings.evaluation).items() if name not in TIMING},
-            "experiment": settings.name,
-            "hardware": {"device": device_name(self.device), "threads": torch.get_num_threads()},
-            "commit": self.job.commit,  # other code may score differently
-            "seed": settings.seed,
-            "fast_dev_run": settings.fast_dev_run,
-        }
+        hardware = {"device": device_name(self.device), "threads": torch.get_num_threads()}
+        described = describe_result(settings, self._keys(artifacts), hardware, self.job.commit)
 
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             model.to(self.device)
@@ -266,13 +223,13 @@ class Stages:
             row.write(folder / ROW_FILE)
             return {}, {}
 
-        folder = self._claim("evaluate", described, make)
+        folder = self.maker.claim("evaluate", described, make)
         row = Row.read(folder / ROW_FILE)
         if settings.evaluation.timing_rounds:
             row = self._timed(row, model, described)
-        made_of = {stage: self.store.root / stage / artifact.key for stage, artifact in artifacts.items()}
+        made_of = {stage: artifact.folder for stage, artifact in artifacts.items()}
         tokens = folder / GALLERY_FILE
-        self.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
+        self.maker.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
         write_card(made_of[last_stage(made_of)])  # which this result belongs to
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
@@ -289,8 +246,7 @@ class Stages:
             times, baseline = measure_time(model.to(self.device), self.splits.test, *sizes)
             return {}, {"time": times, "baseline": baseline}
 
-        own = {name: getattr(evaluation, name) for name in TIMING}
-        notes = self._obtain("timing", {**described, "timing": own}, make).notes
+        notes = self.maker.obtain("timing", describe_timing(self.settings, described), make).notes
         return replace(row, time=notes["time"], time_baseline=notes["baseline"])
 
     def _build(self, classes: int) -> Backbone:
@@ -322,25 +278,6 @@ class Stages:
         if path:
             load_weights(base, Path(path), "model.checkpoint", new_head)
 
-    def _weights(self) -> dict[str, Any]:
-        """What decides the weights that training starts from, but for the seed and the head."""
-        model, data = asdict(self.settings.model), self.settings.dataset
-        model = _without(model, "name", "training", "fine_tune", "sha256", *IMAGES)
-        if model["checkpoint"]:  # the same name may hold other weights
-            model["checkpoint"] = verify(Path(model["checkpoint"]), self.settings.model.sha256, "model.checkpoint")
-        if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():
-            weights = ("*.safetensors", "*.bin", "config.json")
-            files = sorted(path for pattern in weights for path in folder.glob(pattern))
-            model["huggingface"] = {path.name: checksum(path) for path in files}
-        sizes = {"channels": data.channels, "image_size": data.image_size, "max_tokens": data.max_tokens}
-        return {"model": model, **sizes, "version": __version__}
-
-    def _data(self) -> dict[str, Any]:
-        """What decides the batches of training and evaluation, and the loss."""
-        data, model = self.settings.dataset, asdict(self.settings.model)
-        described = _without(asdict(data), "metric", "broken_share")
-        return described | {name: model[name] for name in IMAGES} if SOURCES[data.source] == "images" else described
-
     def _words(self) -> Callable[[Tensor], list[str]] | None:
         """What turns a text's vocabulary places into words; None for images."""
         if SOURCES[self.settings.dataset.source] != "text":
@@ -365,71 +302,5 @@ class Stages:
         probe = kind(self.settings.sparsity, layers=1, outputs=1)
         return probe.attention == "approximate"
 
-    def _training_context(self, stage: str) -> dict[str, Any]:
-        return {
-            "seed": self.settings.seed,
-            "version": __version__,
-            "batch": update_size(self.settings, stage),
-            "precision": self.settings.hardware.precision,
-            "fast_dev_run": self.settings.fast_dev_run,
-        }
-
-    def _fit(self, module: TrainingStage, folder: Path, splits: Splits | None = None) -> dict[str, Any]:
-        splits = splits or self.splits
-        fitted = fit(module, splits, self.settings, folder, self.loggers.of_stage(module.stage), self.nodes)
-        measured = {name.rpartition("/validation_"): value for name, value in fitted.metrics.items()}
-        self.fitted[module.stage] = {
-            "samples": {"train": len(splits.train), "validation": len(splits.validation)},  # type: ignore[arg-type]
-            "validation": {name: v for (_, found, name), v in measured.items() if found and math.isfinite(v)},
-        }
-        return {"broken_images": fitted.broken_images} if fitted.broken_images else {}
-
-    def _about(self, stage: str) -> dict[str, Any]:
-        """Notes of an artifact for its card and for whoever loads it; nothing depends on them."""
-        job = {"command": self.job.command, "commit": self.job.commit}
-        return {"settings": asdict(self.settings), **job, **self.fitted.get(stage, {})}
-
-    def _obtain(self, stage: str, described: dict[str, Any], make: Make) -> Artifact:
-        folder = self._claim(stage, described, make)
-        if stage in MODEL_STAGES and self.nodes.first and not (folder / CARD).exists():
-            write_card(folder)
-        tensors, artifact = self.store.load(stage, described)
-        return Artifact(tensors, fingerprint(described), artifact["notes"])
-
-    def _claim(self, stage: str, described: dict[str, Any], make: Make) -> Path:
-        """The folder of a finished artifact, made now if it is not there and its stage is asked for."""
-        asked = "evaluate" if stage == "timing" else stage  # a part of that stage
-        left_out = asked not in self.settings.stages or (stage == "approx" and self.settings.skip_approx)
-        if left_out and self.store.find(stage, described) is None:
-            remedy = "skip_approx=false" if stage in self.settings.stages else f"{stage} in stages"
-            raise UserError(f"{self.store.missing_message(stage, described)}: make it with {remedy}")
-        if not self.nodes.first:
-            return self._follow(stage, described, make)
-        with (
-            self.store.claim(stage, described) as claim,
-            self.nodes.making(f"{stage}/{claim.folder.name}", not claim.finished) as needed,
-        ):
-            if needed:
-                started = time.perf_counter()
-                with self.loggers.making(stage, claim.folder):
-                    tensors, notes = make(claim.folder)
-                    claim.finish(tensors, {"seconds": time.perf_counter() - started, **self._about(stage), **notes})
-                (claim.folder / CHECKPOINT).unlink(missing_ok=True)
-            else:
-                log.info("stage %s is done already: %s", stage, claim.folder)
-            return claim.folder
-
-    def _follow(self, stage: str, described: dict[str, Any], make: Make) -> Path:
-        """What a further node does where the first one claims: it trains with it, and finds its files."""
-        folder = self.store.root / stage / fingerprint(described)
-        with self.nodes.making(f"{stage}/{folder.name}", False) as needed:
-            if needed:
-                make(folder)
-        return folder
-
     def _notes(self, artifacts: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
         return {stage: artifact.notes for stage, artifact in artifacts.items()}
-
-
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}

@@ -52,7 +52,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
     Raises UserError for a model, a device or a keep that is not there.
     """
     bench, hardware = settings.bench, settings.hardware
-    torch.set_flush_denormal(True)  # as in every run: sttabt.stages says why
+    torch.set_flush_denormal(True)  # as in every run: sttabt.lit.launch says why
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     device = find_device(hardware.accelerator)

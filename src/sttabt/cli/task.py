@@ -9,11 +9,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sttabt.cli.checks import without_effect
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import read_job, read_settings
 from sttabt.cli.messages import MISTAKES, explain
-
-SIGNAL_EXIT = 143  # 128 + SIGTERM
+from sttabt.errors import TERMINATED
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def run_task(config: DictConfig) -> None:
         run_stages(settings, current_job())
     except SystemExit as stop:
         # Lightning ends with exit code 0 when a signal stops it.
-        raise SystemExit(stop.code or SIGNAL_EXIT) from stop
+        raise SystemExit(stop.code or TERMINATED) from stop
     except MISTAKES as mistake:
         if sweeping:
             log.error(explain(mistake))

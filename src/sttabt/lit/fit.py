@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sttabt.data.base import Splits, evaluation_loader, train_loader
-from sttabt.errors import UserError
+from sttabt.errors import TERMINATED, UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.launch import ALONE, Nodes, launch
 from sttabt.lit.stage import LOGGED, TrainingStage
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
 NAMED = 10  # broken images that a line names
-TERMINATED = 143  # the exit code of a process ended by SIGTERM
 
 # What Lightning says at every start and a user of this suite can do nothing about.
 for library in ("lightning.pytorch", "lightning.fabric"):

@@ -27,14 +27,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sttabt.errors import UserError
+from sttabt.errors import TERMINATED, UserError
 from sttabt.place import Place
 from sttabt.settings import HardwareSettings
 
 PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far
 GRACE = 10  # seconds between asking processes to end and ending them
-INTERRUPTED = 128  # plus a signal's number: the exit code of a process that it ended
 FAILED, ENDED = "failed", "ended"
 REPEATABLE = (logging.StreamHandler, logging.FileHandler)  # handlers that another process can have, too
 
@@ -127,7 +126,7 @@ def launch(
     backend, endpoint, settings = "c10d", "localhost:0", {}
     if hardware.nodes > 1:
         backend, settings = "static", {"rank": nodes.number, "timeout": int(PATIENCE.total_seconds())}
-        endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(_free_port()))}"
+        endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(free_port()))}"
     handlers = [_Handler.of(handler) for handler in logging.getLogger().handlers if type(handler) in REPEATABLE]
     # As bytes: multiprocessing would put tensors into memory that processes share, who then train in each other's.
     packed = pickle.dumps((work, arguments, hardware, handlers))
@@ -152,7 +151,7 @@ def launch(
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
         log.warning("told to end by %s; the same command goes on from the last whole epoch", stop.sigval.name)
-        raise SystemExit(INTERRUPTED + stop.sigval) from stop
+        raise SystemExit(TERMINATED) from stop
     except ChildFailedError as failed:
         _raise_as_here(failed)
     except DistError as error:
@@ -161,6 +160,13 @@ def launch(
         for number, handler in before.items():
             signal.signal(number, handler)
     return results[min(results)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
 
 
 ALONE = Nodes(HardwareSettings(), "")
@@ -223,9 +229,3 @@ def _raise_as_here(failed: ChildFailedError) -> NoReturn:
     if details.startswith(start):
         raise UserError(details.removeprefix(start)) from failed
     raise RuntimeError(f"process {failure.local_rank} that trained failed: {details}\n{failed}") from failed
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from sttabt.cli.space import Choices, Range, Space
 from sttabt.errors import UserError, nearest
+from sttabt.search.space import Choices, Range, Space
 
 if TYPE_CHECKING:
     import optuna
