@@ -26,7 +26,7 @@ KERNELS = Extension(
     "sttabt.native._kernels",
     ["src/sttabt/native/kernels.cpp"],
     depends=[f"src/sttabt/native/{part}.inc" for part in ("vectors", "attention", "product", "encoder")],
-    extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],
     optional=True,
 )
