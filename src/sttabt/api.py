@@ -120,6 +120,7 @@ def text(encoding: Mapping[str, Tensor]) -> Text:
     return Text(ids, types, real)
 
 
+@torch.inference_mode(False)  # kernels leave weights that are made in inference mode to torch (sttabt.native)
 def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     """The model of an artifact that a run saved: `artifacts/prune/...`, `.../approx/...` or `.../base/...`.
 

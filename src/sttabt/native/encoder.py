@@ -64,8 +64,9 @@ class Encoder:
         self, x: Tensor, heads: int, counts: Sequence[Sequence[int]], kept: ctypes.Array | None, out: int | None
     ) -> None:
         x, flat = x.contiguous(), integers(list(chain.from_iterable(counts)))
-        sizes = len(self.layers), heads, len(counts[0])
-        while not LIBRARY.sttabt_encode(x.data_ptr(), self._table, *sizes, flat, kept, out):  # type: ignore[union-attr]
+        scratch = x.new_empty(LIBRARY.sttabt_encoder_room(self._table, len(x)))  # type: ignore[union-attr]
+        sizes, places = (len(self.layers), heads, len(counts[0])), (flat, kept, scratch.data_ptr(), out)
+        while not LIBRARY.sttabt_encode(x.data_ptr(), self._table, *sizes, *places):  # type: ignore[union-attr]
             forget(part[0] for layer in self.layers for part in layer.parts())
             self._describe()
 

@@ -211,20 +211,24 @@ PUBLIC int64_t sttabt_multiply(
     return 1;
 }
 
+PUBLIC int64_t sttabt_encoder_room(const void *layer, int64_t rows) {
+    return baseline::encoder_room((const Layer *)layer, rows);
+}
+
 // out (sum of the last counts, width) from x (sum of the first counts, width) through all layers. counts (layers + 1,
 // samples): the rows of each sample before and after a layer; a layer writes the first of those that it reads.
 // kept: a buffer (rows, 3 width) for each layer's queries, keys and values, when no layer drops a row; the last layer
 // then stops at its queries and keys, and out is not written. Null: nothing is kept.
-// Returns 0, with nothing done, if a weight is not what was packed.
+// scratch: sttabt_encoder_room floats. Returns 0, with nothing done, if a weight is not what was packed.
 PUBLIC int64_t sttabt_encode(
     const float *x, const void *layer, int64_t layers, int64_t heads, int64_t samples, const int64_t *counts,
-    float *const *kept, float *out
+    float *const *kept, float *scratch, float *out
 ) {
     const Layer *given = (const Layer *)layer;
     for (const Layer *one = given; one < given + layers; one++)
         for (const Product *product = &one->query; product <= &one->narrow; product++)
             if (!is_packed(*product)) return 0;
-    CALL(encode, x, given, layers, heads, samples, counts, kept, out);
+    CALL(encode, x, given, layers, heads, samples, counts, kept, scratch, out);
     return 1;
 }
 

@@ -27,13 +27,14 @@ def _load() -> ctypes.CDLL | None:
     library.sttabt_sum_rows.argtypes = [address] * 6 + [whole] * 4 + [real, real, whole]
     library.sttabt_pack.argtypes = [address, whole, whole, address]
     library.sttabt_multiply.argtypes = [*rows, address, address, address, address, whole, address]
-    library.sttabt_encode.argtypes = [address, address, whole, whole, whole, address, address, address]
+    library.sttabt_encode.argtypes = [address, address, whole, whole, whole, *[address] * 4]
+    library.sttabt_encoder_room.argtypes = [address, whole]
     library.sttabt_finish_rows.argtypes = [address] * 3 + [whole] * 3
     library.sttabt_limit.argtypes = [whole]
     library.sttabt_panel.argtypes = []
     for name in ("attend", "sum_rows", "pack", "finish_rows"):
         getattr(library, f"sttabt_{name}").restype = None
-    for name in ("limit", "panel", "multiply", "encode"):
+    for name in ("limit", "panel", "multiply", "encoder_room", "encode"):
         getattr(library, f"sttabt_{name}").restype = whole
     return library
 
