@@ -15,7 +15,8 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.vit import build_vit
 from sttabt.core.plan import TokenPlan
 from sttabt.core.text import Text
-from sttabt.engine.dense import trace_attention
+from sttabt.engine.attention import attend
+from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.native import product
 
@@ -95,8 +96,32 @@ def test_more_rows_than_a_feed_forward_takes_at_a_time() -> None:
     assert encoder is not None
     found = encoder.encode(x, base.heads, counts)
     for sample, rows in enumerate(x.split(list(counts[0]))):
-        alone = encoder.encode(rows, base.heads, [[count[sample]] for count in counts])
-        torch.testing.assert_close(found[sample : sample + 1], alone, rtol=1e-5, atol=1e-5)
+        for layer in range(base.layers):
+            kept = counts[layer + 1][sample]
+            with native.switched_off():
+                query, key, value = base.qkv(layer, rows[None], lambda read, kept=kept: read[:, :kept])
+                rows = base.finish(layer, rows[None, :kept], attend(query, key, value, base.heads))[0]
+        torch.testing.assert_close(found[sample : sample + 1], rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[[5], [6], [1], [1]], [[7], [7], [-1], [1]], [[6], [6], [6], [6]]])
+def test_counts_that_do_not_fall_are_refused(counts: list[list[int]]) -> None:
+    base = make_backbone("test_vit")
+    x = rows_for(base, 5)
+    encoder = base.native_encoder(x)
+    assert encoder is not None
+    with pytest.raises(ValueError, match="do not fall"):
+        encoder.encode(x, base.heads, counts)
+
+
+def test_norms_alone_can_be_trained() -> None:
+    base, images = make_backbone("test_vit").requires_grad_(False), make_inputs("test_vit")
+    norms = [module for module in base.modules() if isinstance(module, nn.LayerNorm)]
+    for norm in norms:
+        norm.requires_grad_(True)
+    with torch.enable_grad():
+        run_dense(base, images).logits.sum().backward()
+    assert all(norm.weight.grad is not None and norm.weight.grad.abs().sum() > 0 for norm in norms)
 
 
 def change_a_weight(base: Backbone) -> None:
@@ -130,7 +155,12 @@ def load_other_weights(base: Backbone) -> None:
     base.load_state_dict({name: value * 0.9 for name, value in base.state_dict().items()})
 
 
-CHANGES = [change_a_weight, change_a_bias, change_a_norm, change_what_is_behind, put_in_another_layer,
+def change_an_epsilon(base: Backbone) -> None:
+    base.model.blocks[0].norm1.eps = 0.5
+
+
+CHANGES = [change_an_epsilon,
+           change_a_weight, change_a_bias, change_a_norm, change_what_is_behind, put_in_another_layer,
            put_in_another_weight, load_other_weights]  # fmt: skip
 
 
@@ -155,6 +185,29 @@ def use_parametrization(base: Backbone) -> None:
     nn.utils.parametrizations.weight_norm(base.model.blocks[0].mlp.fc2)
 
 
+def use_parametrized_norm(base: Backbone) -> None:
+    nn.utils.parametrize.register_parametrization(base.model.blocks[0].norm1, "weight", nn.Softplus())
+
+
+def change_the_activation(base: Backbone) -> None:
+    base.model.blocks[0].mlp.act.approximate = "tanh"
+
+
+def use_a_wider_layer(base: Backbone) -> None:
+    mlp, width = base.model.blocks[1].mlp, base.architecture.width
+    mlp.fc1, mlp.fc2 = nn.Linear(width, 512), nn.Linear(512, width)
+
+
+def drop_out(base: Backbone) -> None:
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+
+
+def use_other_forward(base: Backbone) -> None:
+    base.model.blocks[0].norm1.forward = lambda rows: rows
+
+
 def use_double(base: Backbone) -> None:
     base.double()
 
@@ -167,7 +220,21 @@ def train(base: Backbone) -> None:
     base.train()
 
 
-@pytest.mark.parametrize("change", [use_other_activation, use_parametrization, use_double, watch, train])
+@pytest.mark.parametrize(
+    "change",
+    [
+        use_other_activation,
+        use_parametrization,
+        use_parametrized_norm,
+        change_the_activation,
+        use_a_wider_layer,
+        drop_out,
+        use_other_forward,
+        use_double,
+        watch,
+        train,
+    ],
+)
 def test_what_the_kernels_do_not_know_is_left_to_torch(change: Callable[[Backbone], None]) -> None:
     base = make_backbone("test_vit")
     assert base.native_encoder(rows_for(base)) is not None

@@ -98,7 +98,7 @@ class Backbone(nn.Module, ABC):
 
         Not under torch.compile, which joins more.
         """
-        if torch.compiler.is_compiling() or not native.fits(x):
+        if torch.compiler.is_compiling() or self.attention_dropout or not native.fits(x):
             return None
         layers = [layer for layer in map(self._native_layer, range(self.layers)) if layer is not None]
         return native.make_encoder(self, layers) if len(layers) == self.layers else None

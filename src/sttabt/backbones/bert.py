@@ -105,6 +105,7 @@ class Bert(Backbone):
             narrowing.dense,
             joining.LayerNorm,
             narrowing.LayerNorm,
+            (joining.dropout, narrowing.dropout),
             norm_first=False,
         )
 

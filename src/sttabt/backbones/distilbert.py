@@ -65,6 +65,7 @@ class DistilBert(Bert):
             feed_forward.lin2,
             block.sa_layer_norm,
             block.output_layer_norm,
+            (feed_forward.dropout,),
             norm_first=False,
         )
 

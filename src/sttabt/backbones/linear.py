@@ -17,7 +17,7 @@ def linear(
     norm: nn.LayerNorm | None = None,
 ) -> Tensor:
     """The layer's outputs `part` of norm(rows), (..., D), and the residual added, where there is one."""
-    if _is_native(layer, rows, norm):
+    if _is_native(layer, rows, norm, residual):
         numbers = None if norm is None else native.norm_numbers(norm)
         return native.linear(rows, layer.weight, layer.bias, part, residual, norm=numbers)
     rows = rows if norm is None else norm(rows)
@@ -47,8 +47,12 @@ def gated(rows: Tensor, gate: Tensor | None) -> Tensor:
     return rows if gate is None else rows * gate
 
 
-def _is_native(layer: nn.Linear, rows: Tensor, norm: nn.LayerNorm | None) -> bool:
+def _is_native(layer: nn.Linear, rows: Tensor, norm: nn.LayerNorm | None, residual: Tensor | None = None) -> bool:
     """Not under torch.compile, which joins a layer with what follows by itself, nor past somebody's hooks."""
-    if torch.compiler.is_compiling() or not native.fits(rows, layer.weight):
+    if torch.compiler.is_compiling() or not native.fits(rows):
         return False
-    return native.is_plain(layer) and (norm is None or native.is_plain(norm))
+    modules = (layer,) if norm is None else (layer, norm)
+    return all(map(native.is_plain, modules)) and native.fits(
+        *(tensor for module in modules for tensor in module._parameters.values() if tensor is not None),
+        *(() if residual is None else (residual,)),
+    )

@@ -117,9 +117,9 @@ class ViT(Backbone):
         attention, mlp = block.attn, block.mlp
         if not (_is_plain(block, block.ls1) and _is_plain(block, block.ls2)):
             return None
-        return native.Layer(
-            (attention.qkv,), attention.proj, mlp.fc1, mlp.act, mlp.fc2, block.norm1, block.norm2, norm_first=True
-        )
+        norms = block.norm1, block.norm2
+        idle = attention.proj_drop, mlp.drop1, mlp.drop2, block.drop_path1, block.drop_path2
+        return native.Layer((attention.qkv,), attention.proj, mlp.fc1, mlp.act, mlp.fc2, *norms, idle, norm_first=True)
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.forward_head(self.model.norm(x[:, : self.outputs]))

@@ -21,8 +21,8 @@ def attend_packed(
     """Attention within each sample: (sum of `write`, D) queries over (sum of `read`, D) keys and values.
 
     The kernels of sttabt.native take ragged rows as they are, and so does flash attention on CUDA in half precision.
-    Elsewhere a sample at a time, or once on rows padded to
-    the longest: padding is computed too, which pays while that takes less time than the calls that it saves.
+    Elsewhere a sample at a time, or once on rows padded to the longest: padding is computed too, which pays while that
+    takes less time than the calls that it saves.
     """
     if not dropout and native.fits(query, key, value):
         return native.attend(query, key, value, heads, read, write)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,19 +56,26 @@ class Encoder:
         return [(rows[:, :width], rows[:, width : 2 * width]) for rows in kept]
 
     def _describe(self) -> None:
-        # The packed weights live as long as their addresses are in the table.
-        self._packed = [pack(part[0]) for layer in self.layers for part in layer.parts()]
-        self._table = (CLayer * len(self.layers))(*map(_c_layer, self.layers))
+        parts = [list(layer.parts()) for layer in self.layers]
+        packed = [[pack(weight) for weight, *_ in layer] for layer in parts]
+        table = (CLayer * len(parts))(*map(_c_layer, self.layers, parts, packed))
+        # Whatever has its address in the table lives as long as it does.
+        self._made = table, packed, [list(layer.tensors()) for layer in self.layers]
 
     def _run(
         self, x: Tensor, heads: int, counts: Sequence[Sequence[int]], kept: ctypes.Array | None, out: int | None
     ) -> None:
+        _check(counts, len(x))
         x, flat = x.contiguous(), integers(list(chain.from_iterable(counts)))
-        scratch = x.new_empty(LIBRARY.sttabt_encoder_room(self._table, len(x)))  # type: ignore[union-attr]
+        scratch = x.new_empty(LIBRARY.sttabt_encoder_room(self._made[0], len(x)))  # type: ignore[union-attr]
         sizes, places = (len(self.layers), heads, len(counts[0])), (flat, kept, scratch.data_ptr(), out)
-        while not LIBRARY.sttabt_encode(x.data_ptr(), self._table, *sizes, *places):  # type: ignore[union-attr]
-            forget(part[0] for layer in self.layers for part in layer.parts())
+        for _ in range(2):
+            made = self._made  # lives until the call is over, whatever other threads do
+            if LIBRARY.sttabt_encode(x.data_ptr(), made[0], *sizes, *places):  # type: ignore[union-attr]
+                return
+            forget(weight for layer in self.layers for weight, *_ in layer.parts())
             self._describe()
+        raise RuntimeError("a weight changed while it was in use")
 
 
 def make_encoder(owner: nn.Module, layers: Sequence[Layer]) -> Encoder | None:
@@ -81,7 +88,7 @@ def make_encoder(owner: nn.Module, layers: Sequence[Layer]) -> Encoder | None:
     state = [panel_outputs(), *(layer.state() for layer in layers)]
     found = _encoders.get(owner)
     if found is None or found.state != state:
-        if not all(_can_encode(layer) for layer in layers):
+        if not all(_can_encode(layer) for layer in layers) or len({layer.sizes() for layer in layers}) > 1:
             return None
         found = _encoders[owner] = Encoder(layers, state)
     return found
@@ -91,11 +98,20 @@ _encoders: WeakKeyDictionary[nn.Module, Encoder] = WeakKeyDictionary()
 
 
 def _can_encode(layer: Layer) -> bool:
-    if not layer.is_known() or not fits(*layer.tensors()):
+    if not layer.is_known() or not fits(*layer.tensors()) or layer.sizes() is None:
         return False
     return all(can_pack(weight, first, last) for weight, _, first, last in layer.parts())
 
 
-def _c_layer(layer: Layer) -> CLayer:
+def _c_layer(layer: Layer, parts: Sequence[tuple[Tensor, Tensor | None, int, int]], packed: Sequence[Tensor]) -> CLayer:
+    products = (c_product(part[0], values, *part[1:]) for part, values in zip(parts, packed, strict=True))
     norms = (c_norm(norm_numbers(norm)) for norm in (layer.first, layer.second))
-    return CLayer(*(c_product(*part) for part in layer.parts()), *norms, layer.norm_first)
+    return CLayer(*products, *norms, layer.norm_first)
+
+
+def _check(counts: Sequence[Sequence[int]], rows: int) -> None:
+    falling = all(a >= b >= 0 for before, after in pairwise(counts) for a, b in zip(before, after, strict=True))
+    if sum(counts[0]) != rows or not falling:
+        raise ValueError(
+            f"counts {[list(count) for count in counts]} do not fall from layer to layer, from {rows} rows on"
+        )

@@ -75,10 +75,11 @@ def switched_off() -> Iterator[None]:
 def limited_to(floats: int) -> Iterator[int]:
     """Vectors of at most `floats` (4, 8 or 16) numbers, as on a lesser machine; gives the number in use."""
     assert LIBRARY is not None, "ask loaded() first"
+    before = LIBRARY.sttabt_limit(16)
     try:
         yield LIBRARY.sttabt_limit(floats)
     finally:
-        LIBRARY.sttabt_limit(16)
+        LIBRARY.sttabt_limit(before)
 
 
 def address(x: Tensor | None) -> int | None:

@@ -68,11 +68,13 @@ def linear(
     scratch = None if norm is None else torch.empty_like(rows)
     normed = None if norm is None else ctypes.byref(c_norm(norm))
     count, around = rows.numel() // weight.shape[1], (normed, address(scratch), address(residual), gelu)
-    while not LIBRARY.sttabt_multiply(  # type: ignore[union-attr]
-        rows.data_ptr(), count, ctypes.byref(c_product(weight, bias, first, last)), *around, product.data_ptr()
-    ):  # fmt: skip
+    for _ in range(2):
+        packed = pack(weight)  # lives until the call is over, whatever other threads do
+        described = ctypes.byref(c_product(weight, packed, bias, first, last))
+        if LIBRARY.sttabt_multiply(rows.data_ptr(), count, described, *around, product.data_ptr()):  # type: ignore[union-attr]
+            return product
         forget([weight])
-    return product
+    raise RuntimeError("a weight changed while it was in use")
 
 
 def can_pack(weight: Tensor, first: int, last: int) -> bool:
@@ -87,10 +89,10 @@ def panel_outputs() -> int:
     return LIBRARY.sttabt_panel()  # type: ignore[union-attr]
 
 
-def c_product(weight: Tensor, bias: Tensor | None, first: int, last: int) -> CProduct:
-    """Reads the memory of weight, bias and what pack(weight) gives, which have to live while it is in use."""
+def c_product(weight: Tensor, packed: Tensor, bias: Tensor | None, first: int, last: int) -> CProduct:
+    """Reads the memory of weight, bias and packed = pack(weight), which have to live while it is in use."""
     place = None if bias is None else bias.data_ptr() + bias.element_size() * first
-    return CProduct(weight.data_ptr(), pack(weight).data_ptr(), *weight.shape, first, last - first, place)
+    return CProduct(weight.data_ptr(), packed.data_ptr(), *weight.shape, first, last - first, place)
 
 
 def c_norm(norm: Norm) -> CNorm:
