@@ -242,6 +242,14 @@ def test_what_the_kernels_do_not_know_is_left_to_torch(change: Callable[[Backbon
     assert base.native_encoder(rows_for(base).to(next(base.parameters()).dtype)) is None
 
 
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_texts_in_training_are_left_to_torch(name: str) -> None:
+    base = make_backbone(name)
+    assert base.native_encoder(rows_for(base)) is not None
+    base.train()
+    assert base.native_encoder(rows_for(base)) is None
+
+
 def test_hooks_are_called() -> None:
     base, images = make_backbone("test_vit"), make_inputs("test_vit")
     plan, seen = random_plan(base, base.real(images)), []

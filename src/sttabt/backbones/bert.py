@@ -89,23 +89,16 @@ class Bert(Backbone):
 
     def _native_layer(self, layer: int) -> native.Layer | None:
         block = self._layer(layer)
-        if block.training:
-            return None
-        own, joining, widening, narrowing = (
-            block.attention.self,
-            block.attention.output,
-            block.intermediate,
-            block.output,
-        )
+        own, joining, widening = block.attention.self, block.attention.output, block.intermediate
         return native.Layer(
             (own.query, own.key, own.value),
             joining.dense,
             widening.dense,
             widening.intermediate_act_fn,
-            narrowing.dense,
+            block.output.dense,
             joining.LayerNorm,
-            narrowing.LayerNorm,
-            (joining.dropout, narrowing.dropout),
+            block.output.LayerNorm,
+            (joining.dropout, block.output.dropout),
             norm_first=False,
         )
 

@@ -54,8 +54,6 @@ class DistilBert(Bert):
 
     def _native_layer(self, layer: int) -> native.Layer | None:
         block = self._layer(layer)
-        if block.training:
-            return None
         own, feed_forward = block.attention, block.ffn
         return native.Layer(
             (own.q_lin, own.k_lin, own.v_lin),

@@ -38,7 +38,7 @@ class Encoder:
         """What the last layer writes, (sum of counts[-1], D), of packed rows x (sum of counts[0], D).
 
         counts: (L+1, B), rows of each sample before and after each layer, which writes the first of those that it
-        reads.
+        reads. Raises ValueError where they rise, or do not begin with the rows of x.
         """
         out = x.new_empty(sum(counts[-1]), x.shape[-1])
         self._run(x, heads, counts, None, out.data_ptr())
