@@ -17,13 +17,13 @@ import torch
 from transformers import BertConfig, DistilBertConfig, DistilBertForSequenceClassification
 
 from sttabt import native
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert, new_model
 from sttabt.backbones.distilbert import DistilBert
 from sttabt.backbones.lvvit import build_lvvit
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.core.text import Text
+from sttabt.models.approximate import ApproximateNetwork
 
 torch.set_num_threads(1)
 

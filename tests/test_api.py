@@ -17,17 +17,17 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import sttabt
 from conftest import BERT, make_approx, make_backbone, make_images, make_text
-from sttabt.approx import ApproximateNetwork
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import attention_divergence
 from sttabt.core.text import Text
 from sttabt.errors import UserError
-from sttabt.job import Job
 from sttabt.lit.loggers import JobLoggers
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.stages import Stages, run_stages
 from sttabt.settings import SPARSITY_SCHEMAS, BacktrackingSettings
-from sttabt.stages import Stages, run_stages
+from sttabt.store.job import Job
 
 
 def _vit() -> nn.Module:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sttabt.artifacts import Store, fingerprint, load_folder
 from sttabt.errors import UserError
+from sttabt.store.artifacts import Store, fingerprint, load_folder
 
 DESCRIPTION = {"model": {"name": "vit", "width": 96}, "seed": 0}
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
@@ -107,7 +107,7 @@ def test_an_interrupted_write_is_no_artifact_and_can_be_done_again(tmp_path: Pat
     """The process dies at its first rename (weights) or at its second (record)."""
     code = f"""
 import os, pathlib, torch
-from sttabt.artifacts import Store
+from sttabt.store.artifacts import Store
 rename, left = pathlib.Path.replace, [{renames}]
 def die(self, target):
     if not left[0]:
@@ -138,7 +138,7 @@ def test_an_error_in_the_work_leaves_the_artifact_unfinished_and_free(tmp_path: 
 def test_two_processes_make_an_artifact_once(tmp_path: Path) -> None:
     code = f"""
 import logging, pathlib, sys, time, torch
-from sttabt.artifacts import Store
+from sttabt.store.artifacts import Store
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 root = pathlib.Path({str(tmp_path)!r})
 (root / ("ready" + sys.argv[1])).touch()

@@ -14,13 +14,12 @@ import torch
 
 import sttabt
 from conftest import make_approx, make_backbone, make_images
-from sttabt.approx import ApproximateNetwork
-from sttabt.bench import main, read_settings
-from sttabt.benchmark.measure import difference, measure
-from sttabt.benchmark.plans import reachable_mean, realistic_plan, solve_increasing
-from sttabt.benchmark.table import SpeedRow, compare_with_tome, format_table
-from sttabt.benchmark.training import make_steps, pruning_step_macs
-from sttabt.benchmark.variants import (
+from sttabt.bench.__main__ import main, read_settings
+from sttabt.bench.measure import difference, measure
+from sttabt.bench.plans import reachable_mean, realistic_plan, solve_increasing
+from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
+from sttabt.bench.training import make_steps, pruning_step_macs
+from sttabt.bench.variants import (
     DROPPED,
     GATED,
     MASKED,
@@ -34,7 +33,8 @@ from sttabt.benchmark.variants import (
 )
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dropped import run_dropped
-from sttabt.pruned import PrunedRun
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedRun
 from sttabt.settings import BenchSettings
 
 SMALL = ["model=test_vit", "bench.image_sizes=[28]", "bench.train_batch=2", "bench.rounds=1"]
@@ -271,7 +271,7 @@ def test_the_command_writes_rows_table_and_figure(tmp_path: Path) -> None:
 def test_a_wrong_variant_fails_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sttabt.benchmark.variants.run_dropped", lambda base, inputs, plan: base(inputs))
+    monkeypatch.setattr("sttabt.bench.variants.run_dropped", lambda base, inputs, plan: base(inputs))
     assert main([*SMALL, "bench.batches=[1]", "bench.train=false", "bench.out=out"]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("wrong logits, so not timed: dropped, uniform, keep 0.25; ")

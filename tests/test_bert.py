@@ -34,11 +34,8 @@ from conftest import (
     one_by_one,
     pad_text,
 )
-from sttabt.approx import ApproximationWeights, approximation_loss
 from sttabt.backbones.bert import Bert, new_model
-from sttabt.backbones.bert_files import build_bert
 from sttabt.backbones.distilbert import DistilBert
-from sttabt.building import build_base
 from sttabt.core.backtrack import backtrack
 from sttabt.core.concrete import concrete_loss, concrete_plan
 from sttabt.core.forward import forward_select
@@ -49,6 +46,9 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.online import run_online_dropped, run_online_masked
 from sttabt.errors import UserError
+from sttabt.models.approximate import ApproximationWeights, approximation_loss
+from sttabt.pretrained.bert import build_bert
+from sttabt.pretrained.build import build_base
 from sttabt.settings import ModelSettings
 
 TEXT = make_text()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from sttabt.artifacts import MODEL_STAGES, Store
-from sttabt.card import CARD, NOT_MEASURED, last_stage, model_card, results
 from sttabt.cli.composition import compose_settings
-from sttabt.job import Job
+from sttabt.pipeline.card import CARD, NOT_MEASURED, last_stage, model_card, results
+from sttabt.pipeline.stages import run_stages
 from sttabt.report.rows import Row
-from sttabt.stages import run_stages
+from sttabt.store.artifacts import MODEL_STAGES, Store
+from sttabt.store.job import Job
 
 JOB = Job("python -m sttabt.run test", "sweep", True, "0123")
 SMALL = ["experiment=debug", "logger=none", "evaluation.gallery=0"]
@@ -167,7 +167,7 @@ def test_the_last_stage_is_whose_model_it_is() -> None:
 
 
 def test_several_seeds_are_counted(tmp_path: Path) -> None:
-    from sttabt.card import _limits
+    from sttabt.pipeline.card import _limits
 
     row = _run("sparsity=dense", "evaluation.timing_rounds=0")
     assert row is not None

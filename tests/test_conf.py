@@ -160,7 +160,7 @@ def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: st
 
 
 def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
-    from sttabt.result import FIELDS
+    from sttabt.pipeline.result import FIELDS
 
     for experiment in EXPERIMENTS:
         text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.methods import find_method, method_names
 from sttabt.methods.base import MergingMethod, OnlineMethod, TrainedMethod
-from sttabt.pruned import PrunedModel
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import SPARSITY_SCHEMAS
 
 VARIANTS = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_approx, make_backbone
 from sttabt.convert import main
-from sttabt.weights import load_approx, load_weights, without_unused
+from sttabt.pretrained.weights import load_approx, load_weights, without_unused
 
 GOLDEN = Path(__file__).parent / "golden"
 STALE = "bert.embeddings.position_ids"

@@ -14,20 +14,20 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from conftest import BACKBONES, make_approx, make_backbone
-from sttabt.approx import ApproximateNetwork
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch
+from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
-from sttabt.evaluation import attention_error, evaluate, gallery, time_against_dense
 from sttabt.methods import find_method, method_names
 from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.concrete import Concrete
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
 from sttabt.settings import SPARSITY_SCHEMAS
-from sttabt.task import Task
-from sttabt.timing import Timing, time_interleaved
+from sttabt.timing.interleaved import Timing, time_interleaved
 
 CLASSES = 5
 TASK = Task("accuracy", CLASSES)

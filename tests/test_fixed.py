@@ -9,11 +9,11 @@ import torch
 from conftest import make_approx, make_backbone, make_images
 from reference import random_trace, trace_probabilities
 from sttabt.core.backtrack import backtrack, backtrack_fixed
-from sttabt.core.fixed import fixed_plan, mean_counts
+from sttabt.core.counts import fixed_plan, mean_counts
 from sttabt.errors import UserError
-from sttabt.fixed import FixedModel
 from sttabt.methods.backtracking import Backtracking
-from sttabt.pruned import PrunedModel
+from sttabt.models.fixed import FixedModel
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BacktrackingSettings
 
 

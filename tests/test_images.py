@@ -21,7 +21,7 @@ from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits, evaluation_loader, train_loader
 from sttabt.errors import UserError
-from sttabt.hub import use_hub
+from sttabt.pretrained.hub import use_hub
 from sttabt.run import main
 from sttabt.settings import Settings
 

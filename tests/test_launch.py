@@ -23,23 +23,23 @@ from torch.utils.data import Subset
 
 import sttabt
 import sttabt.data.base as data
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.vit import build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader, train_loader
 from sttabt.data.images import AugmentedImages
+from sttabt.data.task import Task
 from sttabt.errors import UserError
-from sttabt.evaluation import find_device
 from sttabt.lit.fit import fit
 from sttabt.lit.launch import Nodes, free_port
 from sttabt.lit.modules import BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage
 from sttabt.methods.concrete import Concrete
-from sttabt.place import Place
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.evaluation import find_device
 from sttabt.settings import HardwareSettings, Settings, steps_of, update_size
-from sttabt.task import Task
+from sttabt.store.place import Place
 
 PATIENCE = 300  # seconds, of a machine that is busy with more than this
 SMALL = {"patch_size": 14, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -303,7 +303,7 @@ def test_more_gpus_than_there_are_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         def __init__(self, **_: object) -> None:
             self.device = torch.device("cuda")
 
-    monkeypatch.setattr("sttabt.evaluation.Fabric", TwoGpus)
+    monkeypatch.setattr("sttabt.pipeline.evaluation.Fabric", TwoGpus)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_device("gpu", 2).type == "cuda"
     with pytest.raises(UserError, match=r"hardware\.devices=8 is more than this machine's 2 GPUs: set 2 or fewer"):

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import sttabt
-from sttabt.artifacts import checksum
 from sttabt.cli.sweep import Progress
 from sttabt.run import main
+from sttabt.store.artifacts import checksum
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 DEBUG = ("experiment=debug", "sparsity=dense", "logger=none", "stages=[base]")

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits
 from sttabt.data.images import AugmentedImages
+from sttabt.data.task import Task
 from sttabt.errors import UserError
 from sttabt.lit.checkpoint import AtomicCheckpointIO
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.modules import Approximation, BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage, warmup_cosine
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import Settings
-from sttabt.task import Task
 
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
 RATE = "training.learning_rate=0.01"

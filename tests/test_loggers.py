@@ -24,11 +24,11 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 import sttabt
 from sttabt import workspace
 from sttabt.cli.composition import compose_settings, config_folder
-from sttabt.job import Job
 from sttabt.lit.logged import result_values, shaded, strips, table
+from sttabt.pipeline.stages import run_stages
 from sttabt.report.gallery import ImageGallery, TextGallery
 from sttabt.report.rows import Row
-from sttabt.stages import run_stages
+from sttabt.store.job import Job
 from wandb_server import wandb_server
 
 SWEEP = "the_sweep"
@@ -301,7 +301,7 @@ def test_online_without_a_server_is_offline_with_one_line(
 ) -> None:
     code = (
         "import logging, sttabt.lit.wandb_runs as runs; runs.PATIENCE = 2.0;"
-        "from sttabt.cli.composition import compose_settings; from sttabt.job import Job;"
+        "from sttabt.cli.composition import compose_settings; from sttabt.store.job import Job;"
         "from sttabt.lit.loggers import JobLoggers; logging.basicConfig(format='%(message)s');"
         f"settings = compose_settings(['experiment=debug', 'logger=wandb_online'], output={str(tmp_path)!r})\n"
         "with JobLoggers(settings, Job('test', 'alone', False, '')): pass"

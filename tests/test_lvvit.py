@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import LVVIT, make_approx, make_backbone, make_images
-from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.lvvit import SIZES, LvVit, build_lvvit
 from sttabt.core.cost import encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
@@ -19,7 +18,8 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import LVVIT_SIZES, SPARSITY_SCHEMAS
 
 PUBLISHED = {"tiny": (8.53, 224), "small": (26.15, 224), "medium": (55.83, 224), "large": (150.47, 448)}  # M weights

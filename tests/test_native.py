@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from conftest import make_backbone
 from sttabt import native
-from sttabt.approx import ApproximateNetwork
 from sttabt.core.backtrack import backtrack
 from sttabt.core.concrete import concrete_plan, weighted_standing
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, attend_weighted
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.packed import _attend_ragged, attend_packed, padding_macs
+from sttabt.models.approximate import ApproximateNetwork
 from sttabt.native import product
 
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from conftest import BACKBONES, make_approx, make_backbone, make_bert, make_distilbert, make_inputs
 from sttabt import native
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.vit import build_vit
 from sttabt.core.plan import TokenPlan
@@ -18,6 +17,7 @@ from sttabt.core.text import Text
 from sttabt.engine.attention import attend
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
+from sttabt.models.approximate import ApproximateNetwork
 from sttabt.native import product
 
 pytestmark = pytest.mark.skipif(

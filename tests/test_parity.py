@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sttabt.core.forward import forward_select
 from sttabt.engine.online import run_online_dropped, run_online_masked
-from sttabt.parity import main
-from sttabt.parity_bert import bert_case
-from sttabt.parity_vit import vit_case
+from sttabt.parity.__main__ import main
+from sttabt.parity.bert import bert_case
+from sttabt.parity.vit import vit_case
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -17,22 +17,22 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from images import make_idx
-from sttabt.artifacts import load_folder
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits, train_loader
 from sttabt.data.images import AugmentedImages
+from sttabt.data.task import Task
 from sttabt.errors import UserError
-from sttabt.job import Job
 from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining, Pruning
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.stages import Stages, run_stages
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
-from sttabt.stages import Stages, run_stages
-from sttabt.task import Task
+from sttabt.store.artifacts import load_folder
+from sttabt.store.job import Job
 from test_lit import TASK, _base
 
 SMALL = ["name=test", "dataset=digits", "model=test_vit", "hardware.batch_size=16", "logger=none"]

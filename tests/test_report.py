@@ -24,7 +24,8 @@ from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.images import fade
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import points_by_dataset, to_points
-from sttabt.report.rows import Row, read_rows
+from sttabt.report.reading import read_rows
+from sttabt.report.rows import Row
 from sttabt.report.table import format_table, table_columns, to_frame
 
 LAYERS = 4

@@ -30,7 +30,8 @@ from sttabt.report.overhead import write_overhead
 from sttabt.report.points import points_by_dataset
 from sttabt.report.quality import LABEL as QUALITY
 from sttabt.report.quality import draw_attention_quality
-from sttabt.report.rows import Row, read_rows
+from sttabt.report.reading import read_rows
+from sttabt.report.rows import Row
 from sttabt.report.table import to_frame
 from test_conf import _sweep_jobs
 from test_report import make_row, make_sweep, write_rows

@@ -16,12 +16,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
-import sttabt.stages
+import sttabt.pipeline.stages
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
 from sttabt.report.build import draw_figures, make_report
 from sttabt.report.front import front
-from sttabt.report.rows import read_rows
+from sttabt.report.reading import read_rows
 from sttabt.run import main
 from sttabt.search.plan import Plan
 from sttabt.search.space import Choices, Range, describe, fit_space, read_space
@@ -281,7 +281,7 @@ def test_every_search_begins_with_its_card() -> None:
 
 
 def test_a_search_goes_on_where_it_was_interrupted_and_replaces_what_failed(tmp_path, monkeypatch, capsys) -> None:
-    run, begun = sttabt.stages.run_stages, []
+    run, begun = sttabt.pipeline.stages.run_stages, []
 
     def ending(settings: Any, job: Any) -> None:
         begun.append(settings.sparsity.p_logit)
@@ -291,7 +291,7 @@ def test_a_search_goes_on_where_it_was_interrupted_and_replaces_what_failed(tmp_
             raise RuntimeError("out of luck")
         run(settings, job)
 
-    monkeypatch.setattr(sttabt.stages, "run_stages", ending)
+    monkeypatch.setattr(sttabt.pipeline.stages, "run_stages", ending)
     command = [*SEARCH, "hydra.sweeper.trials=3", "hydra.sweeper.storage=mine.journal"]
     with pytest.raises(KeyboardInterrupt):
         _main(monkeypatch, *command)

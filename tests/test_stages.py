@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
-from sttabt.evaluation import find_device
-from sttabt.job import Job
 from sttabt.lit.loggers import JobLoggers
+from sttabt.pipeline.evaluation import find_device
+from sttabt.pipeline.stages import Stages, run_stages
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
-from sttabt.stages import Stages, run_stages
+from sttabt.store.job import Job
 
 EXPERIMENTS = {path.stem: path for path in sorted((config_folder() / "experiment").rglob("*.yaml"))}
 JOB = Job(command="python -m sttabt.run experiment=test", sweep="sweep", multirun=True, commit="0123")

@@ -18,27 +18,34 @@ from scipy import stats
 from sklearn import metrics as reference
 from torch import Tensor, nn
 
-import sttabt.stages
+import sttabt.pipeline.stages
 from sttabt.backbones.vit import ViT, build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Sequences, Splits
+from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, evaluate, gallery, padded_occupancy, time_against_dense, validate
-from sttabt.job import Job
 from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.evaluation import (
+    attention_error,
+    evaluate,
+    gallery,
+    padded_occupancy,
+    time_against_dense,
+    validate,
+)
+from sttabt.pipeline.stages import Stages, run_stages
 from sttabt.report.build import make_report
 from sttabt.report.gallery import TextGallery, read_gallery
 from sttabt.report.rows import Row
 from sttabt.settings import SPARSITY_SCHEMAS, Settings
-from sttabt.stages import Stages, run_stages
-from sttabt.task import Task, score_of
+from sttabt.store.job import Job
 from test_report import make_row
 
 JOB = Job(command="python -m sttabt.run experiment=test", sweep="sweep", multirun=True, commit="0123")
@@ -172,7 +179,7 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     settings = _images([*SMALL, f"sparsity={method}"], "output", **SCORE | {"dataset__metric": "spearman"})
     plain = compose_settings(SMALL)
-    monkeypatch.setattr(sttabt.stages, "load_splits", lambda *_: _score_splits(plain))
+    monkeypatch.setattr(sttabt.pipeline.stages, "load_splits", lambda *_: _score_splits(plain))
     run_stages(settings, JOB)
     row = Row.read("output/row.json")
     assert (row.metric, set(row.other_scores)) == ("spearman", {"pearson"})
@@ -512,7 +519,7 @@ def test_tasks_share_a_general_approximation(tmp_path: Path, monkeypatch: Any) -
     assert not [name for name in tensors if ".head" in name], "it belongs to no task"
     # Another task on the same encoder: other classes, fine-tuned, other weights of the prediction.
     plain = compose_settings(SMALL)
-    monkeypatch.setattr(sttabt.stages, "load_splits", lambda *_: _score_splits(plain))
+    monkeypatch.setattr(sttabt.pipeline.stages, "load_splits", lambda *_: _score_splits(plain))
     run_stages(_general("model.fine_tune=true", "approx.prediction_weight=1", **SCORE), JOB)
     assert _made("general") == made
     assert len(_made("approx")) == 2

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import Subset
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
 
-from sttabt import hub
 from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
@@ -30,6 +29,7 @@ from sttabt.data.glue import HUB_ID, TEST_SPLITS
 from sttabt.data.tables import normalised
 from sttabt.data.text import load_tokenizer
 from sttabt.errors import UserError
+from sttabt.pretrained import hub
 from sttabt.settings import GLUE_TASKS, SOURCES, DatasetSettings, ModelSettings
 
 WORDS = [f"w{index}" for index in range(60)]

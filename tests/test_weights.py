@@ -18,18 +18,18 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional as F
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.lvvit import LvVit, Sizes, build_lvvit
-from sttabt.backbones.lvvit_files import RELEASED
 from sttabt.backbones.vit import ViT, build_vit
-from sttabt.backbones.vit_files import build_huggingface_vit, vit_of_config
-from sttabt.building import build_base
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.errors import UserError
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.pretrained.build import build_base
+from sttabt.pretrained.lvvit import RELEASED
+from sttabt.pretrained.vit import build_huggingface_vit, vit_of_config
+from sttabt.pretrained.weights import load_approx, load_weights, verify
 from sttabt.run import main
 from sttabt.settings import ModelSettings
-from sttabt.weights import load_approx, load_weights, verify
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -253,7 +253,7 @@ def test_a_hub_id_of_a_vision_transformer_that_is_not_there() -> None:
 
 def test_the_released_lvvit_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("sttabt.backbones.lvvit_files.reachable", lambda url: False)
+    monkeypatch.setattr("sttabt.pretrained.lvvit.reachable", lambda url: False)
     settings = ModelSettings(name="lv", lvvit="small", width=32, depth=2, heads=2, patch_size=8, arguments=SMALL)
     with pytest.raises(
         UserError, match=r"model\.lvvit=small: the released weights are not in .*checkpoints and could not"

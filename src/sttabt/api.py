@@ -15,17 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from sttabt import __version__
-from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
-from sttabt.artifacts import AVERAGED, load_folder, parents
 from sttabt.backbones.base import Backbone
-from sttabt.building import build_base
 from sttabt.cli.checks.model import check_counts
 from sttabt.cli.checks.ranges import RANGES
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.build import build_base
 from sttabt.settings import (
     CHOICES,
     SPARSITY_SCHEMAS,
@@ -34,6 +33,7 @@ from sttabt.settings import (
     TrainedSettings,
     TrainingSettings,
 )
+from sttabt.store.artifacts import AVERAGED, load_folder, parents
 
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = _read(arguments)
         # Imported after the checks: torch takes seconds to load.
-        from sttabt.official import convert
+        from sttabt.pretrained.official import convert
 
         sys.stdout.write(f"{convert(files['in'], files['out'])}\n")
     except UserError as error:

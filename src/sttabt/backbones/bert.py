@@ -12,11 +12,11 @@ from transformers import BertForSequenceClassification, PreTrainedConfig, PreTra
 
 from sttabt import native
 from sttabt.backbones.base import Backbone, Rows, check_factor
-from sttabt.backbones.linear import gated, linear, linear_activated
+from sttabt.backbones.slicing import gated, linear, linear_activated
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
-from sttabt.weights import load_views
+from sttabt.pretrained.weights import load_views
 
 OLD_BUFFER = "embeddings.position_ids"  # transformers before 4.31 saved it with the weights; it holds 0, 1, 2, ...
 

@@ -10,7 +10,7 @@ from transformers import DistilBertForSequenceClassification
 from sttabt import native
 from sttabt.backbones.base import Rows
 from sttabt.backbones.bert import Bert
-from sttabt.backbones.linear import gated, linear, linear_activated
+from sttabt.backbones.slicing import gated, linear, linear_activated
 from sttabt.core.text import Text
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import check_factor
 from sttabt.backbones.vit import ViT
-from sttabt.backbones.vit_names import is_official
 from sttabt.errors import UserError, nearest
+from sttabt.pretrained.vit_names import is_official
 
 NORM_EPS = 1e-5
 AUXILIARY_WEIGHT = 0.5  # of the patches' head beside the class token's, in the released model's prediction

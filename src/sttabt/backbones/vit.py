@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from sttabt import native
 from sttabt.backbones.base import Backbone, Rows, check_factor
-from sttabt.backbones.linear import deferred, gated, linear, linear_activated
-from sttabt.backbones.vit_names import from_official, is_official, to_official
+from sttabt.backbones.slicing import deferred, gated, linear, linear_activated
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError, nearest
-from sttabt.hub import use_hub
-from sttabt.weights import load_views
+from sttabt.pretrained.hub import use_hub
+from sttabt.pretrained.vit_names import from_official, is_official, to_official
+from sttabt.pretrained.weights import load_views
 
 MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's prefixes of a hub id and of a folder, with their own config

@@ -40,8 +40,8 @@ def run_task(config: DictConfig) -> None:
         for line in without_effect(settings, hydra.overrides.task):
             log.warning(line)
         # Imported after the checks: torch, lightning and timm take seconds to load.
-        from sttabt.job import current_job
-        from sttabt.stages import run_stages
+        from sttabt.pipeline.stages import run_stages
+        from sttabt.store.job import current_job
 
         run_stages(settings, current_job())
     except SystemExit as stop:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.fixed import check_counts, extend
+from sttabt.core.counts import check_counts, extend
 from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 

@@ -10,7 +10,7 @@ from sttabt.data.base import Splits
 from sttabt.data.tables import Rows, decode
 from sttabt.data.text import hold_out, text_dataset
 from sttabt.errors import UserError
-from sttabt.hub import use_hub
+from sttabt.pretrained.hub import use_hub
 from sttabt.settings import ModelSettings
 
 COLUMN = "text"

@@ -12,7 +12,7 @@ from sttabt.data.base import Splits
 from sttabt.data.tables import Rows, parse_table, read_table, table_format
 from sttabt.data.text import text_splits
 from sttabt.errors import UserError, nearest
-from sttabt.hub import use_hub
+from sttabt.pretrained.hub import use_hub
 from sttabt.settings import GLUE_TASKS, DatasetSettings, ModelSettings
 
 HUB_ID = "nyu-mll/glue"

@@ -11,7 +11,7 @@ from PIL import Image
 from sttabt.data.base import Splits
 from sttabt.data.images import MODES, ImageSource, image_splits
 from sttabt.errors import UserError, nearest
-from sttabt.hub import use_hub
+from sttabt.pretrained.hub import use_hub
 from sttabt.settings import DatasetSettings, ModelSettings
 
 

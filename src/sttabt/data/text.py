@@ -17,7 +17,7 @@ from sttabt.core.text import Text
 from sttabt.data.base import Batch, Sequences, Splits, split_indices
 from sttabt.data.tables import Rows, check_class_count, normalised
 from sttabt.errors import UserError
-from sttabt.hub import find_pretrained, use_hub
+from sttabt.pretrained.hub import find_pretrained, use_hub
 from sttabt.settings import DatasetSettings, ModelSettings
 
 TEST_SEED = 0  # the test split of a file is the same for every split_seed

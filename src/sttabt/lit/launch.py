@@ -28,8 +28,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sttabt.errors import TERMINATED, UserError
-from sttabt.place import Place
 from sttabt.settings import HardwareSettings
+from sttabt.store.place import Place
 
 PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from sttabt.artifacts import MODEL_STAGES
 from sttabt.lit.logged import result_values, strips
 from sttabt.report.gallery import Gallery, ImageGallery
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
+from sttabt.store.artifacts import MODEL_STAGES
 
 if TYPE_CHECKING:
-    from sttabt.job import Job
     from sttabt.lit.wandb_runs import WandbRuns
+    from sttabt.store.job import Job
 
 METRICS, TENSORBOARD = "metrics", "tensorboard"  # folders of a job
 

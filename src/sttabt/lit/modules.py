@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
 from sttabt.core.distill import prediction_divergence
 from sttabt.data.base import Batch
+from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.lit.stage import TrainingStage
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings
-from sttabt.task import Task
 
 
 class BaseTraining(TrainingStage):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.data.base import Batch, same_draws
+from sttabt.data.task import Task
 from sttabt.errors import UserError
 from sttabt.settings import TRAININGS, TrainingSettings
-from sttabt.task import Task
 
 LOGGED = 10  # steps between those whose losses the loggers get
 

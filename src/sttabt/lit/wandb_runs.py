@@ -18,14 +18,14 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from wandb.sdk.lib.wbauth import authenticate_session
 
-from sttabt.artifacts import RECORD, WEIGHTS, parents, read_record
 from sttabt.lit.logged import result_values, shaded, strips, table
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
+from sttabt.store.artifacts import RECORD, WEIGHTS, parents, read_record
 
 if TYPE_CHECKING:
-    from sttabt.job import Job
+    from sttabt.store.job import Job
 
 EVALUATE = "evaluate"
 LONGEST_TAG = 64  # characters; W&B refuses longer ones

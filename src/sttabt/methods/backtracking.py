@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.core.backtrack import backtrack, backtrack_fixed
-from sttabt.core.fixed import fixed_plan
+from sttabt.core.counts import fixed_plan
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.methods.base import Card, PlannedMethod

@@ -14,7 +14,7 @@ from sttabt.report.gallery import choose as choose_galleries
 from sttabt.report.gallery import read_galleries
 from sttabt.report.page import write_page
 from sttabt.report.points import Point, points_by_dataset
-from sttabt.report.rows import read_rows
+from sttabt.report.reading import read_rows
 from sttabt.report.table import report_heading, write_tables
 from sttabt.report.tokens import Block
 

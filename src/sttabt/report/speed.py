@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sttabt.benchmark.table import SpeedRow
+from sttabt.bench.table import SpeedRow
 from sttabt.report.figures import figure_style, save
 
 STYLES = {  # colour (Okabe and Ito) and marker by group

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sttabt.cli.checks.ranges import check_choice
 from sttabt.errors import UserError
-from sttabt.hub import find_pretrained
+from sttabt.pretrained.hub import find_pretrained
 from sttabt.settings import GLUE_TASKS, IDX_REMEDY, DatasetSettings, Settings
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
-from sttabt.benchmark.table import SpeedRow
-from sttabt.benchmark.variants import GATED, Variant
+from sttabt.bench.table import SpeedRow
+from sttabt.bench.variants import GATED, Variant
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.masked import run_masked
-from sttabt.pruned import PrunedRun
-from sttabt.timing import time_interleaved
+from sttabt.models.pruned import PrunedRun
+from sttabt.timing.interleaved import time_interleaved
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest, and of each
 CHECKED_SAMPLES = 8  # of a batch, spread over it: samples do not depend on each other

@@ -9,39 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sttabt.errors import UserError
+from sttabt.parity.check import Check
 
-ABSOLUTE = 1e-4  # logits, probabilities, soft masks, impacts
-RELATIVE = 1e-3  # losses and gradients, against the largest entry
-EXACT = 0.0  # hard and top-k masks, interpolated weights
 HEADER = f"{'case':<16} {'quantity':<44} {'error':>10} {'tolerance':>10}  result"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity of one case. error None: not there; skipped: why it is not compared."""
-
-    case: str
-    quantity: str
-    error: float | None = None
-    tolerance: float = ABSOLUTE
-    skipped: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """A missing quantity fails, and so does NaN."""
-        return not self.skipped and (self.error is None or not self.error <= self.tolerance)
-
-    def __str__(self) -> str:
-        if self.skipped:
-            return f"{self.case:<16} {self.quantity:<44} {'-':>10} {'-':>10}  {self.skipped}"
-        error = "missing" if self.error is None else f"{self.error:.2e}"
-        result = "FAIL" if self.failed else "ok"
-        return f"{self.case:<16} {self.quantity:<44} {error:>10} {self.tolerance:>10.0e}  {result}"
 
 
 def check_folder(folder: Path) -> Iterator[Check]:
@@ -61,15 +35,15 @@ def check_case(case: Path) -> Iterator[Check]:
     meta = json.loads((case / "meta.json").read_text())
     arch = meta.get("arch")
     if arch == "vit":
-        from sttabt.parity_vit import check_vit
+        from sttabt.parity.vit import check_vit
 
         yield from check_vit(case, meta)
     elif arch == "bert":
-        from sttabt.parity_bert import check_bert
+        from sttabt.parity.bert import check_bert
 
         yield from check_bert(case, meta)
     elif arch == "lvvit":
-        from sttabt.parity_lvvit import check_lvvit
+        from sttabt.parity.lvvit import check_lvvit
 
         yield from check_lvvit(case, meta)
     else:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from sttabt.approx import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import Backtracking, Keep, backtrack
 from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
@@ -26,7 +25,8 @@ from sttabt.engine.dense import DenseRun, run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.online import OnlineSoftRun, attention_probabilities, run_online_masked, run_online_soft
-from sttabt.parity import ABSOLUTE, EXACT, RELATIVE, Check
+from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.parity.check import ABSOLUTE, EXACT, RELATIVE, Check
 
 UNDEFINED = "not compared: the official value is NaN"
 GIVEN = ("input.", "concrete.p_logit", "ltp.threshold")  # what the official implementation was given

@@ -9,17 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
-from sttabt.benchmark.variants import DENSE, Variant, calibrated, dense_macs, make_model, middle_keep
+from sttabt.bench.variants import DENSE, Variant, calibrated, dense_macs, make_model, middle_keep
 from sttabt.core.cost import trace_macs
 from sttabt.core.plan import TokenPlan
 from sttabt.data.base import Batch
+from sttabt.data.task import Task
 from sttabt.lit.modules import Pruning
 from sttabt.methods.concrete import Concrete
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, ConcreteSettings, TrainingSettings
-from sttabt.task import Task
 
 TRAINING = "training step"
 LEARNING_RATE = 1e-5

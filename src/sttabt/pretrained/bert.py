@@ -12,8 +12,8 @@ from transformers import AutoConfig, BertConfig, DistilBertConfig, PreTrainedCon
 
 from sttabt.backbones.bert import Bert, new_model
 from sttabt.backbones.distilbert import DistilBert
-from sttabt.backbones.hub_files import quiet_library, read_hub
 from sttabt.errors import UserError, nearest
+from sttabt.pretrained.library import quiet_library, read_hub
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sttabt.errors import UserError
-from sttabt.hub import reachable
+from sttabt.pretrained.hub import reachable
 
 PAGE = "https://github.com/zihangJiang/TokenLabeling/releases/download"
 RELEASED = {  # by size and image size; the first of each size is taken for image sizes that there are none of

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from sttabt.approx import ApproximationWeights
 from sttabt.backbones.bert import Bert, new_model
 from sttabt.core.text import Text
-from sttabt.parity import Check
-from sttabt.parity_case import Case, check_quantities
+from sttabt.models.approximate import ApproximationWeights
+from sttabt.parity.case import Case, check_quantities
+from sttabt.parity.check import Check
 
 WEIGHTS = dict.fromkeys(("kldiv", "tinybert"), ApproximationWeights(hidden=1.0, prediction=1.0))
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         settings = read_settings(arguments)
         # Imported after the checks: torch and timm take seconds to load.
-        from sttabt.benchmark.session import run_benchmark
+        from sttabt.bench.session import run_benchmark
 
         result = run_benchmark(settings)
     except MISTAKES as mistake:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
@@ -21,6 +20,7 @@ from sttabt.engine.online import run_online_dropped, run_online_masked
 from sttabt.engine.packed import padding_macs
 from sttabt.errors import UserError
 from sttabt.methods.base import MergingMethod, Method, OnlineMethod, PlannedMethod, SoftRun, TrainedMethod
+from sttabt.models.approximate import ApproximateNetwork
 
 
 @dataclass(frozen=True)

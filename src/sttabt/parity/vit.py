@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sttabt.approx import ApproximationWeights
 from sttabt.backbones.vit import ViT
-from sttabt.backbones.vit_files import vit_of_config
-from sttabt.parity import Check
-from sttabt.parity_case import Case, check_quantities
+from sttabt.models.approximate import ApproximationWeights
+from sttabt.parity.case import Case, check_quantities
+from sttabt.parity.check import Check
+from sttabt.pretrained.vit import vit_of_config
 
 WEIGHTS = {"kldiv": ApproximationWeights(), "tinybert": ApproximationWeights(attention=10.0)}
 

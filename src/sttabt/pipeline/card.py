@@ -15,12 +15,12 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sttabt.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
 from sttabt.methods import find_method
 from sttabt.report.files import write_atomically
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
 from sttabt.settings import SOURCES, TRAININGS
+from sttabt.store.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
 
 CARD = "README.md"
 NOT_MEASURED = "not measured"

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
-from sttabt.benchmark.plans import realistic_plan, solve_increasing
+from sttabt.bench.plans import realistic_plan, solve_increasing
 from sttabt.core.cost import PARTS
-from sttabt.core.fixed import mean_counts
+from sttabt.core.counts import mean_counts
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.fixed import FixedModel
 from sttabt.methods import find_method
-from sttabt.pruned import PrunedModel, PrunedRun
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.fixed import FixedModel
+from sttabt.models.pruned import PrunedModel, PrunedRun
 from sttabt.settings import SPARSITY_SCHEMAS, BenchSettings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from sttabt import native
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
-from sttabt.benchmark.measure import measure
-from sttabt.benchmark.plans import reachable_mean
-from sttabt.benchmark.table import SpeedRow, compare_with_tome, format_table
-from sttabt.benchmark.training import make_steps
-from sttabt.benchmark.variants import TOME, WHOLE, compiled_variants, make_variants
-from sttabt.building import build_base
+from sttabt.bench.measure import measure
+from sttabt.bench.plans import reachable_mean
+from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
+from sttabt.bench.training import make_steps
+from sttabt.bench.variants import TOME, WHOLE, compiled_variants, make_variants
 from sttabt.errors import UserError
-from sttabt.evaluation import find_device
-from sttabt.job import source_commit
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.pipeline.evaluation import find_device
+from sttabt.pipeline.result import device_name
+from sttabt.pretrained.build import build_base
 from sttabt.report.files import write_atomically
 from sttabt.report.speed import draw_speed
-from sttabt.result import device_name
 from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
+from sttabt.store.job import source_commit
 
 CHANNELS, CLASSES = 3, 1000
 CPU_BATCHES = (1, 8, 32)

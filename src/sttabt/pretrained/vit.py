@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import AutoConfig, DeiTConfig, ViTConfig
 
-from sttabt.backbones.hub_files import quiet_library, read_hub
 from sttabt.backbones.vit import ViT
 from sttabt.errors import UserError, nearest
-from sttabt.hub import use_hub
-from sttabt.weights import load_weights
+from sttabt.pretrained.hub import use_hub
+from sttabt.pretrained.library import quiet_library, read_hub
+from sttabt.pretrained.weights import load_weights
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sttabt.engine.dropped import run_fixed
 from sttabt.errors import UserError
 from sttabt.methods.backtracking import Backtracking
-from sttabt.pruned import PrunedModel
+from sttabt.models.pruned import PrunedModel
 
 
 class FixedModel(nn.Module):

@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from sttabt.artifacts import MODEL_STAGES, Store
-from sttabt.card import CARD, write_card
 from sttabt.data.base import Splits
 from sttabt.errors import UserError
-from sttabt.job import Job
 from sttabt.lit.fit import CHECKPOINT, fit
 from sttabt.lit.launch import Nodes
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.stage import TrainingStage
+from sttabt.pipeline.card import CARD, write_card
 from sttabt.settings import Settings
+from sttabt.store.artifacts import MODEL_STAGES, Store
+from sttabt.store.job import Job
 
 Make = Callable[[Path], tuple[Mapping[str, Tensor], dict[str, Any]]]  # works in a folder; gives weights and notes
 

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 
 import sttabt
 from sttabt.data.base import Splits
-from sttabt.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
-from sttabt.job import Job
-from sttabt.pruned import PrunedModel
+from sttabt.data.task import Task
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
-from sttabt.task import Task
+from sttabt.store.job import Job
 
 SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
 

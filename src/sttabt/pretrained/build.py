@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sttabt.backbones.base import Backbone
 from sttabt.errors import UserError
-from sttabt.hub import find_pretrained
+from sttabt.pretrained.hub import find_pretrained
 from sttabt.settings import ModelSettings
 
 
@@ -40,17 +40,17 @@ def _build(model: ModelSettings, classes: int, channels: int, image_size: int, p
 
         base = build_lvvit(model.lvvit, arguments, classes, channels, image_size, model.auxiliary)
         if pretrained:
-            from sttabt.backbones.lvvit_files import NORMALISED_BY, fetch_released
-            from sttabt.weights import load_weights
+            from sttabt.pretrained.lvvit import NORMALISED_BY, fetch_released
+            from sttabt.pretrained.weights import load_weights
 
             base.head_is_new = load_weights(base, fetch_released(model.lvvit, image_size), "model.lvvit", new_head=True)
             base.normalised_by = NORMALISED_BY
         return base
     source = find_pretrained(model.huggingface)
     if model.patch_size:
-        from sttabt.backbones.vit_files import build_huggingface_vit
+        from sttabt.pretrained.vit import build_huggingface_vit
 
         return build_huggingface_vit(source, arguments, classes, channels, image_size, pretrained)
-    from sttabt.backbones.bert_files import build_bert
+    from sttabt.pretrained.bert import build_bert
 
     return build_bert(source, classes, pretrained, arguments)

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sttabt.artifacts import checksum
 from sttabt.errors import UserError
+from sttabt.store.artifacts import checksum
 
 if TYPE_CHECKING:
-    from sttabt.approx import ApproximateNetwork
     from sttabt.backbones.base import Backbone
+    from sttabt.models.approximate import ApproximateNetwork
 
 ENTRIES = ("model", "state_dict")  # where torch files keep a model's weights
 APPROXIMATE = "approx_bert"  # where official files keep the approximate network's

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sttabt.backbones.vit_names import from_official, is_official, to_official
 from sttabt.errors import UserError
-from sttabt.weights import APPROXIMATE, below, read_file, tensors_of, without_unused
+from sttabt.pretrained.vit_names import from_official, is_official, to_official
+from sttabt.pretrained.weights import APPROXIMATE, below, read_file, tensors_of, without_unused
 
 BASE, APPROX = "base.model.", "approx."
 ARTIFACTS = {"model.": BASE, "backbone.": f"{APPROX}backbone.", "transfer_": f"{APPROX}transfer_"}  # of single stages

@@ -15,22 +15,22 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from sttabt.approx import ApproximateNetwork
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
 from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
+from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.errors import UserError
 from sttabt.methods.base import MergingMethod, PlannedMethod, TrainedMethod
 from sttabt.methods.dense import Dense
-from sttabt.pruned import PrunedModel
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
-from sttabt.task import Task, score_of
-from sttabt.timing import Timing, time_interleaved
+from sttabt.timing.interleaved import Timing, time_interleaved
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sttabt.approx import ApproximateNetwork
-from sttabt.artifacts import AVERAGED, fingerprint
 from sttabt.backbones.base import Backbone
-from sttabt.building import build_base
-from sttabt.card import last_stage, write_card
 from sttabt.data import load_splits
-from sttabt.descriptions import (
+from sttabt.data.task import Task
+from sttabt.errors import UserError
+from sttabt.lit.launch import ALONE, Nodes, prepare_process
+from sttabt.lit.loggers import JobLoggers
+from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
+from sttabt.methods import find_method
+from sttabt.methods.base import Method
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.card import last_stage, write_card
+from sttabt.pipeline.descriptions import (
     describe_approx,
     describe_base,
     describe_general,
@@ -33,23 +39,17 @@ from sttabt.descriptions import (
     describe_result,
     describe_timing,
 )
-from sttabt.errors import UserError
-from sttabt.evaluation import attention_error, find_device, gallery
-from sttabt.job import Job
-from sttabt.lit.launch import ALONE, Nodes, prepare_process
-from sttabt.lit.loggers import JobLoggers
-from sttabt.lit.modules import Approximation, BaseTraining, GeneralApproximation, Pruning
-from sttabt.making import Artifact, Maker
-from sttabt.methods import find_method
-from sttabt.methods.base import Method
-from sttabt.pruned import PrunedModel
+from sttabt.pipeline.evaluation import attention_error, find_device, gallery
+from sttabt.pipeline.making import Artifact, Maker
+from sttabt.pipeline.result import device_name, make_row, measure_time
+from sttabt.pretrained.build import build_base
+from sttabt.pretrained.weights import load_approx, load_weights
 from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.result import device_name, make_row, measure_time
 from sttabt.settings import SOURCES, LoggerSettings, Settings
-from sttabt.task import Task
-from sttabt.weights import load_approx, load_weights
+from sttabt.store.artifacts import AVERAGED, fingerprint
+from sttabt.store.job import Job
 
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
 

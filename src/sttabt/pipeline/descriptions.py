@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sttabt import __version__
-from sttabt.artifacts import checksum
-from sttabt.hub import find_pretrained
+from sttabt.pretrained.hub import find_pretrained
+from sttabt.pretrained.weights import verify
 from sttabt.settings import SOURCES, Settings, update_size
-from sttabt.weights import verify
+from sttabt.store.artifacts import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
 IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from sttabt.backbones.lvvit import LvVit, Sizes
 from sttabt.engine.dense import run_dense
-from sttabt.parity import Check
-from sttabt.parity_case import compare
-from sttabt.weights import load_released
+from sttabt.parity.case import compare
+from sttabt.parity.check import Check
+from sttabt.pretrained.weights import load_released
 
 
 def check_lvvit(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:

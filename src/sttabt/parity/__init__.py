@@ -1,0 +1,1 @@
+"""Agreement with the official implementation, quantity by quantity: `python -m sttabt.parity DIR`."""

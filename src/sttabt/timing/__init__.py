@@ -1,0 +1,1 @@
+"""Times that can be compared: interleaved rounds, medians, ratios."""
