@@ -57,14 +57,16 @@ MISTAKES = {
     "experiment=debug model.patch_size=5": "model.patch_size=5 does not divide dataset.image_size=28",
     "experiment=debug model.arguments.depth=3": "model.arguments.depth=3 contradicts model.depth=2",
     "experiment=debug +model.arguments.img_size=8": "model.arguments.img_size=8: set dataset.image_size instead",
-    "experiment=debug sparsity.training.batch=65": "sparsity.training.batch=65 does not make 2 equal steps of at most "
-    "hardware.batch_size=64: set 64 or 66",
-    "experiment=debug sparsity.training.batch=-1": "sparsity.training.batch=-1 is out of range",
+    "experiment=debug sparsity.training.global_batch_size=65": (
+        "sparsity.training.global_batch_size=65 does not make 2 equal steps of at most "
+        "hardware.batch_size=64: set 64 or 66"
+    ),
+    "experiment=debug sparsity.training.global_batch_size=-1": "sparsity.training.global_batch_size=-1 is out of range",
     "experiment=debug hardware.devices=0": "hardware.devices=0 is out of range: it must be at least 1",
     "experiment=debug stages=[base,report]": "add evaluate, or leave report out",
     "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",
     "experiment=debug sparsity.training.learning_rate=-1": "sparsity.training.learning_rate=-1.0 is out of range",
-    "experiment=debug approx.training.clip=-1": "approx.training.clip=-1.0 is out of range",
+    "experiment=debug approx.training.grad_clip_norm=-1": "approx.training.grad_clip_norm=-1.0 is out of range",
     "experiment=debug dataset.validation_share=1": "dataset.validation_share=1.0 is out of range",
     "experiment=debug stages=[]": "stages=[] leaves nothing to do",
     "experiment=debug stages=[bse]": "stages=bse is unknown: did you mean 'base'?",
@@ -81,7 +83,7 @@ MISTAKES = {
     "experiment=debug model.lvvit=small": "model.timm='test_vit', model.lvvit='small', model.huggingface='': give",
     "experiment=debug model.timm= model.lvvit=smal": "model.lvvit=smal is unknown: did you mean 'small'?",
     "experiment=deit_topk dataset.path=x dataset.channels=1": "has 3 numbers: give one for each of 1 channels",
-    "experiment=deit_topk dataset.path=x model.deviation=[0,1,1]": "model.deviation=[0.0, 1.0, 1.0] is out of range",
+    "experiment=deit_topk dataset.path=x model.std=[0,1,1]": "model.std=[0.0, 1.0, 1.0] is out of range",
     "experiment=deit_topk": "dataset.path is missing: give dataset.path=FOLDER",
     "experiment=quickstart sparsity.keep_ratio=0.5,1.5": "job 3/19 (experiment=quickstart sparsity=random "
     "sparsity.keep_ratio=1.5): sparsity.keep_ratio=1.5 is out of range",

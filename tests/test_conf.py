@@ -120,11 +120,11 @@ def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(expe
     assert tasks == {f"dataset=glue_{task}": GRID[experiment] for task in GLUE_TASKS}
     for job in jobs:
         clipped = any(f"dataset=glue_{task}" in job for task in ("sst2", "stsb", "mnli", "qnli", "qqp"))
-        clips = [override for override in job if override.startswith("sparsity.training.clip=")]
+        clips = [override for override in job if override.startswith("sparsity.training.grad_clip_norm=")]
         assert clips == (
             []
             if {"sparsity=dense", "experiment=glue_topk"} & {*job}
-            else [f"sparsity.training.clip={0.5 if clipped else 0}"]
+            else [f"sparsity.training.grad_clip_norm={0.5 if clipped else 0}"]
         )
     for task in ("cola", "sst2"):  # one of each of the two grids
         one = _sweep_jobs(experiment, f"dataset=glue_{task}", "dataset.path=.")
@@ -149,14 +149,19 @@ def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: st
     settings = compose_settings(jobs[-1])
     assert settings.dataset.image_size == 224 and update_size(settings, "prune") == 512
     training = settings.approx.training
-    assert (training.epochs, training.learning_rate, training.weight_decay, training.clip) == (30, 1e-4, 0, 0.5)
+    assert (training.epochs, training.learning_rate, training.weight_decay, training.grad_clip_norm) == (
+        30,
+        1e-4,
+        0,
+        0.5,
+    )
     if experiment != "deit_topk":
         training = settings.sparsity.training
         assert (training.epochs, training.warmup_epochs, training.label_smoothing) == (20, 14, 0.1)
         assert (training.learning_rate, training.final_learning_rate, training.weight_decay) == (1e-5, 5e-7, 0.05)
         sparsity = settings.sparsity
         assert (sparsity.lambda_mask, sparsity.lambda_p, sparsity.distillation) == (100, 1e-3, 0.5)
-        assert (training.mixup, training.cutmix, training.batch, sparsity.ema) == (0.8, 1.0, 512, 0.9999)
+        assert (training.mixup, training.cutmix, training.global_batch_size, sparsity.ema) == (0.8, 1.0, 512, 0.9999)
 
 
 def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
@@ -198,7 +203,12 @@ def test_paths_are_absolute_and_start_where_the_command_did(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, (32, 3)), (24, (24, 1)), (32, (32, 1)), (48, (24, 2)), (99, None)])
 def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, steps: tuple[int, int] | None) -> None:
-    overrides = ["name=test", "hardware.batch_size=32", "hardware.accumulate=3", f"sparsity.training.batch={batch}"]
+    overrides = [
+        "name=test",
+        "hardware.batch_size=32",
+        "hardware.accumulate_grad_batches=3",
+        f"sparsity.training.global_batch_size={batch}",
+    ]
     if steps is None:
         with pytest.raises(UserError, match="does not make 4 equal steps"):
             compose_settings(overrides)

@@ -14,7 +14,7 @@ from sttabt.data.base import train_loader
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings
 
-COLOURS = {"mean": [0.5, 0.4, 0.3], "deviation": [0.2, 0.3, 0.4]}
+COLOURS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 DIGITS = {"name": "digits", "source": "digits", "image_size": 28, "channels": 1, "classes": 10}
 
 

@@ -239,7 +239,7 @@ def test_gallery_shows_one_image_of_each_class_in_turn() -> None:
     inputs = torch.stack([item.inputs for item in picked])
     assert shown.images.shape == (13, 28, 28, 1)
     assert shown.images.dtype == np.uint8
-    original = inputs * splits.deviation[0] + splits.mean[0]
+    original = inputs * splits.std[0] + splits.mean[0]
     assert original.min() > -1e-6 and original.max() < 1 + 1e-6
     assert np.abs(shown.images[..., 0] / 255 - original[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
     with torch.no_grad():
@@ -257,10 +257,10 @@ def test_gallery_shows_one_image_of_each_class_in_turn() -> None:
 def test_gallery_of_few_images_and_three_channels() -> None:
     dataset = _Images("test_vit", 6)
     dataset.labels = torch.tensor([3, 3, 1, 3, 1, 0])
-    mean, deviation = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     normalised = torch.rand(6, 3, 32, 32)
-    dataset.images = (normalised - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
-    splits = SimpleNamespace(test=dataset, mean=mean, deviation=deviation, class_names=tuple("abcde"))
+    dataset.images = (normalised - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    splits = SimpleNamespace(test=dataset, mean=mean, std=std, class_names=tuple("abcde"))
     shown = gallery(_pruned("test_vit", "random"), splits, TASK, samples=8)  # type: ignore[arg-type]
     assert shown.labels.tolist() == [0, 1, 3, 1, 3, 3]
     expected = normalised[[5, 2, 0, 4, 1, 3]].permute(0, 2, 3, 1).numpy()

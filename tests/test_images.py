@@ -28,7 +28,7 @@ from sttabt.settings import Settings
 SMALL = ["name=test", "model=test_vit", "model.patch_size=7", "logger=none", "hardware.batch_size=8"]
 COLOURS = [
     "dataset.mean=[0.5,0.4,0.3]",
-    "dataset.deviation=[0.2,0.3,0.4]",
+    "dataset.std=[0.2,0.3,0.4]",
     "dataset.image_size=28",
     "dataset.classes=3",
 ]
@@ -99,7 +99,7 @@ def test_grey_images_become_coloured_and_large_for_a_model_of_imagenet() -> None
     splits = _splits(*files, "dataset.channels=3", "dataset.image_size=56", *COLOURS[:2])
     image = splits.test[3].inputs
     assert image.shape == (3, 56, 56)
-    red, green = (image[channel] * splits.deviation[channel] + splits.mean[channel] for channel in (0, 1))
+    red, green = (image[channel] * splits.std[channel] + splits.mean[channel] for channel in (0, 1))
     assert torch.allclose(red, green, atol=1e-6)
 
 
@@ -163,7 +163,7 @@ def test_an_image_is_cropped_as_the_model_says_and_normalised() -> None:
         image = splits.test[0].inputs
         assert image.shape == (3, 28, 28)
         plain = image * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-        assert torch.allclose(plain[0], plain[2], atol=1e-5), "the mean and deviation of each channel"
+        assert torch.allclose(plain[0], plain[2], atol=1e-5), "the mean and std of each channel"
         values[crop] = (plain[0, 14, [0, -1]] * 255).tolist()
     assert values[1.0] == pytest.approx([3, 196], abs=3), "the whole image"
     assert values[0.5] == pytest.approx([51, 148], abs=3), "the inner half"
@@ -171,8 +171,8 @@ def test_an_image_is_cropped_as_the_model_says_and_normalised() -> None:
 
 def test_the_models_normalisation_comes_before_the_data_sets() -> None:
     make_folder(Path("files"), ["a", "b", "c"])
-    splits = _splits(*_folder_settings("model.mean=[0.1,0.1,0.1]", "model.deviation=[0.5,0.5,0.5]"))
-    assert (splits.mean, splits.deviation) == ((0.1,) * 3, (0.5,) * 3)
+    splits = _splits(*_folder_settings("model.mean=[0.1,0.1,0.1]", "model.std=[0.5,0.5,0.5]"))
+    assert (splits.mean, splits.std) == ((0.1,) * 3, (0.5,) * 3)
 
 
 def _drop_classes() -> None:
@@ -440,7 +440,7 @@ MISTAKES = {
     "dataset=fashion_mnist dataset.path=''": "dataset.path is missing: give dataset.path=FOLDER",
     "dataset=fashion_mnist dataset.path=. dataset.class_names=[a]": "are 1 names for dataset.classes=10",
     "dataset=fashion_mnist dataset.path=. dataset.channels=3": "dataset.mean=[0.286] has 1 numbers: give one",
-    "dataset=fashion_mnist dataset.path=. model.deviation=[0]": "model.deviation=[0.0] is out of range",
+    "dataset=fashion_mnist dataset.path=. model.std=[0]": "model.std=[0.0] is out of range",
     "dataset=fashion_mnist dataset.path=. dataset.channels=2": "dataset.channels=2 is out of range: images are",
     "dataset=fashion_mnist dataset.path=. dataset.augmentation.scale=0": "augmentation.scale=0.0 is out of range",
     "dataset=fashion_mnist dataset.path=. dataset.augmentation.erasing_mode=pixl": "did you mean 'pixel'?",

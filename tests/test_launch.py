@@ -126,10 +126,12 @@ def test_evaluation_together_sees_every_item_once(dataset: str, splits: Splits, 
 def test_an_update_is_divided_among_processes() -> None:
     hardware = HardwareSettings(devices=4, nodes=2, batch_size=16)
     assert steps_of(512, hardware) == (16, 4)
-    settings = _settings("hardware.batch_size=8", "hardware.accumulate=3", "hardware.devices=2", "hardware.nodes=2")
+    settings = _settings(
+        "hardware.batch_size=8", "hardware.accumulate_grad_batches=3", "hardware.devices=2", "hardware.nodes=2"
+    )
     assert update_size(settings, "base") == 8 * 3 * 4
-    with pytest.raises(UserError, match="batch=30 does not make 1 equal steps on 4 devices of at most"):
-        _settings("hardware.batch_size=8", "hardware.devices=4", "model.training.batch=30")
+    with pytest.raises(UserError, match="global_batch_size=30 does not make 1 equal steps on 4 devices of at most"):
+        _settings("hardware.batch_size=8", "hardware.devices=4", "model.training.global_batch_size=30")
     with pytest.raises(UserError, match="2 validation samples are fewer than the 3 processes"):
         evaluation_loader(Words(2), 1, ranks=3)
     with pytest.raises(UserError, match="a weight update of 60 samples is more than the 50"):
@@ -154,7 +156,7 @@ def test_two_processes_train_as_one(stage: str, splits: Splits, tmp_path: Path) 
     # The mask's weight is off: it is that of a batch's mean, which differs from the mean of two batches' losses.
     common = ("hardware.batch_size=8", "sparsity.lambda_mask=0", "sparsity.ema=0.9", "sparsity.training.epochs=2")
     common += ("sparsity.training.warmup_epochs=0", "sparsity.training.learning_rate=1e-3")
-    alone, together = _settings(*common, "hardware.accumulate=2"), _settings("hardware=ddp_cpu", *common)
+    alone, together = _settings(*common, "hardware.accumulate_grad_batches=2"), _settings("hardware=ddp_cpu", *common)
     one, two = _module(stage, alone), _module(stage, together)
     start = {name: value.clone() for name, value in two.trained.state_dict().items()}
     expected = fit(one, splits, alone, tmp_path / "one", [])

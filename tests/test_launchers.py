@@ -27,7 +27,12 @@ DEBUG = ("experiment=debug", "sparsity=dense", "logger=none", "stages=[base]")
 ONE_FAILS = "hydra.sweeper.grids=[{approx.factor:[2,4]},{model.timm:no_such_model}]"
 TRAINING = ("fast_dev_run=0", "model.training.epochs=5", "hardware.workers=1", "hardware.threads=1")
 ON_CPU = (
-    *("hardware.accelerator=cpu", "hardware.precision=32-true", "hardware.batch_size=64", "hardware.accumulate=1"),
+    *(
+        "hardware.accelerator=cpu",
+        "hardware.precision=32-true",
+        "hardware.batch_size=64",
+        "hardware.accumulate_grad_batches=1",
+    ),
     *("hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=short"),
 )
 SLURM = {

@@ -128,7 +128,9 @@ def test_shares_of_classes_and_smoothing_are_timms() -> None:
 
 def test_averaged_weights_are_those_of_a_slow_loop(splits: Splits, tmp_path: Path) -> None:
     """Also with several steps a weight update, of which only the last counts."""
-    settings = _settings("sparsity=ltp", *PRUNE, "sparsity.ema=0.9", "hardware.accumulate=3", "hardware.batch_size=8")
+    settings = _settings(
+        "sparsity=ltp", *PRUNE, "sparsity.ema=0.9", "hardware.accumulate_grad_batches=3", "hardware.batch_size=8"
+    )
     module = _pruning(settings)
     seen: list[dict[str, Tensor]] = []
     step = module.optimizer_step
@@ -159,7 +161,7 @@ class _StopsInEpoch(Pruning):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_resumed_run_has_the_same_weights_and_averages(precision: str, splits: Splits, tmp_path: Path) -> None:
     recipe = ["sparsity=ltp", *PRUNE, "sparsity.ema=0.9", "sparsity.training.mixup=0.8", "sparsity.training.cutmix=1"]
-    recipe += ["sparsity.training.clip=0.5", "hardware.accumulate=3", "hardware.batch_size=8"]
+    recipe += ["sparsity.training.grad_clip_norm=0.5", "hardware.accumulate_grad_batches=3", "hardware.batch_size=8"]
     settings = _settings(*recipe, f"hardware.precision={precision}")
     whole = _pruning(settings)
     fit(whole, splits, settings, tmp_path / "whole", [])
@@ -233,7 +235,9 @@ def test_a_total_batch_needs_no_accumulate(splits: Splits, tmp_path: Path) -> No
     """24 images in steps of 8, or in one step of 24, move the weights alike."""
     ends = []
     for size in (8, 24):
-        settings = _settings("model.training.batch=24", "model.training.epochs=1", f"hardware.batch_size={size}")
+        settings = _settings(
+            "model.training.global_batch_size=24", "model.training.epochs=1", f"hardware.batch_size={size}"
+        )
         module = BaseTraining(_base(), settings.model.training, TASK)
         fit(module, splits, settings, tmp_path / str(size), [])
         assert module.trainer.accumulate_grad_batches == 24 // size
@@ -244,12 +248,16 @@ def test_a_total_batch_needs_no_accumulate(splits: Splits, tmp_path: Path) -> No
 
 
 BATCH_MISTAKES = {
-    "model.training.batch=40": "model.training.batch=40 does not make 3 equal steps of at most hardware.batch_size=16:"
-    " set 39 or 42",
-    "approx.training.batch=35": "approx.training.batch=35 does not make 3 equal steps",
+    "model.training.global_batch_size=40": (
+        "model.training.global_batch_size=40 does not make 3 equal steps of at most hardware.batch_size=16:"
+        " set 39 or 42"
+    ),
+    "approx.training.global_batch_size=35": "approx.training.global_batch_size=35 does not make 3 equal steps",
     "sparsity.training.mixup=0.8 hardware.batch_size=15": "hardware.batch_size=15 makes 15 images a step, but"
     " sparsity.training.mixup",
-    "model.training.cutmix=1 model.training.batch=33 hardware.batch_size=11": "model.training.batch=33 makes 11 images",
+    "model.training.cutmix=1 model.training.global_batch_size=33 hardware.batch_size=11": (
+        "model.training.global_batch_size=33 makes 11 images"
+    ),
     "model.training.mixup=-1": "model.training.mixup=-1.0 is out of range",
     "model.training.mix_share=0": "model.training.mix_share=0.0 is out of range",
     "sparsity.ema=1": "sparsity.ema=1.0 is out of range: it must be at least 0 and below 1",
@@ -285,7 +293,7 @@ def test_the_papers_recipe_is_a_choice() -> None:
         100,
     )
     assert (training.epochs, training.learning_rate, training.final_learning_rate) == (20, 1e-5, 5e-7)
-    assert (training.warmup_epochs, training.weight_decay, training.batch) == (14, 0.05, 512)
+    assert (training.warmup_epochs, training.weight_decay, training.global_batch_size) == (14, 0.05, 512)
     assert (training.mixup, training.cutmix, training.label_smoothing) == (0.8, 1.0, 0.1)
 
 

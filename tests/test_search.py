@@ -189,11 +189,11 @@ def test_a_search_has_the_experiments_settings_for_its_method(tmp_path: Path) ->
     plan = _plan("experiment=quickstart", "hparams_search=concrete")
     assert {"sparsity=concrete", "sparsity.p_logit_rate=40", "sparsity.training.epochs=8"} <= {*plan.fixed}
     assert not any(f"{key}=" in " ".join(plan.fixed) for key in plan.space)
-    assert plan.settings.sparsity.training.clip == 1
+    assert plan.settings.sparsity.training.grad_clip_norm == 1
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
     plan = _plan("experiment=deit_concrete", "hparams_search=concrete", f"dataset.path={tmp_path}")
-    assert {"sparsity=concrete_vision", "approx.factor=4", "sparsity.training.batch=512"} <= {*plan.fixed}
+    assert {"sparsity=concrete_vision", "approx.factor=4", "sparsity.training.global_batch_size=512"} <= {*plan.fixed}
     plan = _plan("experiment=fashion_mnist", "hparams_search=concrete", f"dataset.path={tmp_path}", "seed=2")
     assert {"sparsity=concrete", "seed=2"} <= {*plan.fixed}
 

@@ -182,7 +182,7 @@ BASE_AND_APPROX = ("stages=[base,approx]",)
         "model.training.epochs=2",
         "model.training.learning_rate=0.002",
         "model.training.mixup=0.8",
-        "model.training.batch=64",
+        "model.training.global_batch_size=64",
         "hardware.batch_size=16",
         "dataset.augment=true",
         "fast_dev_run=1",
@@ -200,7 +200,7 @@ def test_a_setting_that_does_not_matter_makes_nothing_new() -> None:
     base, approx = _made("base"), _made("approx")
     assert len(base) == len(approx) == 1
     other = ("paths.output=elsewhere", "logger.kind=csv", "resume=never", "hardware.workers=1", "sparsity.p_logit=2")
-    other += ("dataset.broken_share=0.5", "model.training.batch=32")  # of hardware.batch_size=32
+    other += ("dataset.broken_share=0.5", "model.training.global_batch_size=32")  # of hardware.batch_size=32
     run_stages(_settings(*BASE_AND_APPROX, *other), JOB)
     kept = [each for each in TWO_STEPS if not each.startswith("evaluation.")]
     evaluation = ("evaluation.batch_size=8", "evaluation.timing_rounds=3", "evaluation.gallery=0")

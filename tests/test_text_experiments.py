@@ -37,7 +37,7 @@ RUNS = {  # what narrows the grids, and the methods of a task's rows
         ["dense", "ltp", "ltp"],
     ),
     "glue_search": (
-        ["sparsity.p_logit=0", "sparsity.training.learning_rate=1e-2", "sparsity.training.batch=24,48"],
+        ["sparsity.p_logit=0", "sparsity.training.learning_rate=1e-2", "sparsity.training.global_batch_size=24,48"],
         ["dense", "concrete", "concrete"],
     ),
     "movie_reviews": (
@@ -110,7 +110,12 @@ def test_an_experiment_of_text_runs(experiment: str, stand_in: Path, monkeypatch
     pages = sorted(path.parent.relative_to(sweep).as_posix() for path in sweep.rglob("index.html"))
     assert pages == ["report"], "one report, in which data sets stay apart"
     if experiment in ("glue_ltp", "glue_search"):
-        _check_choice(rows, sweep / pages[0], tasks[0], "temperature" if experiment == "glue_ltp" else "training.batch")
+        _check_choice(
+            rows,
+            sweep / pages[0],
+            tasks[0],
+            "temperature" if experiment == "glue_ltp" else "training.global_batch_size",
+        )
 
 
 def _check_choice(rows: list[Row], report: Path, dataset: str, setting: str) -> None:
@@ -121,6 +126,6 @@ def _check_choice(rows: list[Row], report: Path, dataset: str, setting: str) -> 
     (shown,) = pd.read_csv(report / "table.csv").query("method != 'dense'").to_dict("records")
     assert shown[f"settings.{setting}"] == best.settings[setting]
     assert f"{setting} {best.settings[setting]:g}" in (report / "table.md").read_text(encoding="utf-8")
-    if setting == "training.batch":
+    if setting == "training.global_batch_size":
         models = {stage: len(list(Path("artifacts", stage).glob("*/artifact.json"))) for stage in ("base", "approx")}
         assert models == {"base": 1, "approx": 1}, "the batch is that of the method's training alone"

@@ -24,15 +24,15 @@ SMALL = [
     *("model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8", "model.pretrained=false"),
     f"+model.arguments={{{','.join(f'{name}:{value}' for name, value in SIZES.items())}}}",
     *("hardware=cpu", "hardware.batch_size=8", "logger=none", "evaluation.batch_size=8", "evaluation.timing_rounds=0"),
-    *("evaluation.gallery=2", "fast_dev_run=2", "approx.training.batch=8"),
+    *("evaluation.gallery=2", "fast_dev_run=2", "approx.training.global_batch_size=8"),
 ]
 RUNS = {  # what narrows the grids, and the methods of the rows
     "deit_concrete": (
-        ["sparsity.p_logit=-1,0.5", "approx.factor=4", "sparsity.training.batch=8"],
+        ["sparsity.p_logit=-1,0.5", "approx.factor=4", "sparsity.training.global_batch_size=8"],
         ["concrete", "concrete", "dense"],
     ),
     "lvvit_concrete": (
-        ["sparsity.p_logit=0", "sparsity.training.batch=8"],
+        ["sparsity.p_logit=0", "sparsity.training.global_batch_size=8"],
         ["concrete", "dense"],
     ),
     "deit_topk": (
@@ -88,7 +88,7 @@ def test_an_experiment_on_imagenet_runs(experiment: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("override", ["approx.stem=shared", "model.auxiliary=true"])
 def test_the_other_choices_of_lvvit_run(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    narrowed = ("sparsity.p_logit=0", "sparsity.training.batch=8")
+    narrowed = ("sparsity.p_logit=0", "sparsity.training.global_batch_size=8")
     (row,) = _run(monkeypatch, "lvvit_concrete", "sparsity=concrete_vision", *narrowed, override)
     assert row.score_masked == row.score and row.approx is not None
     if override == "model.auxiliary=true":

@@ -312,13 +312,13 @@ def test_images_are_normalised_as_the_weights_want(tmp_path: Path) -> None:
     images = {}
     for settings in (vit, deit):
         splits = load_splits(settings.dataset, settings.model)
-        mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
-        images[settings.model.name] = splits.test[3].inputs * deviation + mean
-        assert splits.test[3].inputs.max() == pytest.approx((1 - splits.mean[2]) / splits.deviation[2])
-    assert (splits.mean, splits.deviation) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
+        images[settings.model.name] = splits.test[3].inputs * std + mean
+        assert splits.test[3].inputs.max() == pytest.approx((1 - splits.mean[2]) / splits.std[2])
+    assert (splits.mean, splits.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     torch.testing.assert_close(images["vit_base"], images["deit_tiny"])
     assert load_splits(vit.dataset, vit.model).mean == (0.5, 0.5, 0.5)
-    vit.model.mean, vit.model.deviation = [], []
+    vit.model.mean, vit.model.std = [], []
     assert load_splits(vit.dataset, vit.model).mean == IMAGENET_DEFAULT_MEAN, "without its own the data's"
 
 

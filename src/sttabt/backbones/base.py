@@ -26,7 +26,7 @@ class Backbone(nn.Module, ABC):
     model: Any  # the library's own module; weight files use its names
     head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
     head_is_new: bool = False  # the weights are pretrained, but they came without a head for these classes
-    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation of pretraining's images
+    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, std of pretraining's images
     architecture: Architecture
     tokens: int  # tokens of one sample, class token included; of text, whose length varies, the most that it may have
     outputs: int

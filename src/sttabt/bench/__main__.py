@@ -45,7 +45,7 @@ BENCH_RANGES: dict[str, Rule] = {
 NEEDED = ("image_sizes", "keeps", "factors", "merged")
 WITHOUT_EFFECT = (
     "model.pretrained", "model.checkpoint", "model.training", "hardware.devices", "hardware.batch_size",
-    "hardware.accumulate", "hardware.workers",
+    "hardware.accumulate_grad_batches", "hardware.workers",
 )  # fmt: skip
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 class Splits:
     """Data sets are indexed by position; train of images, which is augmented, by (epoch, position).
 
-    class_names: empty for scores; mean, deviation: what images were normalised by, to draw them again, empty for text.
+    class_names: empty for scores; mean, std: what images were normalised by, to draw them again, empty for text.
     """
 
     train: Dataset
@@ -40,7 +40,7 @@ class Splits:
     test: Dataset
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Sequences(Dataset, ABC):
@@ -155,7 +155,7 @@ def train_loader(
     if update > length:
         raise UserError(
             f"a weight update of {update} samples is more than the {length} that there are to train on: lower"
-            " hardware.batch_size, accumulate or devices, or the `batch` of that training"
+            " hardware.batch_size, accumulate_grad_batches or devices, or the `global_batch_size` of that training"
         )
     taken = max(int(share * length) // update, 1) * update
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}

@@ -41,7 +41,7 @@ def load_corpus(
         text_dataset(part, model, max_tokens, f"{source}, {name}")
         for part, name in zip(parts, ("train", "validation"), strict=True)
     )
-    return Splits(train, validation, validation, class_names=(), mean=(), deviation=())
+    return Splits(train, validation, validation, class_names=(), mean=(), std=())
 
 
 def _from_files(path: Path) -> list[str]:

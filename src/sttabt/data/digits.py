@@ -13,7 +13,7 @@ from sttabt.data.images import AugmentedImages, Images, ImageSource
 from sttabt.settings import DatasetSettings, ModelSettings
 
 TEST_SHARE, TEST_SEED = 0.2, 0  # the data set has no test split of its own: this one never changes
-MEAN, DEVIATION = 0.305, 0.376  # of the training pixels after scaling to [0, 1]
+MEAN, STD = 0.305, 0.376  # of the training pixels after scaling to [0, 1]
 
 
 class Digits(ImageSource):
@@ -37,7 +37,7 @@ def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
     digits = Digits()
     rest, test = split_indices(digits.labels, TEST_SHARE, TEST_SEED)
     train, validation = split_indices([digits.labels[i] for i in rest], settings.validation_share, settings.split_seed)
-    plain = [v2.Resize(settings.image_size, antialias=True), v2.Normalize([MEAN], [DEVIATION])]
+    plain = [v2.Resize(settings.image_size, antialias=True), v2.Normalize([MEAN], [STD])]
     shift = v2.RandomAffine(
         degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
     )
@@ -48,5 +48,5 @@ def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
         test=Images(digits, test, v2.Compose(plain)),
         class_names=digits.class_names,
         mean=(MEAN,),
-        deviation=(DEVIATION,),
+        std=(STD,),
     )

@@ -116,8 +116,8 @@ def image_splits(settings: DatasetSettings, model: ModelSettings, train: ImageSo
     """
     validation_share, seed = settings.validation_share, settings.split_seed
     train_indices, validation_indices = split_indices(train.labels, validation_share, seed)
-    mean, deviation = normalisation(settings, model)
-    common: dict[str, Any] = {"interpolation": "bicubic", "mean": mean, "std": deviation}
+    mean, std = normalisation(settings, model)
+    common: dict[str, Any] = {"interpolation": "bicubic", "mean": mean, "std": std}
     plain = create_transform(settings.image_size, crop_pct=model.crop, **common)
     augmented = _augmentation(settings, common) if settings.augment else plain
     return Splits(
@@ -126,13 +126,13 @@ def image_splits(settings: DatasetSettings, model: ModelSettings, train: ImageSo
         test=Images(test, range(len(test.labels)), plain),
         class_names=train.class_names,
         mean=mean,
-        deviation=deviation,
+        std=std,
     )
 
 
 def normalisation(settings: DatasetSettings, model: ModelSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that images are normalised by: the model's, else the data set's."""
-    return tuple(model.mean or settings.mean), tuple(model.deviation or settings.deviation)
+    """Mean and std that images are normalised by: the model's, else the data set's."""
+    return tuple(model.mean or settings.mean), tuple(model.std or settings.std)
 
 
 def _augmentation(settings: DatasetSettings, common: dict[str, Any]) -> Callable[[Any], Tensor]:

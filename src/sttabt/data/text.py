@@ -83,7 +83,7 @@ def text_splits(
         part: text_dataset(rows, model, settings.max_tokens, f"{settings.name}, {part}") for part, rows in parts.items()
     }
     names = tuple(settings.class_names) or tuple(map(str, range(settings.classes)))
-    return Splits(**datasets, class_names=() if settings.task == "regression" else names, mean=(), deviation=())
+    return Splits(**datasets, class_names=() if settings.task == "regression" else names, mean=(), std=())
 
 
 def text_dataset(rows: Rows, model: ModelSettings, max_tokens: int, name: str) -> TextDataset:

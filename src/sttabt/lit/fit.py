@@ -110,7 +110,7 @@ def _train(
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=min(training.epochs, 1) if settings.fast_dev_run else training.epochs,
         accumulate_grad_batches=accumulate,
-        gradient_clip_val=training.clip or None,
+        gradient_clip_val=training.grad_clip_norm or None,
         limit_train_batches=settings.fast_dev_run or None,
         limit_val_batches=settings.fast_dev_run or None,
         callbacks=[

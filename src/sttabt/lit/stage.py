@@ -112,7 +112,7 @@ class TrainingStage(L.LightningModule, ABC):
         return UserError(
             f"training diverged in stage {self.stage}, {where}:"
             f" lower {TRAININGS[self.stage]}.learning_rate={self.training_settings.learning_rate:g}"
-            f" or set {TRAININGS[self.stage]}.clip"
+            f" or set {TRAININGS[self.stage]}.grad_clip_norm"
         )
 
 

@@ -204,8 +204,8 @@ def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:
         return "none"
     node, _, name = TRAININGS[stage].partition(".")
     training = settings[node][name]
-    size, steps = settings["hardware"]["batch_size"], settings["hardware"]["accumulate"]
-    batch = training["batch"] or size * steps
+    size, steps = settings["hardware"]["batch_size"], settings["hardware"]["accumulate_grad_batches"]
+    batch = training["global_batch_size"] or size * steps
     text = (
         f"AdamW, {training['epochs']} epochs, learning rate {training['learning_rate']:g},"
         f" weight decay {training['weight_decay']:g}, {batch} samples an update, seed {settings['seed']},"

@@ -17,14 +17,17 @@ from sttabt.settings import SOURCES, Settings, update_size
 from sttabt.store.artifacts import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
-IMAGES = ("crop", "mean", "deviation")  # settings of a model that say what becomes of images before it sees them
+IMAGES = ("crop", "mean", "std")  # settings of a model that say what becomes of images before it sees them
 
 
 def describe_base(settings: Settings, trained: bool) -> dict[str, Any]:
     """trained: here; else the weights are used as they are given."""
     described = _weights(settings) | {"classes": settings.dataset.classes}
     if trained:
-        described |= {"training": _without(asdict(settings.model.training), "batch"), "dataset": _data(settings)}
+        described |= {
+            "training": _without(asdict(settings.model.training), "global_batch_size"),
+            "dataset": _data(settings),
+        }
         described |= _training_context(settings, "base")
     return described
 
@@ -32,7 +35,7 @@ def describe_base(settings: Settings, trained: bool) -> dict[str, Any]:
 def describe_general(settings: Settings) -> dict[str, Any]:
     names = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight", "corpus_training")
     own = {name: value for name, value in asdict(settings.approx).items() if name in names}
-    own["corpus_training"] = _without(own["corpus_training"], "batch")
+    own["corpus_training"] = _without(own["corpus_training"], "global_batch_size")
     corpus = Path(settings.approx.corpus)
     own["corpus"] = checksum(corpus) if corpus.is_file() else settings.approx.corpus
     return _weights(settings) | own | _training_context(settings, "general")
@@ -40,7 +43,7 @@ def describe_general(settings: Settings) -> dict[str, Any]:
 
 def describe_approx(settings: Settings, made_of: Mapping[str, str]) -> dict[str, Any]:
     own = _without(asdict(settings.approx), "corpus", "corpus_training")  # the general network's
-    own["training"] = _without(own["training"], "batch")
+    own["training"] = _without(own["training"], "global_batch_size")
     if settings.approx.checkpoint:
         own = {name: own[name] for name in ("factor", "stem")}
         own["checkpoint"] = verify(Path(settings.approx.checkpoint), "", "approx.checkpoint")
@@ -49,7 +52,7 @@ def describe_approx(settings: Settings, made_of: Mapping[str, str]) -> dict[str,
 
 def describe_prune(settings: Settings, made_of: Mapping[str, str]) -> dict[str, Any]:
     own: dict[str, Any] = asdict(settings.sparsity)
-    own["training"] = _without(own["training"], "batch")
+    own["training"] = _without(own["training"], "global_batch_size")
     return {**made_of, "sparsity": own, "dataset": _data(settings), **_training_context(settings, "prune")}
 
 
@@ -103,7 +106,7 @@ def _training_context(settings: Settings, stage: str) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "version": __version__,
-        "batch": update_size(settings, stage),
+        "global_batch_size": update_size(settings, stage),
         "precision": settings.hardware.precision,
         "fast_dev_run": settings.fast_dev_run,
     }

@@ -246,8 +246,8 @@ def gallery(
         lines = [words(ids[real]) for ids, real in zip(batch.inputs.ids, batch.inputs.real, strict=True)]
         longest = batch.inputs.ids.shape[1]
         return TextGallery(words=np.array([[*line, *[""] * (longest - len(line))] for line in lines]), **common)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.deviation))
-    pixels = ((batch.inputs * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
+    pixels = ((batch.inputs * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     return ImageGallery(
         images=pixels.permute(0, 2, 3, 1).numpy(),
         depth=run.plan.depth().cpu().numpy(),

@@ -70,7 +70,7 @@ def make_row(
         mask_weight=getattr(sparsity, "mask_weight", None),
         propagation=getattr(sparsity, "propagation", None),
         settings=_other_settings(asdict(sparsity))
-        | ({"training.batch": update_size(settings, "prune")} if trained else {}),
+        | ({"training.global_batch_size": update_size(settings, "prune")} if trained else {}),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,

@@ -257,17 +257,17 @@ class Stages:
             self._check_normalisation(*base.normalised_by)
         return base
 
-    def _check_normalisation(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    def _check_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Pretrained weights know images normalised as when they were trained; fine-tuned ones may learn another."""
-        model, wanted = self.settings.model, (mean, deviation)
-        if wanted == (self.splits.mean, self.splits.deviation):
+        model, wanted = self.settings.model, (mean, std)
+        if wanted == (self.splits.mean, self.splits.std):
             return
-        remedy = f"set model.mean={list(wanted[0])} model.deviation={list(wanted[1])}".replace(", ", ",")
+        remedy = f"set model.mean={list(wanted[0])} model.std={list(wanted[1])}".replace(", ", ",")
         if len(self.splits.mean) != len(wanted[0]):
             remedy = f"they are for {len(wanted[0])} channels: set dataset.channels={len(wanted[0])}, and {remedy}"
         line = (
-            f"model.name={model.name} was trained on images normalised by mean and deviation {wanted}, not by"
-            f" {self.splits.mean, self.splits.deviation} as here: {remedy}"
+            f"model.name={model.name} was trained on images normalised by mean and std {wanted}, not by"
+            f" {self.splits.mean, self.splits.std} as here: {remedy}"
         )
         if not model.fine_tune:
             raise UserError(line)

@@ -92,7 +92,7 @@ def _file(huggingface: str, name: str) -> Path | None:
 
 
 def _normalisation(huggingface: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of the images that the weights were trained on, where a file says so."""
+    """Mean and std of the images that the weights were trained on, where a file says so."""
     found = _file(huggingface, "preprocessor_config.json")
     if found is None:
         log.warning("model.huggingface=%s does not say how its images were normalised: see model.mean", huggingface)

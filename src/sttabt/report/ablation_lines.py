@@ -93,7 +93,7 @@ def _draw_line(panel: Axes, ablation: Ablation, field: str, style: dict[str, Any
     panel.errorbar(
         [x for x, _ in found],
         [scale * value.mean for _, value in found],
-        yerr=[scale * (value.deviation or 0) for _, value in found],
+        yerr=[scale * (value.std or 0) for _, value in found],
         capsize=2,
         elinewidth=0.8,
         **style,
@@ -128,7 +128,7 @@ def _frame(own: Sequence[Ablation], name: str, columns: Sequence[str], published
             line = common | {"from": "rows", "curve": each.title, name: x, "seeds": len(point.rows)}
             for field in columns:
                 value = point.value(field)
-                line |= {field: value and value.mean, f"{field}_deviation": value and value.deviation}
+                line |= {field: value and value.mean, f"{field}_deviation": value and value.std}
             lines.append(line)
     for (label, factor), curve in published.items():
         title = f"{label}, factor {factor}"

@@ -66,8 +66,8 @@ def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
         panel.errorbar(
             [scale * x.mean for x, _ in known],
             [100 * y.mean for _, y in known],
-            xerr=[scale * (x.deviation or 0) for x, _ in known] if any(x.deviation for x, _ in known) else None,
-            yerr=[100 * (y.deviation or 0) for _, y in known] if any(y.deviation for _, y in known) else None,
+            xerr=[scale * (x.std or 0) for x, _ in known] if any(x.std for x, _ in known) else None,
+            yerr=[100 * (y.std or 0) for _, y in known] if any(y.std for _, y in known) else None,
             color=style.colour, marker=style.marker, linestyle=style.line, markersize=style.size,
             linewidth=1.4, capsize=2, elinewidth=0.9,
         )  # fmt: skip

@@ -64,7 +64,7 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
         return
     draw_curves(panel, points, styles, name)
     places = [found for point in points if (found := place(point, name))]
-    panel.set_xlim(0, 1.07 * max(found.mean + (found.deviation or 0) for found in places))
+    panel.set_xlim(0, 1.07 * max(found.mean + (found.std or 0) for found in places))
     missing = len(points) - len(places)
     if missing:
         note = f"timing was off for {missing} point{'s' * (missing > 1)}"

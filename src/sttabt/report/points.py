@@ -30,7 +30,7 @@ class Value:
     """Mean and sample standard deviation over seeds; no deviation for one seed."""
 
     mean: float
-    deviation: float | None
+    std: float | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Point:
         return f"{self.label}, {self.variant}" if self.variant else self.label
 
     def value(self, name: str) -> Value | None:
-        """Mean and deviation of a field or property of the rows; None where a row does not have it.
+        """Mean and std of a field or property of the rows; None where a row does not have it.
 
         A value of a field that has several is named as in table.csv: `other_scores.f1`.
         """
@@ -122,7 +122,7 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
 
 
 def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.DataFrame:
-    """A line a point: what it is, its score, and the fields `names`, each as mean and deviation over seeds."""
+    """A line a point: what it is, its score, and the fields `names`, each as mean and std over seeds."""
     lines = []
     for points in datasets.values():
         for point in points:
@@ -131,7 +131,7 @@ def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.Da
             line |= {"curve": point.series, "setting": point.setting, "seeds": len(point.rows), "metric": first.metric}
             for name in ("score", *names):
                 value = point.value(name)
-                line |= {name: value and value.mean, f"{name}_deviation": value and value.deviation}
+                line |= {name: value and value.mean, f"{name}_deviation": value and value.std}
             lines.append(line)
     return pd.DataFrame(lines)
 

@@ -71,7 +71,7 @@ def draw_attention_quality(datasets: dict[str, list[Point]], folder: Path) -> Pa
 
 
 def quality_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """A line a data set, model, factor and start: mean and deviation over seeds; then what was published of them."""
+    """A line a data set, model, factor and start: mean and std over seeds; then what was published of them."""
     found: dict[tuple[Place, str, str], dict[tuple, float]] = defaultdict(dict)
     for row in rows:
         if row.approx is None or row.factor is None:
@@ -112,8 +112,8 @@ def _draw_panel(panel: Axes, frame: pd.DataFrame, places: list[Place], shown: li
         x = place + 0.16 * (shown.index(line["start"]) - (len(shown) - 1) / 2)
         colour, marker = STYLES[line["start"]]
         if line["from"] == "rows":
-            deviation = line[f"{kind}_deviation"]
-            error = None if pd.isna(deviation) else [deviation]
+            std = line[f"{kind}_deviation"]
+            error = None if pd.isna(std) else [std]
             panel.errorbar([x], [line[kind]], yerr=error, color=colour, marker=marker, markersize=5, capsize=2)
         else:
             panel.plot([x], [line[kind]], color=colour, marker=marker, markersize=6, markerfacecolor="none")

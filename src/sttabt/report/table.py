@@ -159,8 +159,8 @@ def _column(title: str, name: str, scale: float, digits: int) -> Column:
         value = point.value(name)
         if value is None:
             return "-"
-        deviation = "" if value.deviation is None else f" ± {value.deviation * scale:.{digits}f}"
-        return f"{value.mean * scale:.{digits}f}{deviation}"
+        std = "" if value.std is None else f" ± {value.std * scale:.{digits}f}"
+        return f"{value.mean * scale:.{digits}f}{std}"
 
     return Column(title, text, lambda point: _mean(point.value(name)))
 
@@ -170,8 +170,8 @@ def _time_column(title: str, name: str, key: str) -> Column:
         value = point.value(name)
         if value is None:
             return "-"
-        if value.deviation is not None:
-            return f"{value.mean:.3f} ± {value.deviation:.3f}"
+        if value.std is not None:
+            return f"{value.mean:.3f} ± {value.std:.3f}"
         time = point.rows[0].time or {}
         return f"{value.mean:.3f} ({time[f'{key}_low']:.3f} to {time[f'{key}_high']:.3f})"
 

@@ -19,7 +19,9 @@ from sttabt.store.artifacts import fingerprint
 WITHOUT_RESULT = (
     *("paths", "logger", "evaluation", "stages", "resume", "skip_approx"),
     *(f"hardware.{name}" for name in ("accelerator", "workers", "threads", "compile")),
-    *(f"hardware.{name}" for name in ("devices", "nodes", "batch_size", "accumulate")),  # as samples an update, below
+    *(
+        f"hardware.{name}" for name in ("devices", "nodes", "batch_size", "accumulate_grad_batches")
+    ),  # as samples an update, below
 )
 
 

@@ -59,9 +59,11 @@ class TrainingSettings:
     weight_decay: float = 0.05
     final_learning_rate: float = 0.0
     warmup_epochs: float = 0.0
-    clip: float = 0.0  # largest gradient norm, 0 = no clipping
+    grad_clip_norm: float = 0.0  # largest gradient norm, 0 = no clipping
     label_smoothing: float = 0.0
-    batch: int = 0  # samples a weight update; 0: hardware.batch_size * accumulate * devices * nodes
+    global_batch_size: int = (
+        0  # samples a weight update; 0: hardware.batch_size * accumulate_grad_batches * devices * nodes
+    )
     # Images only; where both are on, half of the mixed batches get the one, half the other:
     mixup: float = 0.0  # α of the Beta(α, α) that two images are blended by, 0 = off
     cutmix: float = 0.0  # α of the Beta(α, α) that gives the area pasted from another image, 0 = off
@@ -88,7 +90,7 @@ class ModelSettings:
     # Images only:
     crop: float = 0.875  # share of an image's shorter side that evaluation sees
     mean: list[float] = field(default_factory=list)  # a channel, of pixels in [0, 1], that images are normalised by;
-    deviation: list[float] = field(default_factory=list)  # [] = the data set's own
+    std: list[float] = field(default_factory=list)  # [] = the data set's own
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
@@ -119,7 +121,7 @@ class DatasetSettings:
     augment: bool = True
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)  # digits have their own
     mean: list[float] = field(default_factory=list)  # a channel, of pixels in [0, 1], that images are normalised by,
-    deviation: list[float] = field(default_factory=list)  # where the model has none of its own
+    std: list[float] = field(default_factory=list)  # where the model has none of its own
     broken_share: float = 0.001  # of the training images that may be unreadable: others take their place
     # Source image_table only:
     hub_id: str = ""  # a data set of the hub; path is a local copy instead
@@ -233,7 +235,7 @@ class HardwareSettings:
     precision: str = "32-true"  # of training, in Lightning's names: 32-true, bf16-mixed; evaluation is in float32
     compile: bool = False  # torch.compile what a step of training computes: minutes at its start, less time a step
     batch_size: int = 64  # samples a step and a device
-    accumulate: int = 1  # steps a weight update
+    accumulate_grad_batches: int = 1  # steps a weight update
     workers: int = 0  # processes that load data
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
 
@@ -295,7 +297,9 @@ def training_of(settings: Settings, stage: str) -> TrainingSettings | None:
 def update_size(settings: Settings, stage: str) -> int:
     """Samples a weight update of that training stage."""
     training, hardware = training_of(settings, stage), settings.hardware
-    return (training and training.batch) or hardware.batch_size * hardware.accumulate * processes_of(hardware)
+    return (
+        training and training.global_batch_size
+    ) or hardware.batch_size * hardware.accumulate_grad_batches * processes_of(hardware)
 
 
 def steps_of(update: int, hardware: HardwareSettings) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def check_images(settings: Settings) -> None:
         raise UserError(f"dataset.channels={dataset.channels} is out of range: images are grey (1) or coloured (3)")
     if dataset.source == "digits":
         return
-    for name in ("mean", "deviation"):
+    for name in ("mean", "std"):
         key = f"model.{name}" if getattr(model, name) else f"dataset.{name}"
         values = getattr(model, name) or getattr(dataset, name)
         if len(values) != dataset.channels:

@@ -9,10 +9,10 @@ from sttabt.cli.checks.training import mixing
 from sttabt.settings import SOURCES, Settings
 
 TEXT_SETTINGS = ("columns", "max_tokens")
-IMAGE_SETTINGS = ("augment", "augmentation", "channels", "mean", "deviation", "broken_share")
+IMAGE_SETTINGS = ("augment", "augmentation", "channels", "mean", "std", "broken_share")
 TABLE_SETTINGS = ("hub_id", "configuration", "train_split", "test_split", "image_column")
 DIGITS = "digits have their own preparation"
-DIGITS_HAVE = ("augmentation", "mean", "deviation", "broken_share")
+DIGITS_HAVE = ("augmentation", "mean", "std", "broken_share")
 APPROXIMATIONS = ("approx.training", "approx.corpus_training")
 FILE_SETTINGS = ("header", "encoding", "positive_above", "test_share")
 OF_WANDB = ("project", "entity", "upload_weights")
@@ -54,12 +54,12 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str
         *((f"dataset.{name}", text, "it is a setting of text") for name in TEXT_SETTINGS),
         *((f"dataset.{name}", source == "text_file", "it is for source text_file") for name in FILE_SETTINGS),
         *((f"dataset.{name}", not text, "it is a setting of images") for name in IMAGE_SETTINGS),
-        *((f"model.{name}", not text, "it is a setting of images") for name in ("crop", "mean", "deviation")),
+        *((f"model.{name}", not text, "it is a setting of images") for name in ("crop", "mean", "std")),
         *((f"dataset.{name}", text or transformed, DIGITS) for name in DIGITS_HAVE),
-        *((f"model.{name}", text or transformed, DIGITS) for name in ("crop", "mean", "deviation")),
+        *((f"model.{name}", text or transformed, DIGITS) for name in ("crop", "mean", "std")),
         ("dataset.augmentation", text or settings.dataset.augment, "dataset.augment=false leaves images as they are"),
         ("dataset.mean", text or not model.mean, "model.mean is set, which comes first"),
-        ("dataset.deviation", text or not model.deviation, "model.deviation is set, which comes first"),
+        ("dataset.std", text or not model.std, "model.std is set, which comes first"),
         *((f"dataset.{name}", source == "image_table", "it is for source image_table") for name in TABLE_SETTINGS),
         ("dataset.hub_id", source != "image_table" or not settings.dataset.path, "dataset.path gives a local copy"),
         ("dataset.label_column", named, f"source {source} has none"),

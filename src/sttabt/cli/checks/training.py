@@ -33,11 +33,15 @@ def check_batch(settings: Settings) -> None:
             processes = processes_of(hardware)
             devices = f" on {processes} devices" if processes > 1 else ""
             raise UserError(
-                f"{node}.batch={update} does not make {steps} equal steps{devices} of at most"
+                f"{node}.global_batch_size={update} does not make {steps} equal steps{devices} of at most"
                 f" hardware.batch_size={hardware.batch_size}: set {lower}{(size + 1) * unit}"
             )
         if (training.mixup or training.cutmix) and size % 2:
-            setting = f"{node}.batch={update}" if training.batch else f"hardware.batch_size={hardware.batch_size}"
+            setting = (
+                f"{node}.global_batch_size={update}"
+                if training.global_batch_size
+                else f"hardware.batch_size={hardware.batch_size}"
+            )
             raise UserError(
                 f"{setting} makes {size} images a step, but {node}.mixup and cutmix blend pairs: choose one that makes"
                 " an even number"
