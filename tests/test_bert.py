@@ -44,7 +44,7 @@ from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.online import run_online_dropped, run_online_masked
+from sttabt.engine.online import LayerAttention, run_online_dropped, run_online_masked
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximationWeights, approximation_loss
 from sttabt.pretrained.bert import build_bert
@@ -117,8 +117,8 @@ def test_attention_dropout_acts_in_every_engine(text: Text) -> None:
         lambda: trace_attention(base, text).queries[-1],
         lambda: run_masked(base, text, plan),
         lambda: run_dropped(base, text, plan),
-        lambda: run_online_masked(base, text, lambda layer, probabilities, alive: alive).logits,
-        lambda: run_online_dropped(base, text, lambda layer, probabilities, alive: alive).logits,
+        lambda: run_online_masked(base, text, lambda layer, attention, alive: alive).logits,
+        lambda: run_online_dropped(base, text, lambda layer, attention, alive: alive).logits,
     ]
     with torch.no_grad():
         for run in engines:
@@ -186,7 +186,7 @@ def test_soft_masks_of_a_padded_batch_train_as_its_texts_do() -> None:
         for module in (base, network):
             module.zero_grad()
         p_logit.grad = None
-        plan = concrete_plan(network(text), p_logit)
+        plan = concrete_plan(network(text), p_logit).plan
         loss = F.cross_entropy(run_masked(base, text, plan), wanted)
         held = concrete_loss(p_logit, plan.alive, text.real, 0.0, 1e-3, 0.0)  # the keep term is no mean over texts
         (loss + held.p_logit).backward()
@@ -206,9 +206,9 @@ def test_soft_masks_of_a_padded_batch_train_as_its_texts_do() -> None:
 def test_online_rules_see_padding_neither_as_row_nor_as_key() -> None:
     base = make_backbone("bert")
 
-    def rule(layer: int, probabilities: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        assert not probabilities.masked_fill(alive[:, None, None, :], 0).any()
-        return forward_select(probabilities, alive, torch.tensor([4, 2, 6, 3]))
+    def rule(layer: int, attention: LayerAttention, alive: torch.Tensor) -> torch.Tensor:
+        assert not attention.probabilities.masked_fill(alive[:, None, None, :], 0).any()
+        return forward_select(attention.received(alive), alive, torch.tensor([4, 2, 6, 3]))
 
     dropped, masked = (run(base, pad_text(TEXT, 2), rule) for run in (run_online_dropped, run_online_masked))
     assert torch.equal(dropped.plan.alive, masked.plan.alive)

@@ -16,7 +16,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.methods import find_method, method_names
-from sttabt.methods.base import MergingMethod, OnlineMethod, TrainedMethod
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import SPARSITY_SCHEMAS
 
@@ -66,14 +66,14 @@ def test_masked_equals_dropped(model: PrunedModel, backbone_name: str) -> None:
     if isinstance(model.method, MergingMethod):
         pytest.skip("merging has no masked form: tests/test_merge.py compares it with a slow reference")
     inputs = make_inputs(backbone_name)
-    dropped, masked = model(inputs), model(inputs, masked=True)
+    dropped, masked = model.run(inputs), model.forms()["masked"](inputs)
     assert torch.equal(dropped.plan.alive, masked.plan.alive)
     torch.testing.assert_close(dropped.logits, masked.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_plans_are_nested_and_keep_the_output_tokens(model: PrunedModel, backbone_name: str) -> None:
-    run = model(make_inputs(backbone_name))
+    run = model.run(make_inputs(backbone_name))
     plan, tokens = run.plan, run.real.shape[1]
     plan.check(model.base.outputs)
     assert plan.alive.shape == (4, model.base.layers + 1, tokens)
@@ -85,12 +85,12 @@ def test_plans_are_nested_and_keep_the_output_tokens(model: PrunedModel, backbon
 @torch.inference_mode()
 def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name: str) -> None:
     inputs = make_inputs(backbone_name)
-    together, order = model(inputs), torch.tensor([2, 0, 3, 1])
-    shuffled = model(pick(inputs, order))
+    together, order = model.run(inputs), torch.tensor([2, 0, 3, 1])
+    shuffled = model.run(pick(inputs, order))
     assert torch.equal(shuffled.plan.alive, together.plan.alive[order])
     torch.testing.assert_close(shuffled.logits, together.logits[order], atol=1e-5, rtol=1e-5)
     for index, sample in enumerate(one_by_one(inputs)):
-        alone = model(sample)
+        alone = model.run(sample)
         tokens = alone.real.shape[1]
         assert torch.equal(alone.plan.alive[0], together.plan.alive[index, :, :tokens])
         torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-5, rtol=1e-5)
@@ -100,8 +100,8 @@ def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name
 @torch.inference_mode()
 def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None:
     inputs = make_inputs(backbone_name)
-    for masked in (False, True):
-        tight, wide = model(inputs, masked), model(pad_text(inputs, 5), masked)
+    for run in (model.run, model.forms()["masked"]):
+        tight, wide = run(inputs), run(pad_text(inputs, 5))
         assert torch.equal(wide.plan.alive[..., :-5], tight.plan.alive) and not wide.plan.alive[..., -5:].any()
         torch.testing.assert_close(wide.logits, tight.logits, atol=1e-5, rtol=1e-5)
 
@@ -109,14 +109,13 @@ def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None
 @pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_name: str) -> None:
-    # Online methods pad a batch of unequal counts, so that they are counted a sample at a time.
-    inputs = make_inputs(backbone_name)
-    for batch in one_by_one(inputs) if isinstance(model.method, OnlineMethod) else [inputs]:
-        run = model(batch)
+    # A sample at a time, as the library's own forward and online methods pad a batch of unequal counts.
+    for batch in one_by_one(make_inputs(backbone_name)):
+        run = model.run(batch)
         with FlopCounterMode(display=False) as counter:
-            model(batch)
+            model.run(batch)
         counted = counter.get_total_flops() / 2 / len(run.real)
-        assert sum(model.macs(run.plan, run.real).values()) == pytest.approx(counted, rel=1e-3)
+        assert sum(model.macs(run).values()) == pytest.approx(counted, rel=1e-3)
 
 
 @pytest.mark.usefixtures("torch_alone")
@@ -127,13 +126,13 @@ def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) ->
     inputs = make_inputs("bert")
     for attention in ("approximate", "actual"):
         model = make_model("bert", "backtracking", {"keep_ratio": 0.6, "attention": attention})
-        run = model(inputs)
+        run = model.run(inputs)
         with FlopCounterMode(display=False) as counter:
-            model(inputs)
-        macs = model.macs(run.plan, run.real)
+            model.run(inputs)
+        macs = model.macs(run)
         assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / 4, rel=1e-6)
-        torch.testing.assert_close(run.logits, model(inputs, masked=True).logits, atol=1e-5, rtol=1e-5)
-        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
+        torch.testing.assert_close(run.logits, model.forms()["masked"](inputs).logits, atol=1e-5, rtol=1e-5)
+        alone = [model.macs(model.run(text)) for text in one_by_one(inputs)]
         for part in ("stem", "projections", "attention", "feed_forward", "head", "approximate_network"):
             assert macs[part] == pytest.approx(sum(each[part] for each in alone) / 4), part
 
@@ -144,9 +143,9 @@ def test_kernels_compute_no_padding() -> None:
     inputs = make_inputs("bert")
     for method, changes in (("backtracking", {"keep_ratio": 0.6}), ("concrete", {"p_logit": -0.5})):
         model = make_model("bert", method, changes)
-        run = model(inputs)
-        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
-        for part, macs in model.macs(run.plan, run.real).items():
+        run = model.run(inputs)
+        alone = [model.macs(model.run(text)) for text in one_by_one(inputs)]
+        for part, macs in model.macs(run).items():
             if part != "planning":  # is counted as if every sample had the longest one's keys
                 assert macs == pytest.approx(sum(each[part] for each in alone) / len(alone)), part
 
@@ -170,7 +169,7 @@ def test_keeping_everything_is_the_dense_model(backbone_name: str) -> None:
 @torch.inference_mode()
 def test_keep_ratio_one_is_the_dense_model(backbone_name: str, method: str) -> None:
     model, inputs = make_model(backbone_name, method, {"keep_ratio": 1.0}), make_inputs(backbone_name)
-    torch.testing.assert_close(model(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.run(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -182,7 +181,9 @@ def test_more_is_kept_when_more_is_asked_for(backbone_name: str) -> None:
         ("forward_topk", "keep_ratio", (0.2, 0.5, 0.9)),
         ("concrete", "p_logit", (-3.0, -1.0, 1.0)),
     ]:
-        kept = [make_model(backbone_name, method, {setting: value})(inputs).plan.occupancy().mean() for value in values]
+        kept = [
+            make_model(backbone_name, method, {setting: value}).run(inputs).plan.occupancy().mean() for value in values
+        ]
         assert kept[0] < kept[1] < kept[2], method
 
 

@@ -53,7 +53,7 @@ def _random_plan(base: LvVit, batch: int, fewest: int = 1) -> TokenPlan:
     lives[:, :fewest] = base.layers
     alive = torch.arange(base.layers + 1)[None, :, None] < lives[:, None]
     alive[:, -1] = torch.arange(base.tokens) == 0
-    return TokenPlan(alive)
+    return TokenPlan.of_sets(alive)
 
 
 @pytest.mark.parametrize("fewest", [1, 3])
@@ -96,12 +96,12 @@ def test_every_stem_is_computed_once_and_counted_in_full(name: str, attention: s
     for which, stem in stems.items():
         if stem.own:
             stem.conv1.register_forward_hook(lambda *_, which=which: calls.__setitem__(which, calls[which] + 1))
-    run = model(images)
+    run = model.run(images)
     own = name != "lvvit_shared_stem" and attention == "approximate"
     assert calls == {"base": 1, "narrow": int(own)}
     with FlopCounterMode(display=False) as counter:
-        model(images)
-    macs = model.macs(run.plan, run.real)
+        model.run(images)
+    macs = model.macs(run)
     assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / len(images), rel=1e-9)
     assert macs["stem"] > model.base.architecture.stem > 0
 

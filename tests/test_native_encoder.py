@@ -43,7 +43,7 @@ def random_plan(base: Backbone, real: Tensor) -> TokenPlan:
     depth = torch.randint(-1, base.layers, real.shape)
     depth[:, : base.outputs] = base.layers
     boundary = torch.arange(base.layers + 1)[None, :, None]
-    return TokenPlan((depth[:, None] >= boundary) & real[:, None])
+    return TokenPlan.of_sets((depth[:, None] >= boundary) & real[:, None])
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -161,7 +161,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         images = torch.stack([splits.test[index].inputs for index in range(360)])  # type: ignore[arg-type]
         labels = torch.stack([splits.test[index].labels for index in range(360)])  # type: ignore[arg-type]
-        predictions = model(images).logits[:, 0]
+        predictions = model.run(images).logits[:, 0]
     assert logged > 0.9 and found.dropped > 0.8
     assert found.dropped == pytest.approx(stats.pearsonr(predictions, labels)[0], abs=1e-5)
     assert found.others == {"spearman": pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-5)}
@@ -300,7 +300,7 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     found = evaluate(model, dataset, Task("matthews", 3), batch_size=5)
     predictions, occupancy, dense, kept = [], [], [], []
     for index in range(23):
-        run = model(dataset[index].inputs)
+        run = model.run(dataset[index].inputs)
         alive = run.plan.alive[0].sum(-1)
         predictions.append(int(run.logits.argmax()))
         occupancy.append((alive / dataset.lengths[index]).tolist())
@@ -355,8 +355,8 @@ def test_texts_one_at_a_time_are_of_many_lengths_and_have_both_dense_runs(
 ) -> None:
     base, dataset = sentences
     model, seen = _pruned(base, "forward_topk"), []
-    forward = PrunedModel.forward
-    monkeypatch.setattr(PrunedModel, "forward", lambda self, inputs: seen.append(inputs) or forward(self, inputs))
+    run = PrunedModel.run
+    monkeypatch.setattr(PrunedModel, "run", lambda self, inputs: seen.append(inputs) or run(self, inputs))
     found = time_against_dense(model, dataset, batch_size=1, rounds=1, batches=5)
     assert set(found.dense) == {"batch", "unpadded"}, "a text alone has no padding, but a last layer for the head alone"
     shapes = [tuple(base.real(inputs).shape) for inputs in seen]
@@ -387,7 +387,7 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
         words = [word for word in line if word]
         (place,) = [p for p, ids in enumerate(dataset.texts) if [f"w{i}" for i in ids.tolist()] == words]
         assert read.length(index) == dataset.lengths[place]
-        run = model(dataset[place].inputs)
+        run = model.run(dataset[place].inputs)
         assert np.array_equal(read.alive[index][:, : len(words)], run.plan.alive[0].numpy())
         assert read.labels[index] == pytest.approx(dataset.labels[place])
         caption = read.caption(index)

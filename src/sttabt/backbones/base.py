@@ -48,6 +48,13 @@ class Backbone(nn.Module, ABC):
         """Share of the attention probabilities that training drops at random; 0 in evaluation mode."""
         return 0.0
 
+    def read_call(self, inputs: Any) -> tuple[Any, Callable[[Tensor], Any]]:
+        """What a call of the original model with these arguments asks for.
+
+        Returns the inputs as the engines read them, and what makes of logits that which the original returns.
+        """
+        return inputs, lambda logits: logits
+
     @abstractmethod
     def real(self, inputs: Any) -> Tensor:
         """Which tokens are real, (B, N) bool; False on padding."""
@@ -58,6 +65,10 @@ class Backbone(nn.Module, ABC):
         What it gives may stand for the inputs everywhere, so that several networks share it. Twice is as once.
         """
         return inputs
+
+    def samples(self, inputs: Any) -> list[Tensor]:
+        """What each sample of a batch is made of, without padding and whatever `prepare` added."""
+        return list(inputs)
 
     @abstractmethod
     def embed(self, inputs: Any) -> Tensor:

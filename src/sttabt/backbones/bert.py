@@ -64,6 +64,9 @@ class Bert(Backbone):
     def real(self, inputs: Text) -> Tensor:
         return inputs.real
 
+    def samples(self, inputs: Text) -> list[Tensor]:
+        return [torch.stack([ids[real], types[real]]).long() for ids, types, real in zip(*inputs, strict=True)]
+
     def embed(self, inputs: Text) -> Tensor:
         return self._embed(inputs.ids, inputs.types, torch.arange(inputs.ids.shape[1], device=inputs.ids.device))
 

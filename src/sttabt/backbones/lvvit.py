@@ -159,6 +159,9 @@ class LvVit(ViT):
     def real(self, inputs: Tensor | Stemmed) -> Tensor:
         return super().real(inputs.images if isinstance(inputs, Stemmed) else inputs)
 
+    def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
+        return list(inputs.images if isinstance(inputs, Stemmed) else inputs)
+
     def prepare(self, inputs: Tensor | Stemmed) -> Stemmed:
         stem = self.model.patch_embed
         if isinstance(inputs, Stemmed) and inputs.stem is stem:

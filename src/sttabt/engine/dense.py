@@ -53,9 +53,9 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
         packed, attend_layer = x, partial(attend_packed, read=tokens, write=tokens)
     else:
         x = backbone.embed(inputs)
-        tokens, packed, attend_layer = [x.shape[1]] * len(x), x.flatten(0, 1), attend
+        tokens, packed, attend_layer = None, x.flatten(0, 1), attend
     if (encoder := backbone.native_encoder(packed)) is not None:
-        found = encoder.trace(packed, backbone.heads, tokens)
+        found = encoder.trace(packed, backbone.heads, tokens or [x.shape[1]] * len(x))
     else:
         found = list(_trace_layers(backbone, x, attend_layer))
     queries, keys = (

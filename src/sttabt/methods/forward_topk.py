@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sttabt.core.forward import forward_keep_ratios, forward_select
-from sttabt.engine.online import Rule
+from sttabt.engine.online import LayerAttention, Rule
 from sttabt.methods.base import Card, OnlineMethod
 
 
@@ -16,9 +16,9 @@ class ForwardTopk(OnlineMethod):
         ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)
         real_tokens = real.sum(-1)
 
-        def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
+        def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
             count = (ratios[layer] * real_tokens.double()).floor().long().clamp_min(1)
-            return forward_select(probabilities, alive, count, self.outputs)
+            return forward_select(attention.received(alive), alive, count, self.outputs)
 
         return select
 

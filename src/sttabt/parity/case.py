@@ -18,13 +18,13 @@ from sttabt.core.backtrack import Backtracking, Keep, backtrack
 from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
 from sttabt.core.forward import received_attention
 from sttabt.core.ltp import hard_mask, mask_loss, soft_mask
-from sttabt.core.plan import TokenPlan, largest
+from sttabt.core.plan import SoftPlan, largest
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import merge_heads, split_heads
 from sttabt.engine.dense import DenseRun, run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.online import OnlineSoftRun, attention_probabilities, run_online_masked, run_online_soft
+from sttabt.engine.online import LayerAttention, OnlineSoftRun, mask_online, run_online_soft
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.parity.check import ABSOLUTE, EXACT, RELATIVE, Check
 
@@ -122,15 +122,15 @@ def _forward(base: Backbone, inputs: Any, keeps: list[float], official: Tensor, 
     """
     real = base.real(inputs)
 
-    def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
-        received = received_attention(probabilities, alive)
+    def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
+        received = attention.received(alive)
         importance = received.where(received > 0, official[:, layer] - 1)
         count = (keeps[layer] * real.sum(-1).double()).floor().long().clamp_min(1)
         return largest(importance, count, among=real)
 
-    run = run_online_masked(base, inputs, select)
-    yield f"{name}.output_masks", run.plan.alive[:, 1:].float(), EXACT
-    yield f"{name}.logits", run.logits, ABSOLUTE
+    logits, alive = mask_online(base, inputs, select)
+    yield f"{name}.output_masks", alive[:, 1:].float(), EXACT
+    yield f"{name}.logits", logits, ABSOLUTE
 
 
 @torch.no_grad()
@@ -140,8 +140,8 @@ def _ltp(case: Case, vectors: dict[str, Tensor]) -> Iterator[Found]:
     labels, threshold = vectors["input.labels"], vectors["ltp.threshold"]
     every = torch.ones_like(base.real(inputs))
 
-    def soft(layer: int, probabilities: Tensor, real: Tensor) -> Tensor:
-        return soft_mask(received_attention(probabilities, every), threshold[layer], settings["temperature"])
+    def soft(layer: int, attention: LayerAttention, real: Tensor) -> Tensor:
+        return soft_mask(attention.received(every), threshold[layer], settings["temperature"])
 
     runs = {
         "soft": (run_online_soft(base, inputs, soft), ABSOLUTE),
@@ -160,7 +160,7 @@ def _official_hard_ltp(base: Backbone, inputs: Any, threshold: Tensor) -> Online
     every, masks = torch.ones_like(alive), []
     for layer in range(base.layers):
         query, key, value = base.qkv(layer, x)
-        probabilities = attention_probabilities(query, key, alive, base.heads)
+        probabilities = LayerAttention(query, key, alive, base.heads).probabilities
         x = base.finish(layer, x, merge_heads(probabilities @ split_heads(value, base.heads)))
         alive = alive & hard_mask(received_attention(probabilities, every), threshold[layer])
         x = x * alive[..., None]
@@ -173,7 +173,7 @@ def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor
     settings, labels = meta["concrete"], vectors["input.labels"]
     p_logit = vectors["concrete.p_logit"].clone().requires_grad_()
     trace = network(inputs)
-    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"])
+    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"]).plan
     hold = partial(_hold, p_logit, trace, settings)
 
     logits = run_masked(base, inputs, soft, EPSILON)
@@ -205,7 +205,7 @@ def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor
         yield "concrete.hard.loss", (F.cross_entropy(logits, labels) + held.p_logit + held.keep)[None], RELATIVE
 
 
-def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: TokenPlan) -> Any:
+def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: SoftPlan) -> Any:
     return concrete_loss(
         p_logit, plan.alive, trace.real, settings["init_p_logit"], settings["lambda_p"], settings["lambda_mask"]
     )

@@ -264,4 +264,4 @@ def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
     arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
     inputs = "images" if SOURCES[settings["dataset"]["source"]] == "images" else "sttabt.text(tokenizer(...))"
-    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model({inputs}).logits'
+    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model.run({inputs}).logits'
