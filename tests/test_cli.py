@@ -28,7 +28,7 @@ MISTAKES = {
     "experiment=debug +approx.facter=4": "approx.facter is not a setting: did you mean 'approx.factor'?",
     "experiment=debug facter=4": "facter is not a setting: did you mean 'approx.factor'?",
     "experiment=debug sparsity.p_logitt=4": "sparsity.p_logitt is not a setting: did you mean 'sparsity.p_logit'?",
-    "experiment=debug sparsity.keep_ratio=1": "sparsity.keep_ratio is not a setting of this method but of random,",
+    "experiment=debug sparsity.keep_ratio=1": "sparsity.keep_ratio is not a setting of this method but of back",
     "experiment=debug hydra.sweper=1": "hydra.sweper is not a setting: did you mean 'hydra.sweeper'?",
     "experiment=debug approx.factor=four": "approx.factor=four: Value 'four' of type 'str' could not be converted",
     "experiment=debug ++approx.factor=x": "++approx.factor=x: Value 'x' of type 'str' could not be converted",

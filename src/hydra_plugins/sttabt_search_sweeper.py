@@ -21,7 +21,7 @@ from sttabt.search.plan import Plan, by_method, first_values, overrides, study_f
 from sttabt.search.report import report_search
 from sttabt.search.space import WHERE, Space, fit_space, read_space
 from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
-from sttabt.settings import SPARSITY_SCHEMAS, TrainedSettings
+from sttabt.settings import TrainedSettings, method_names
 
 
 @dataclass
@@ -121,7 +121,7 @@ class SearchSweeper(CheckedSweeper):
             except MISTAKES as mistake:
                 problem = problem or mistake
                 continue
-            known = setting_names(method if method in SPARSITY_SCHEMAS else None)
+            known = setting_names(method if method in method_names() else None)
             unknown = [key for key in space if key not in known]
             if unknown:
                 problem = UserError(f"{WHERE}: {unknown_setting(unknown[0])}")

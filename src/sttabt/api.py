@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sttabt import __version__
 from sttabt.backbones.base import Backbone
 from sttabt.cli.checks.model import check_counts
-from sttabt.cli.checks.ranges import RANGES
+from sttabt.cli.checks.ranges import CHOICES, RANGES
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
@@ -26,12 +26,12 @@ from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, 
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
 from sttabt.settings import (
-    CHOICES,
-    SPARSITY_SCHEMAS,
+    MethodSettings,
     ModelSettings,
-    SparsitySettings,
     TrainedSettings,
     TrainingSettings,
+    method_names,
+    method_settings,
 )
 from sttabt.store.artifacts import AVERAGED, load_folder, parents
 
@@ -152,7 +152,7 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         network.load_state_dict(tensors, strict=True)
         return prune(base, method or "backtracking", approx=network, **settings)
     own = notes["settings"]["sparsity"]
-    schema = SPARSITY_SCHEMAS[own["method"]](**{**own, "training": TrainingSettings(**own["training"])})
+    schema = method_settings(own["method"])(**{**own, "training": TrainingSettings(**own["training"])})
     pruning = find_method(own["method"])(schema, base.layers, base.outputs)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
     trained = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
@@ -187,10 +187,10 @@ def _backbone(model: nn.Module) -> Backbone:
     )
 
 
-def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> SparsitySettings:
-    if method not in SPARSITY_SCHEMAS:
-        raise UserError(f"method={method} is unknown: {nearest(method, SPARSITY_SCHEMAS)}")
-    schema = SPARSITY_SCHEMAS[method]
+def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> MethodSettings:
+    if method not in method_names():
+        raise UserError(f"method={method} is unknown: {nearest(method, method_names())}")
+    schema = method_settings(method)
     known = {field.name for field in fields(schema)} - {field.name for field in fields(TrainedSettings)}
     typed = OmegaConf.structured(schema)
     for name, value in settings.items():

@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sttabt.cli.checks.ranges import ABOVE_ZERO, RANGES, SHARE_ABOVE_ZERO, Rule, at_least
+from sttabt.cli.checks.ranges import ABOVE_ZERO, CHOICES, RANGES, SHARE_ABOVE_ZERO, Rule, at_least
 from sttabt.cli.composition import OPEN_NODES, VERSION_BASE, config_folder
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, SpeedSettings
+from sttabt.settings import SpeedSettings
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 

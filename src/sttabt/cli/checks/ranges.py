@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, TRAININGS
+from sttabt.settings import METRICS, SOURCES, TRAININGS
 
 Rule = tuple[str, Callable[[float], bool]]
 
@@ -84,6 +84,21 @@ RANGES: dict[str, Rule] = {
     "seed": at_least(0),
     "fast_dev_run": at_least(0),
     **{f"{node}.{name}": rule for node in TRAININGS.values() for name, rule in TRAINING.items()},
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dataset.source": tuple(SOURCES),
+    "dataset.task": tuple(METRICS),
+    "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
+    "dataset.augmentation.erasing_mode": ("const", "rand", "pixel"),
+    "approx.attention_loss": ("kldiv", "tinybert"),
+    "approx.start": ("interpolated", "random", "general"),
+    "approx.stem": ("own", "shared"),
+    "sparsity.attention": ("approximate", "actual"),
+    "hardware.accelerator": ("cpu", "gpu", "cuda"),
+    "hardware.precision": ("32-true", "16-mixed", "bf16-mixed"),
+    "logger.kind": ("wandb_offline", "wandb_online", "tensorboard", "csv", "none"),
+    "resume": ("auto", "never"),
 }
 
 
