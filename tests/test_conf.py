@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 import sttabt
 from sttabt.cli.checks.ranges import RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
+from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
-from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings, steps_of, update_size
+from sttabt.settings import CHOICES, SPARSITY_SCHEMAS, Settings, steps_of, update_size
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")

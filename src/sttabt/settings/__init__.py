@@ -15,26 +15,10 @@ STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 
 LVVIT_SIZES = ("tiny", "small", "medium", "large")
 
-# The modules of sttabt.data that give splits, and what a batch of theirs holds.
-SOURCES = {
-    "digits": "images",
-    "idx": "images",
-    "image_folder": "images",
-    "image_table": "images",
-    "glue": "text",
-    "text_file": "text",
-}
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
-
-IDX_REMEDY = (
-    "for Fashion-MNIST `apt-get install dataset-fashion-mnist`, or `make fashion-mnist` and"
-    " dataset.path=data/fashion_mnist"
-)
 
 # What a setting of text may be, by its full key.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset.source": tuple(SOURCES),
     "dataset.task": tuple(METRICS),
     "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
     "dataset.augmentation.erasing_mode": ("const", "rand", "pixel"),
@@ -108,7 +92,7 @@ class AugmentationSettings:
 @dataclass
 class DatasetSettings:
     name: str = MISSING  # the name in result rows
-    source: str = MISSING  # one of SOURCES
+    source: str = MISSING  # a module of sttabt.data.sources, or what an installed package adds
     path: str = ""  # where the files are, for sources that read files
     image_size: int = 0  # side in pixels after resizing; 0 for text
     channels: int = 3  # of images
@@ -135,7 +119,7 @@ class DatasetSettings:
     columns: list[str] = field(default_factory=list)  # of the text, or of the two texts that are read together
     class_names: list[str] = field(default_factory=list)  # in the order of the classes; empty: their numbers
     max_tokens: int = 0  # with the special ones; longer texts are truncated, counted and reported
-    task_name: str = ""  # source glue: which of GLUE_TASKS
+    task_name: str = ""  # source glue: cola, sst2, mrpc, ...
     # Source text_file only:
     header: bool = True  # the first line names the columns; without one they are called 0, 1, ...
     encoding: str = "utf-8"
