@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 import sttabt
 from sttabt.cli.checks.ranges import CHOICES, RANGES
 from sttabt.cli.composition import compose_settings, config_folder, setting_names
+from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
-from sttabt.settings import GLUE_TASKS, Settings, method_names, steps_of, update_size
+from sttabt.settings import Settings, method_names, steps_of, update_size
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sttabt.settings.approx import ApproxSettings
 from sttabt.settings.bench import BenchSettings, SpeedSettings
-from sttabt.settings.dataset import GLUE_TASKS, IDX_REMEDY, METRICS, SOURCES, AugmentationSettings, DatasetSettings
+from sttabt.settings.dataset import METRICS, AugmentationSettings, DatasetSettings
 from sttabt.settings.hardware import HardwareSettings, processes_of, steps_of
 from sttabt.settings.methods import method_names, method_settings
 from sttabt.settings.methods.base import MethodSettings, TrainedSettings
@@ -27,11 +27,8 @@ from sttabt.settings.run import (
 from sttabt.settings.training import TrainingSettings
 
 __all__ = [
-    "GLUE_TASKS",
-    "IDX_REMEDY",
     "LVVIT_SIZES",
     "METRICS",
-    "SOURCES",
     "STAGES",
     "TRAININGS",
     "ApproxSettings",

@@ -6,22 +6,7 @@ from dataclasses import dataclass
 
 from sttabt.settings.fields import INNER_SHARE, MISSING, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE, at_least, setting
 
-# The modules of sttabt.data that give splits, and what a batch of theirs holds.
-SOURCES = {
-    "digits": "images",
-    "idx": "images",
-    "image_folder": "images",
-    "image_table": "images",
-    "glue": "text",
-    "text_file": "text",
-}
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
-
-IDX_REMEDY = (
-    "for Fashion-MNIST `apt-get install dataset-fashion-mnist`, or `make fashion-mnist` and"
-    " dataset.path=data/fashion_mnist"
-)
 
 
 @dataclass
@@ -44,7 +29,7 @@ class DatasetSettings:
     """The data set."""
 
     name: str = setting(MISSING, "the name in result rows")
-    source: str = setting(MISSING, "what reads the data", choices=SOURCES)
+    source: str = setting(MISSING, "what reads the data: a module of sttabt.data.sources, or an installed package's")
     path: str = setting("", "where the files are, for sources that read files")
     image_size: int = setting(0, "side in pixels after resizing; 0 for text", at_least(0))
     channels: int = setting(3, "channels of images: 1 (grey) or 3 (coloured)", at_least(1))
@@ -82,7 +67,7 @@ class DatasetSettings:
     max_tokens: int = setting(
         0, "text only: with the special ones; longer texts are truncated, counted and reported", at_least(0)
     )
-    task_name: str = setting("", f"source glue: {', '.join(GLUE_TASKS)}")
+    task_name: str = setting("", "source glue: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli")
     header: bool = setting(
         True, "source text_file: the first line names the columns; without one they are called 0, 1, ..."
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings import METRICS, SOURCES, TRAININGS
+from sttabt.settings import METRICS, TRAININGS
 
 Rule = tuple[str, Callable[[float], bool]]
 
@@ -87,7 +87,6 @@ RANGES: dict[str, Rule] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset.source": tuple(SOURCES),
     "dataset.task": tuple(METRICS),
     "dataset.metric": tuple(metric for metrics in METRICS.values() for metric in metrics),
     "dataset.augmentation.erasing_mode": ("const", "rand", "pixel"),
