@@ -93,6 +93,8 @@ def test_what_is_not_trained_yet_says_so(caplog: pytest.LogCaptureFixture) -> No
     sttabt.prune(_vit(), "backtracking", attention="actual")
     sttabt.prune(_vit(), "forward_topk")
     assert not caplog.text
+    sttabt.prune(_vit(), "backtracking", attention="actual", dynamic=True, keep_ratio=0.3)
+    assert "keep_ratio=0.3 has no effect: sparsity.dynamic=true chooses the count" in caplog.text
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

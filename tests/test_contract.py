@@ -60,6 +60,8 @@ def test_every_method_has_a_schema_and_a_card() -> None:
     for name in method_names():
         settings = method_settings(name)
         assert (settings.title, settings.source) == (find_method(name).card.title, find_method(name).card.source)
+        built = find_method(name)(settings(method=name), 2, 1)
+        assert settings(method=name).reads_approximation == (built.attention == "approximate")
         assert settings.implementation == f"{find_method(name).__module__}:{find_method(name).__name__}"
         assert find_method(name).card.title and find_method(name).card.source
         assert find_method(name).card.trained == issubclass(find_method(name), TrainedMethod)

@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from sttabt.cli.checks import leaves
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import setting_names, unknown_setting
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.cli.sweep import Progress, log, refuse_agent, union_of_grids
@@ -70,6 +71,8 @@ class SearchSweeper(CheckedSweeper):
         check_optuna()
         plan = self.plan(arguments)
         refuse_agent(self.trials)
+        for line in without_effect(plan.settings, plan.fixed):
+            log.warning(line)
         file = study_file(self.storage, plan)
         with open_study(file, plan.space, plan.made_of, self.sampler, self.seed) as study:
             missing = max(0, self.trials - len(study.done))

@@ -5,6 +5,7 @@ Importing this module registers the schemas and the resolver, in this process an
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -20,11 +21,14 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from sttabt.cli.checks import check
+from sttabt.cli.checks.effects import without_effect
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
+log = logging.getLogger(__name__)
+
 OPEN_NODES = ("model.arguments",)  # their keys belong to another library
 
 
@@ -88,7 +92,10 @@ def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebo
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
         with open_dict(config):
             config.hydra.runtime.cwd = str(Path.cwd())
-        return read_job(config, output)
+        settings = read_job(config, output)
+    for line in without_effect(settings, overrides):
+        log.warning(line)
+    return settings
 
 
 def unknown_setting(key: str) -> str:

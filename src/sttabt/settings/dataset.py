@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sttabt.settings.fields import INNER_SHARE, MISSING, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE, at_least, setting
 
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
+
+
+def _augments(settings: Any, _: str) -> str | None:
+    return None if settings.dataset.augment else "dataset.augment=false leaves images as they are"
+
+
+def _model_has_none(settings: Any, path: str) -> str | None:
+    name = path.rpartition(".")[2]
+    return f"model.{name} is set, which comes first" if getattr(settings.model, name) else None
 
 
 @dataclass
@@ -45,12 +55,13 @@ class DatasetSettings:
     )
     split_seed: int = setting(0, "seed of the validation split; the test split does not depend on it", at_least(0))
     augment: bool = setting(True, "images only: change training images at random")
-    augmentation: AugmentationSettings = setting(AugmentationSettings, "how; digits have their own")
+    augmentation: AugmentationSettings = setting(AugmentationSettings, "how; digits have their own", when=_augments)
     mean: list[float] = setting(
         [],
         "images only: a channel, of pixels in [0, 1], that images are normalised by where the model has none",
+        when=_model_has_none,
     )
-    std: list[float] = setting([], "images only: standard deviations, as mean")
+    std: list[float] = setting([], "images only: standard deviations, as mean", when=_model_has_none)
     broken_share: float = setting(
         0.001, "share of the training images that may be unreadable: others take their place", SHARE_BELOW_ONE
     )

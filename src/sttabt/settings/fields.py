@@ -85,6 +85,13 @@ def describe(declared: Field[Any]) -> Description:
     return description
 
 
+def at(settings: Any, path: str) -> Any:
+    """The node or value of that full key."""
+    for name in path.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Description]]:
     """(full key, value, description) of every setting below a settings object; a node comes before what it holds."""
     for declared in fields(node):

@@ -11,6 +11,21 @@ from sttabt.settings.training import TrainingSettings
 LVVIT_SIZES = ("tiny", "small", "medium", "large")
 
 
+def _is_lvvit(settings: Any, _: str) -> str | None:
+    return None if settings.model.lvvit else "it is for LV-ViT"
+
+
+def _has_checkpoint(settings: Any, _: str) -> str | None:
+    return None if settings.model.checkpoint else "there is no model.checkpoint to check"
+
+
+def _base_trains(settings: Any, _: str) -> str | None:
+    model = settings.model
+    if model.fine_tune or not (model.pretrained or model.checkpoint):
+        return None
+    return "the base model's weights are given, so the base stage trains nothing"
+
+
 @dataclass
 class ModelSettings:
     """The base model. Its width, depth, heads and patch size are stated, so that a mistake shows before timm loads."""
@@ -31,9 +46,11 @@ class ModelSettings:
         False, "use the weights that timm, lvvit or huggingface names, from the hub, its cache or the folder"
     )
     checkpoint: str = setting("", "a local weights file instead")
-    sha256: str = setting("", 'the checkpoint\'s checksum, or how it begins; "": not checked')
+    sha256: str = setting("", 'the checkpoint\'s checksum, or how it begins; "": not checked', when=_has_checkpoint)
     auxiliary: bool = setting(
-        False, "LV-ViT only: predict as released, with half the maximum of the second head over the patches left"
+        False,
+        "LV-ViT only: predict as released, with half the maximum of the second head over the patches left",
+        when=_is_lvvit,
     )
     fine_tune: bool = setting(False, "the base stage trains given weights on; otherwise it uses them as they are")
     arguments: dict[str, Any] = setting({}, "passed to timm.create_model (embed_dim, depth, ...)")
@@ -42,4 +59,4 @@ class ModelSettings:
         [], "images only: a channel, of pixels in [0, 1], that images are normalised by; []: the data set's own"
     )
     std: list[float] = setting([], "images only: standard deviations, as mean")
-    training: TrainingSettings = setting(TrainingSettings, "how the base stage trains")
+    training: TrainingSettings = setting(TrainingSettings, "how the base stage trains", when=_base_trains)

@@ -22,13 +22,28 @@ TRAININGS = {  # where a stage's training is set
 }
 
 
+def _is_timed(settings: Any, _: str) -> str | None:
+    return None if settings.evaluation.timing_rounds > 0 else "evaluation.timing_rounds=0 times nothing"
+
+
+def _is_wandb(settings: Any, _: str) -> str | None:
+    return None if settings.logger.kind.startswith("wandb") else "it is a setting of W&B"
+
+
+def _is_approximated(settings: Any, path: str) -> str | None:
+    sparsity = settings.sparsity
+    if sparsity.reads_approximation or (path == "skip_approx" and not settings.skip_approx):
+        return None
+    return f"{sparsity.method} uses no approximate network here"
+
+
 @dataclass
 class EvaluationSettings:
     """What is measured, and on how much."""
 
     batch_size: int = setting(64, "samples a forward", at_least(1))
     timing_batch: int = setting(
-        32, "samples in the timed forward; a few samples are also timed one at a time", at_least(1)
+        32, "samples in the timed forward; a few samples are also timed one at a time", at_least(1), when=_is_timed
     )
     timing_rounds: int = setting(15, "interleaved rounds; 0: no timing", at_least(0))
     gallery: int = setting(8, "test images or texts whose tokens are kept for drawing", at_least(0))
@@ -41,9 +56,13 @@ class LoggerSettings:
     kind: str = setting(
         "wandb_offline", "what is logged to", choices=("wandb_offline", "wandb_online", "tensorboard", "csv", "none")
     )
-    project: str = setting("sttabt", "W&B's project")
-    entity: str = setting("", "W&B's team or user that has the project; empty: the account's own default")
-    upload_weights: bool = setting(False, "put weights into W&B's artifacts; else their paths and checksums")
+    project: str = setting("sttabt", "W&B's project", when=_is_wandb)
+    entity: str = setting(
+        "", "W&B's team or user that has the project; empty: the account's own default", when=_is_wandb
+    )
+    upload_weights: bool = setting(
+        False, "put weights into W&B's artifacts; else their paths and checksums", when=_is_wandb
+    )
 
 
 @dataclass
@@ -62,13 +81,15 @@ class Settings:
     model: ModelSettings = setting(ModelSettings, "the base model")
     dataset: DatasetSettings = setting(DatasetSettings, "the data set")
     sparsity: Any = setting(MISSING, "the pruning method; its settings are chosen with it")  # a MethodSettings
-    approx: ApproxSettings = setting(ApproxSettings, "the approximate attention network")
+    approx: ApproxSettings = setting(ApproxSettings, "the approximate attention network", when=_is_approximated)
     hardware: HardwareSettings = setting(HardwareSettings, "where and how fast a job runs")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "what is measured, and on how much")
     logger: LoggerSettings = setting(LoggerSettings, "where metrics go while a job runs")
     paths: PathSettings = setting(PathSettings, "where files go")
     stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}")
-    skip_approx: bool = setting(False, "use the approximate network that is there; an error if there is none")
+    skip_approx: bool = setting(
+        False, "use the approximate network that is there; an error if there is none", when=_is_approximated
+    )
     resume: str = setting(
         "auto", "go on with an interrupted stage (auto), or begin it again (never)", choices=("auto", "never")
     )

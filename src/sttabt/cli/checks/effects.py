@@ -1,60 +1,54 @@
-"""What the command line sets in vain: no mistake, but worth a warning."""
+"""What the command line sets without effect: no mistake, but worth a warning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from sttabt.cli.checks.training import mixing
-from sttabt.data.sources import find_source, unused_settings
+from sttabt.data.sources import unused_settings
 from sttabt.settings import Settings
+from sttabt.settings.effects import no_effect
 
-OF_IMAGES = ("crop", "mean", "std")
-APPROXIMATIONS = ("approx.training", "approx.corpus_training")
-OF_WANDB = ("project", "entity", "upload_weights")
+PREPARATION = ("crop", "mean", "std")  # settings of a model that images are prepared by
 
 
 def without_effect(settings: Settings, overrides: Iterable[str]) -> Iterator[str]:
     """One line for every override of the command line (`key=value`) that changes nothing in this job."""
-    sparsity, training = settings.sparsity, settings.model.training
-    method = sparsity.method
-    approximate = method == "concrete" or getattr(sparsity, "attention", None) == "approximate"
-    model, source = settings.model, find_source(settings.dataset.source)
-    given = bool(model.pretrained or model.checkpoint)
-    trained = model.fine_tune or not given
-    text = source.holds == "text"
-    classes = settings.dataset.task == "classification"
-    unused = unused_settings(settings.dataset)
-    general = approximate and settings.approx.start == "general"
-    # (a key or a node, whether it has an effect, why not)
-    uses = (
-        ("approx", approximate, f"{method} uses no approximate network here"),
-        ("skip_approx", approximate, f"{method} uses no approximate network here"),
-        ("approx.stem", bool(model.lvvit), "the model has no convolutional stem"),
-        ("approx.start", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
-        ("approx.training", not settings.approx.checkpoint, "approx.checkpoint gives the network"),
-        ("model.auxiliary", bool(model.lvvit), "it is for LV-ViT"),
-        ("model.sha256", bool(model.checkpoint), "there is no model.checkpoint to check"),
-        ("model.training.label_smoothing", classes, "a score has no classes to smooth"),
-        ("sparsity.training.label_smoothing", classes, "a score has no classes to smooth"),
-        *((f"{node}.label_smoothing", False, "an approximation has no labels to smooth") for node in APPROXIMATIONS),
-        *((f"{node}.mix_share", mixed, f"{node} mixes no images") for node, mixed in mixing(settings)),
-        ("approx.corpus", general, f"approx.start={settings.approx.start} reads no corpus"),
-        ("approx.corpus_training", general, f"approx.start={settings.approx.start} reads no corpus"),
-        ("model.training", trained, "the base model's weights are given, so the base stage trains nothing"),
-        ("sparsity.keep_ratio", not getattr(sparsity, "dynamic", False), "sparsity.dynamic=true chooses the count"),
-        ("sparsity.keep_ratio", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
-        ("sparsity.dynamic", not getattr(sparsity, "counts", []), "sparsity.counts gives the tokens of each layer"),
-        *((f"dataset.{name}", False, reason) for name, reason in unused.items()),
-        *((f"model.{name}", "mean" not in unused, unused.get("mean", "")) for name in OF_IMAGES),
-        ("dataset.augmentation", text or settings.dataset.augment, "dataset.augment=false leaves images as they are"),
-        ("dataset.mean", text or not model.mean, "model.mean is set, which comes first"),
-        ("dataset.std", text or not model.std, "model.std is set, which comes first"),
-        ("evaluation.timing_batch", settings.evaluation.timing_rounds > 0, "evaluation.timing_rounds=0 times nothing"),
-        *((f"logger.{name}", settings.logger.kind.startswith("wandb"), "it is a setting of W&B") for name in OF_WANDB),
-        ("model.training.warmup_epochs", training.epochs > 0, "model.training.epochs=0 trains nothing"),
-    )
+    for override, reason in _reasons(settings, overrides):
+        if reason:
+            yield _line(override, reason)
+
+
+class Unused:
+    """The overrides of a sweep that change nothing in any of its jobs."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+        self._used: set[str] = set()
+
+    def add(self, settings: Settings, overrides: Iterable[str]) -> None:
+        """A job of the sweep, with its own overrides."""
+        for override, reason in _reasons(settings, overrides):
+            if reason:
+                self._reasons.setdefault(override, reason)
+            else:
+                self._used.add(override)
+
+    def lines(self) -> Iterator[str]:
+        """One line each, with the reason in the first job that has it."""
+        for override, reason in self._reasons.items():
+            if override not in self._used:
+                yield _line(override, reason)
+
+
+def _reasons(settings: Settings, overrides: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    unread = {f"dataset.{name}": reason for name, reason in unused_settings(settings.dataset).items()}
+    if "dataset.mean" in unread:  # the source prepares its data by itself
+        unread |= {f"model.{name}": unread["dataset.mean"] for name in PREPARATION}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
-        for node, effective, reason in uses:
-            if not effective and (key == node or key.startswith(f"{node}.")) and override != "skip_approx=false":
-                yield f"{override} has no effect: {reason}"
+        setting = ".".join(key.split(".")[:2])
+        yield override, unread.get(setting) or no_effect(settings, key)
+
+
+def _line(override: str, reason: str) -> str:
+    return f"{override} has no effect: {reason}"

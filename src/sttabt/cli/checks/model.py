@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from sttabt.cli.checks.ranges import check_choice
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.settings import LVVIT_SIZES, DatasetSettings, ModelSettings, Settings
+from sttabt.settings.values import check_choice
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}

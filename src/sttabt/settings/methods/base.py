@@ -34,6 +34,11 @@ class MethodSettings:
         return {cls.title: cls.colour}
 
     @property
+    def reads_approximation(self) -> bool:
+        """Whether it reads the approximate network's attention, as its `Method.attention` says."""
+        return False
+
+    @property
     def knob(self) -> tuple[str, Any] | None:
         """Name and value of the setting that moves it along its curve; None where none does."""
         name = self.knob_name()

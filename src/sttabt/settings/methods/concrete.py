@@ -27,3 +27,7 @@ class ConcreteSettings(TrainedSettings):
         0.5, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
     )
     p_logit_rate: float = setting(1.0, "learning rate of the p_logits relative to the rest", at_least(0))
+
+    @property
+    def reads_approximation(self) -> bool:
+        return True
