@@ -26,7 +26,8 @@ from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.stages import Stages, run_stages
-from sttabt.settings import SPARSITY_SCHEMAS, BacktrackingSettings
+from sttabt.settings import method_names
+from sttabt.settings.methods.backtracking import BacktrackingSettings
 from sttabt.store.job import Job
 
 
@@ -72,7 +73,7 @@ def test_one_line_gives_the_model_of_the_long_way(name: str) -> None:
     assert pruned.base.model is base.model, "shared, not copied"
 
 
-@pytest.mark.parametrize("method", sorted(SPARSITY_SCHEMAS))
+@pytest.mark.parametrize("method", sorted(method_names()))
 def test_every_method_prunes_a_live_model(method: str) -> None:
     with torch.inference_mode():
         logits = sttabt.prune(_vit(), method, approx=2)(torch.randn(2, 3, 32, 32))
@@ -94,6 +95,8 @@ def test_what_is_not_trained_yet_says_so(caplog: pytest.LogCaptureFixture) -> No
     sttabt.prune(_vit(), "backtracking", attention="actual")
     sttabt.prune(_vit(), "forward_topk")
     assert not caplog.text
+    sttabt.prune(_vit(), "backtracking", attention="actual", dynamic=True, keep_ratio=0.3)
+    assert "keep_ratio=0.3 has no effect: sparsity.dynamic=true chooses the count" in caplog.text
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sttabt
-from sttabt.cli.checks.effects import without_effect
+from sttabt.cli.checks.effects import Unused, without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.cli.sweep import Progress, assignments, duration, union_of_grids
 from sttabt.run import main
@@ -28,7 +28,7 @@ MISTAKES = {
     "experiment=debug +approx.facter=4": "approx.facter is not a setting: did you mean 'approx.factor'?",
     "experiment=debug facter=4": "facter is not a setting: did you mean 'approx.factor'?",
     "experiment=debug sparsity.p_logitt=4": "sparsity.p_logitt is not a setting: did you mean 'sparsity.p_logit'?",
-    "experiment=debug sparsity.keep_ratio=1": "sparsity.keep_ratio is not a setting of this method but of random,",
+    "experiment=debug sparsity.keep_ratio=1": "sparsity.keep_ratio is not a setting of this method but of back",
     "experiment=debug hydra.sweper=1": "hydra.sweper is not a setting: did you mean 'hydra.sweeper'?",
     "experiment=debug approx.factor=four": "approx.factor=four: Value 'four' of type 'str' could not be converted",
     "experiment=debug ++approx.factor=x": "++approx.factor=x: Value 'x' of type 'str' could not be converted",
@@ -186,13 +186,16 @@ def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -
 
 
 def test_a_sweep_outlives_a_failed_job_and_makes_its_report(tmp_path: Path) -> None:
-    ended = _run("-m", "experiment=debug", "sparsity=dense", "model.timm=no_such_model,test_vit")
+    ended = _run("-m", "experiment=debug", "sparsity=dense", "model.timm=no_such_model,test_vit", "approx.factor=8")
     lines = ended.stderr.splitlines()
     assert ended.returncode == 2
-    assert lines[-1].startswith("job 1/2 (experiment=debug sparsity=dense model.timm=no_such_model) failed: model")
+    assert lines[-1].startswith(
+        "job 1/2 (experiment=debug sparsity=dense model.timm=no_such_model approx.factor=8) failed: model"
+    )
     assert "Traceback" not in ended.stderr
     assert re.search(r"job 1/2 failed \(1 of 1\) after \d+ s, about \d+ s left", ended.stdout)
     assert re.search(r"job 2/2 done in \d+ s\n", ended.stdout)
+    assert ended.stdout.count("approx.factor=8 has no effect: dense uses no approximate network here") == 1
     assert "| dense " in ended.stdout
     (sweep,) = (tmp_path / "runs").iterdir()
     assert (sweep / "1" / "row.json").exists()
@@ -289,6 +292,48 @@ def test_options_with_an_effect_are_not_named() -> None:
     overrides = ["sparsity=concrete", "approx.factor=8", "skip_approx=true", "model.training.epochs=9", "seed=1"]
     assert not list(without_effect(compose_settings(["name=test", *overrides]), overrides))
     assert not list(without_effect(compose_settings(["name=test", "sparsity=dense"]), ["sparsity=dense"]))
+
+
+def test_a_sweep_names_what_no_job_of_it_uses() -> None:
+    jobs = [
+        ["name=test", "sparsity=dense", "approx.factor=8", "logger.project=mine", "logger=csv", "approx.stem=shared"],
+        [
+            "name=test",
+            "sparsity=concrete",
+            "approx.factor=8",
+            "logger.project=mine",
+            "logger=csv",
+            "approx.stem=shared",
+        ],
+    ]
+    unused = Unused()
+    for job in jobs:
+        unused.add(compose_settings(job), job)
+    assert list(unused.lines()) == [
+        "logger.project=mine has no effect: it is a setting of W&B",
+        "approx.stem=shared has no effect: dense uses no approximate network here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.training.label_smoothing=0.1", None),
+        ("approx.training.label_smoothing=0.1", "an approximation has no labels to smooth"),
+        ("approx.corpus_training.label_smoothing=0.1", "approx.start=interpolated reads no corpus"),
+        ("sparsity.training.mix_share=0.5", "sparsity.training mixes no images"),
+        ("sparsity.training.warmup_epochs=0", "sparsity.training.epochs=0 trains nothing"),
+    ],
+)
+def test_a_trainings_setting_has_an_effect_by_the_stage(override: str, expected: str | None) -> None:
+    settings = compose_settings(["name=test", "sparsity=concrete", "sparsity.training.epochs=0", override])
+    lines = list(without_effect(settings, [override]))
+    assert lines == ([f"{override} has no effect: {expected}"] if expected else [])
+
+
+def test_settings_from_python_name_what_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    compose_settings(["name=test", "sparsity=dense", "approx.factor=8"])
+    assert caplog.messages == ["approx.factor=8 has no effect: dense uses no approximate network here"]
 
 
 def test_progress_estimates_the_time_left(caplog: pytest.LogCaptureFixture) -> None:

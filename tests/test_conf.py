@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 import sttabt
-from sttabt.cli.checks.ranges import RANGES
-from sttabt.cli.composition import compose_settings, config_folder, setting_names
+from sttabt.cli.composition import compose_settings, config_folder
+from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
-from sttabt.settings import CHOICES, GLUE_TASKS, SPARSITY_SCHEMAS, Settings, steps_of, update_size
+from sttabt.settings import Settings, method_names, method_settings, steps_of, update_size
+from sttabt.settings.fields import walk
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
@@ -101,7 +103,7 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
 def test_the_quickstart_has_every_method() -> None:
     jobs = _sweep_jobs("quickstart")
     methods = [compose_settings(job).sparsity.method for job in jobs]
-    assert sorted(set(methods)) == sorted(SPARSITY_SCHEMAS)
+    assert sorted(set(methods)) == sorted(method_names())
     assert methods[0] == "dense", "cheap jobs come first"
 
 
@@ -218,18 +220,23 @@ def test_the_batch_of_a_methods_training_is_equal_steps_that_fit(batch: int, ste
     assert steps_of(update_size(settings, "approx"), settings.hardware) == (32, 3)
 
 
-def test_checks_name_settings_that_exist() -> None:
-    assert {*RANGES, *CHOICES} <= set(setting_names())
+@pytest.mark.parametrize("method", method_names())
+def test_every_setting_is_described_and_every_number_has_a_range(method: str) -> None:
+    settings = compose_settings(["name=test", f"sparsity={method}"])
+    for key, value, description in walk(settings):
+        assert len(description.meaning) > 5, key
+        if type(value) in (int, float) and key != "sparsity.p_logit":  # which may be any number
+            assert description.rule is not None, key
 
 
-def test_every_number_has_a_range() -> None:
-    free = {"sparsity.p_logit"}
-    numbers = set()
-    for method in ("random", "tome", "backtracking", "concrete", "ltp"):
-        settings = compose_settings(["name=test", f"sparsity={method}"])
-        values = OmegaConf.to_container(OmegaConf.structured(settings))
-        numbers |= {key for key, value in _leaves(values) if type(value) in (int, float)}
-    assert numbers - free - {"model.arguments." + name for name in settings.model.arguments} == set(RANGES)
+def test_the_values_in_the_yaml_files_are_the_defaults_of_the_classes_where_both_say_them() -> None:
+    """The default that `--help` and the reference name is the one that holds."""
+    for method in method_names():
+        composed = compose_settings(["name=test", f"sparsity={method}"]).sparsity
+        default = method_settings(method)(method=method)
+        for field in fields(default):
+            if field.name != "training":
+                assert getattr(composed, field.name) == getattr(default, field.name), (method, field.name)
 
 
 def test_settings_compose_without_torch() -> None:
@@ -239,9 +246,3 @@ def test_settings_compose_without_torch() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
-
-
-def _leaves(values: object, prefix: str = "") -> list[tuple[str, object]]:
-    if not isinstance(values, dict):
-        return [(prefix, values)]
-    return [leaf for key, value in values.items() for leaf in _leaves(value, f"{prefix}.{key}".lstrip("."))]

@@ -18,7 +18,8 @@ from sttabt.errors import UserError
 from sttabt.methods import find_method, method_names
 from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import SPARSITY_SCHEMAS
+from sttabt.settings import method_names as described_names
+from sttabt.settings import method_settings
 
 VARIANTS = [
     {},
@@ -35,13 +36,13 @@ CASES = [
     (name, variant)
     for name in method_names()
     for variant in VARIANTS
-    if all(hasattr(SPARSITY_SCHEMAS[name], key) for key in variant)
+    if all(hasattr(method_settings(name), key) for key in variant)
 ]
 
 
 def make_model(backbone_name: str, method: str, variant: dict) -> PrunedModel:
     base = make_backbone(backbone_name)
-    settings = replace(SPARSITY_SCHEMAS[method](method=method), **variant)
+    settings = replace(method_settings(method)(method=method), **variant)
     built = find_method(method)(settings, base.layers, base.outputs)
     approx = make_approx(base, backbone_name) if built.attention == "approximate" else None
     return PrunedModel(base, built, approx).eval()
@@ -55,8 +56,13 @@ def model(request: pytest.FixtureRequest, backbone_name: str) -> PrunedModel:
 
 
 def test_every_method_has_a_schema_and_a_card() -> None:
-    assert set(method_names()) == set(SPARSITY_SCHEMAS)
+    assert set(method_names()) == set(described_names())
     for name in method_names():
+        settings = method_settings(name)
+        assert (settings.title, settings.source) == (find_method(name).card.title, find_method(name).card.source)
+        built = find_method(name)(settings(method=name), 2, 1)
+        assert settings(method=name).reads_approximation == (built.attention == "approximate")
+        assert settings.implementation == f"{find_method(name).__module__}:{find_method(name).__name__}"
         assert find_method(name).card.title and find_method(name).card.source
         assert find_method(name).card.trained == issubclass(find_method(name), TrainedMethod)
 

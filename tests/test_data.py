@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import train_loader
+from sttabt.data.source import COMMON
+from sttabt.data.sources import find_source, source_names, unused_settings
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings
 
@@ -90,6 +96,71 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_an_unknown_source_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'digits'"):
         load_splits(DatasetSettings(**{**DIGITS, "source": "digit"}))
+
+
+@pytest.mark.parametrize("name", source_names())
+def test_every_source_says_what_it_holds_and_reads(name: str) -> None:
+    source = find_source(name)
+    known = {field.name for field in fields(DatasetSettings)}
+    assert source.holds in ("images", "text")
+    assert set(source.reads) <= known and len(set(source.reads)) == len(source.reads)
+    unused = unused_settings(DatasetSettings(name="t", source=name, path="/nowhere"))
+    assert set(unused) <= known and all(unused.values())
+    assert not set(unused) - {"hub_id"} & {*source.reads, *COMMON}, "hub_id: where a path is given"
+    assert {"max_tokens": "it is a setting of text"}.items() <= unused.items() or source.holds == "text"
+    assert {"augment": "it is a setting of images"}.items() <= unused.items() or source.holds == "images"
+
+
+def test_settings_and_sources_are_checked_without_torch() -> None:
+    code = (
+        "import sys, sttabt.data; from sttabt.data.sources import find_source, source_names;"
+        "held = {name: find_source(name).holds for name in source_names()};"
+        "slow = {'torch', 'torchvision', 'transformers', 'datasets', 'pandas', 'sklearn'} & set(sys.modules);"
+        "print(held, slow)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = dict.fromkeys(("digits", "glue", "idx", "image_folder", "image_table", "text_file"), "images")
+    expected |= {"glue": "text", "text_file": "text"}
+    assert ran.stdout.strip() == f"{expected} set()"
+
+
+SHAPES = """
+from sttabt.data.source import IMAGES, Source
+
+class Shapes(Source):
+    holds = "images"
+    reads = IMAGES
+
+    def check(self, dataset):
+        pass
+
+    def load(self, dataset, model):
+        from sttabt.data.sources import find_source
+        return find_source("digits").load(dataset, model)
+
+class Nothing:
+    pass
+"""
+
+
+def test_an_installed_package_adds_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_shapes.py").write_text(SHAPES)
+    (tmp_path / "some_shapes-1.0.dist-info").mkdir()
+    (tmp_path / "some_shapes-1.0.dist-info" / "METADATA").write_text("Name: some-shapes\nVersion: 1.0\n")
+    (tmp_path / "some_shapes-1.0.dist-info" / "entry_points.txt").write_text(
+        "[sttabt.sources]\nshapes = some_shapes:Shapes\nno_shapes = some_shapes:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "shapes" in source_names()
+    splits = load_splits(DatasetSettings(**{**DIGITS, "source": "shapes"}))
+    assert len(splits.test) == 360
+    settings = compose_settings(["name=t", "dataset=digits", "dataset.source=shapes", "dataset.name=shapes"])
+    assert settings.dataset.source == "shapes"
+    assert unused_settings(settings.dataset)["encoding"] == "it is for source text_file"
+    with pytest.raises(UserError, match=r"dataset.source=no_shapes: some_shapes:Nothing is no subclass of .*Source"):
+        find_source("no_shapes")
+    with pytest.raises(UserError, match=r"dataset.source=shape is unknown: did you mean 'shapes'\?"):
+        find_source("shape")
 
 
 @pytest.mark.parametrize(

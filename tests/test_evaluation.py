@@ -26,7 +26,7 @@ from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
-from sttabt.settings import SPARSITY_SCHEMAS
+from sttabt.settings import method_settings
 from sttabt.timing.interleaved import Timing, time_interleaved
 
 CLASSES = 5
@@ -55,7 +55,7 @@ class _Images(Dataset):
 def _pruned(name: str, method: str, **settings: object) -> PrunedModel:
     base = make_backbone(name)
     kind = find_method(method)
-    chosen = kind(SPARSITY_SCHEMAS[method](method=method, **settings), base.layers, base.outputs)
+    chosen = kind(method_settings(method)(method=method, **settings), base.layers, base.outputs)
     return PrunedModel(base, chosen, make_approx(base, name) if chosen.attention == "approximate" else None).eval()
 
 

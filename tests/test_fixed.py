@@ -14,7 +14,7 @@ from sttabt.errors import UserError
 from sttabt.methods.backtracking import Backtracking
 from sttabt.models.fixed import FixedModel
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import BacktrackingSettings
+from sttabt.settings.methods.backtracking import BacktrackingSettings
 
 
 def slow_order(probabilities: list[np.ndarray], counts: list[int], propagation: float) -> list[list[int]]:

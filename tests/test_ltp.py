@@ -20,7 +20,7 @@ from sttabt.core.ltp import hard_mask, initial_thresholds, mask_loss, soft_mask
 from sttabt.engine.online import run_online_dropped, run_online_masked, run_online_soft
 from sttabt.methods.ltp import Ltp
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import LtpSettings
+from sttabt.settings.methods.ltp import LtpSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_tiny"
 

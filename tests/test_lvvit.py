@@ -20,7 +20,7 @@ from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import LVVIT_SIZES, SPARSITY_SCHEMAS
+from sttabt.settings import LVVIT_SIZES, method_settings
 
 PUBLISHED = {"tiny": (8.53, 224), "small": (26.15, 224), "medium": (55.83, 224), "large": (150.47, 448)}  # M weights
 
@@ -42,7 +42,7 @@ def test_dense_lvvit_small_is_the_literature_value() -> None:
 
 def _pruned(name: str, method: str = "backtracking", **settings: object) -> PrunedModel:
     base = make_backbone(name)
-    chosen = find_method(method)(SPARSITY_SCHEMAS[method](method=method, **settings), base.layers, base.outputs)
+    chosen = find_method(method)(method_settings(method)(method=method, **settings), base.layers, base.outputs)
     return PrunedModel(base, chosen, make_approx(base, name)).eval()
 
 

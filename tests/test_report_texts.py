@@ -14,6 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.report.build import make_report
 from sttabt.report.curves import curve_styles
 from sttabt.report.gallery import TextGallery, choose
@@ -24,7 +25,6 @@ from sttabt.report.rows import LABELS, Row
 from sttabt.report.table import format_points, format_table
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.texts import COLUMN, SPACE, lay_out
-from sttabt.settings import GLUE_TASKS
 from test_report import LAYERS, Page, make_row, write_rows
 
 FIGURES = ("pareto", "tasks", "glue", "attention_quality", "tokens")

@@ -44,7 +44,7 @@ from sttabt.pipeline.stages import Stages, run_stages
 from sttabt.report.build import make_report
 from sttabt.report.gallery import TextGallery, read_gallery
 from sttabt.report.rows import Row
-from sttabt.settings import SPARSITY_SCHEMAS, Settings
+from sttabt.settings import Settings, method_settings
 from sttabt.store.job import Job
 from test_report import make_row
 
@@ -284,7 +284,7 @@ def sentences() -> tuple[_WordReader, _Sentences]:
 
 
 def _pruned(base: _WordReader, method: str, **settings: object) -> PrunedModel:
-    chosen = find_method(method)(SPARSITY_SCHEMAS[method](method=method, **settings), base.layers, base.outputs)
+    chosen = find_method(method)(method_settings(method)(method=method, **settings), base.layers, base.outputs)
     return PrunedModel(base, chosen).eval()
 
 

@@ -25,12 +25,12 @@ from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
 from sttabt.data.corpus import load_corpus
-from sttabt.data.glue import HUB_ID, TEST_SPLITS
+from sttabt.data.sources.glue import GLUE_TASKS, HUB_ID, TEST_SPLITS
 from sttabt.data.tables import normalised
 from sttabt.data.text import load_tokenizer
 from sttabt.errors import UserError
 from sttabt.pretrained import hub
-from sttabt.settings import GLUE_TASKS, SOURCES, DatasetSettings, ModelSettings
+from sttabt.settings import DatasetSettings, ModelSettings
 
 WORDS = [f"w{index}" for index in range(60)]
 REVIEWS = Path(__file__).parents[1] / "data/movie_reviews/movieReviewSnippets_GroundTruth.txt"
@@ -642,13 +642,6 @@ def test_settings_without_effect(text: bool, override: str, reason: str | None, 
     lines = list(without_effect(compose_settings(overrides), overrides))
     assert len(lines) == (reason is not None), lines
     assert all(line.startswith(override) and reason in line for line in lines)
-
-
-def test_every_source_is_a_module_with_a_loader() -> None:
-    import importlib
-
-    for source in SOURCES:
-        assert callable(importlib.import_module(f"sttabt.data.{source}").load)
 
 
 @pytest.mark.skipif(not REVIEWS.exists(), reason="`make movie-reviews` has not fetched them")

@@ -7,7 +7,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 
-from sttabt.cli.sweep import Progress, refuse_agent, report_sweep, union_of_grids
+from sttabt.cli.checks.effects import Unused
+from sttabt.cli.sweep import Progress, log, refuse_agent, report_sweep, union_of_grids
 from sttabt.cli.sweeper import CheckedSweeper, GridsSettings, failed
 
 
@@ -42,7 +43,13 @@ class GridsSweeper(CheckedSweeper):
         """
         jobs = self.jobs(arguments)
         refuse_agent(len(jobs))
-        stages = {stage for number, job in enumerate(jobs) for stage in self.check(job, number, len(jobs)).stages}
+        stages, unused = set[str](), Unused()
+        for number, job in enumerate(jobs):
+            settings = self.check(job, number, len(jobs))
+            stages |= set(settings.stages)
+            unused.add(settings, job)
+        for line in unused.lines():
+            log.warning(line)
         self.begin()
 
         results: list[JobReturn] = []

@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from sttabt.cli.checks import leaves
+from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import setting_names, unknown_setting
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.cli.sweep import Progress, log, refuse_agent, union_of_grids
@@ -21,7 +22,7 @@ from sttabt.search.plan import Plan, by_method, first_values, overrides, study_f
 from sttabt.search.report import report_search
 from sttabt.search.space import WHERE, Space, fit_space, read_space
 from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
-from sttabt.settings import SPARSITY_SCHEMAS, TrainedSettings
+from sttabt.settings import TrainedSettings, method_names
 
 
 @dataclass
@@ -70,6 +71,8 @@ class SearchSweeper(CheckedSweeper):
         check_optuna()
         plan = self.plan(arguments)
         refuse_agent(self.trials)
+        for line in without_effect(plan.settings, plan.fixed):
+            log.warning(line)
         file = study_file(self.storage, plan)
         with open_study(file, plan.space, plan.made_of, self.sampler, self.seed) as study:
             missing = max(0, self.trials - len(study.done))
@@ -121,7 +124,7 @@ class SearchSweeper(CheckedSweeper):
             except MISTAKES as mistake:
                 problem = problem or mistake
                 continue
-            known = setting_names(method if method in SPARSITY_SCHEMAS else None)
+            known = setting_names(method if method in method_names() else None)
             unknown = [key for key in space if key not in known]
             if unknown:
                 problem = UserError(f"{WHERE}: {unknown_setting(unknown[0])}")

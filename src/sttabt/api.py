@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sttabt import __version__
 from sttabt.backbones.base import Backbone
 from sttabt.cli.checks.model import check_counts
-from sttabt.cli.checks.ranges import RANGES
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
@@ -26,13 +25,17 @@ from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, 
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
 from sttabt.settings import (
-    CHOICES,
-    SPARSITY_SCHEMAS,
+    MethodSettings,
     ModelSettings,
-    SparsitySettings,
+    Settings,
     TrainedSettings,
     TrainingSettings,
+    method_names,
+    method_settings,
 )
+from sttabt.settings.effects import no_effect
+from sttabt.settings.fields import describe
+from sttabt.settings.values import check_value
 from sttabt.store.artifacts import AVERAGED, load_folder, parents
 
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
@@ -152,7 +155,7 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         network.load_state_dict(tensors, strict=True)
         return prune(base, method or "backtracking", approx=network, **settings)
     own = notes["settings"]["sparsity"]
-    schema = SPARSITY_SCHEMAS[own["method"]](**{**own, "training": TrainingSettings(**own["training"])})
+    schema = method_settings(own["method"])(**{**own, "training": TrainingSettings(**own["training"])})
     pruning = find_method(own["method"])(schema, base.layers, base.outputs)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
     trained = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
@@ -187,11 +190,12 @@ def _backbone(model: nn.Module) -> Backbone:
     )
 
 
-def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> SparsitySettings:
-    if method not in SPARSITY_SCHEMAS:
-        raise UserError(f"method={method} is unknown: {nearest(method, SPARSITY_SCHEMAS)}")
-    schema = SPARSITY_SCHEMAS[method]
-    known = {field.name for field in fields(schema)} - {field.name for field in fields(TrainedSettings)}
+def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> MethodSettings:
+    if method not in method_names():
+        raise UserError(f"method={method} is unknown: {nearest(method, method_names())}")
+    schema = method_settings(method)
+    of_training = {field.name for field in fields(TrainedSettings)}
+    known = {field.name: describe(field) for field in fields(schema) if field.name not in of_training}
     typed = OmegaConf.structured(schema)
     for name, value in settings.items():
         if name not in known:
@@ -200,14 +204,15 @@ def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> Sparsity
             typed[name] = value
         except OmegaConfBaseException as error:
             raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
-        rule, choices = RANGES.get(f"sparsity.{name}"), CHOICES.get(f"sparsity.{name}")
-        if rule is not None and not rule[1](typed[name]):
-            raise UserError(f"{name}={value} is out of range: it must be {rule[0]}")
-        if choices is not None and value not in choices:
-            raise UserError(f"{name}={value} is unknown: {nearest(str(value), choices)}")
-    check_counts(list(typed.get("counts", [])), layers)
     values = cast(dict[str, Any], OmegaConf.to_container(typed))
-    return schema(method=method, **{name: values[name] for name in settings})
+    for name in settings:
+        check_value(name, values[name], known[name])
+    check_counts(values.get("counts", []), layers)
+    sparsity = schema(method=method, **{name: values[name] for name in settings})
+    for name in settings:
+        if reason := no_effect(Settings(sparsity=sparsity), f"sparsity.{name}"):
+            log.warning("%s=%s has no effect: %s", name, values[name], reason)
+    return sparsity
 
 
 def _new_network(base: Backbone, factor: int) -> ApproximateNetwork:

@@ -6,7 +6,6 @@ Exit codes: 0, 1 when a variant computes something else than the masked engine, 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,11 +17,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sttabt.cli.checks.ranges import ABOVE_ZERO, RANGES, SHARE_ABOVE_ZERO, Rule, at_least
 from sttabt.cli.composition import OPEN_NODES, VERSION_BASE, config_folder
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.errors import UserError, nearest
-from sttabt.settings import CHOICES, SpeedSettings
+from sttabt.errors import UserError
+from sttabt.settings import BenchSettings, SpeedSettings
+from sttabt.settings.values import check_values
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 
@@ -32,22 +31,11 @@ interleaved in one process, beside what the multiply-adds allow. Writes bench.js
 For example: python -m sttabt.bench model=deit_tiny bench.batches=[1,8] bench.rounds=5 hardware.threads=2
 
 """
-BENCH_RANGES: dict[str, Rule] = {
-    "image_sizes": at_least(1),
-    "batches": at_least(1),
-    "keeps": SHARE_ABOVE_ZERO,
-    "spread": at_least(0),
-    "factors": at_least(1),
-    "merged": ABOVE_ZERO,
-    "rounds": at_least(0),
-    "train_batch": at_least(1),
-}
 NEEDED = ("image_sizes", "keeps", "factors", "merged")
 WITHOUT_EFFECT = (
     "model.pretrained", "model.checkpoint", "model.training", "hardware.devices", "hardware.batch_size",
     "hardware.accumulate_grad_batches", "hardware.workers",
 )  # fmt: skip
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 log = logging.getLogger(__name__)
@@ -86,8 +74,8 @@ def read_settings(overrides: Sequence[str]) -> SpeedSettings:
         config = compose("bench", overrides=list(overrides))
     values: Any = OmegaConf.to_container(config, resolve=True)
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SpeedSettings), values))
-    for key, value in _leaves(values):
-        _check(key, value)
+    check_values(settings)
+    _check_lists(settings.bench)
     _check_sizes(settings)
     settings.bench.out = settings.bench.out or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_bench"
     return settings
@@ -116,22 +104,12 @@ def _hint(key: str, known: Sequence[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else "`python -m sttabt.bench --help` shows them all"
 
 
-def _check(key: str, value: Any) -> None:
-    node, _, name = key.partition(".")
-    text, holds = (BENCH_RANGES if node == "bench" else RANGES).get(name if node == "bench" else key, ("", None))
-    entries = value if isinstance(value, list) else [value]
-    if node == "bench" and name in NEEDED and not entries:
-        raise UserError(f"{key}=[] leaves nothing to measure: give at least one value")
-    if node == "bench" and len(set(entries)) < len(entries):
-        raise UserError(f"{key}={value} names a value twice: give each once")
-    for entry in entries:
-        if isinstance(entry, float) and not math.isfinite(entry):
-            raise UserError(f"{key}={entry} is not a finite number: give one")
-        if holds and not holds(entry):
-            raise UserError(f"{key}: {entry} is out of range: it must be {text}")
-    choices = PRECISIONS if key == "hardware.precision" else CHOICES.get(key)
-    if choices and value not in choices:
-        raise UserError(f"{key}={value} is unknown: {nearest(str(value), choices)}")
+def _check_lists(bench: BenchSettings) -> None:
+    for name, values in vars(bench).items():
+        if name in NEEDED and not values:
+            raise UserError(f"bench.{name}=[] leaves nothing to measure: give at least one value")
+        if isinstance(values, list) and len(set(values)) < len(values):
+            raise UserError(f"bench.{name}={values} names a value twice: give each once")
 
 
 def _check_sizes(settings: SpeedSettings) -> None:
@@ -155,14 +133,6 @@ def _keys(values: Any, prefix: str = "") -> list[str]:
         name
         for key, value in values.items()
         for name in (f"{prefix}{key}", *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ()))
-    ]
-
-
-def _leaves(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        leaf
-        for key, value in values.items()
-        for leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)])
     ]
 
 

@@ -19,7 +19,8 @@ from sttabt.lit.modules import Pruning
 from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import BenchSettings, ConcreteSettings, TrainingSettings
+from sttabt.settings import BenchSettings, TrainingSettings
+from sttabt.settings.methods.concrete import ConcreteSettings
 
 TRAINING = "training step"
 LEARNING_RATE = 1e-5

@@ -23,7 +23,7 @@ from sttabt.methods.base import Planned
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import SPARSITY_SCHEMAS, BenchSettings
+from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
 GATED = (DROPPED, WHOLE)  # groups whose logits must be those of the masked engine
@@ -83,7 +83,7 @@ def compiled_variants(
 
 def make_model(name: str, base: Backbone, network: ApproximateNetwork | None = None, **settings: Any) -> PrunedModel:
     """`base` under the method of that name, whose other settings keep their defaults."""
-    method = find_method(name)(SPARSITY_SCHEMAS[name](method=name, **settings), base.layers, base.outputs)
+    method = find_method(name)(method_settings(name)(method=name, **settings), base.layers, base.outputs)
     return PrunedModel(base, method.to(next(base.parameters()).device), network).eval()
 
 

@@ -5,6 +5,7 @@ Importing this module registers the schemas and the resolver, in this process an
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -20,11 +21,14 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from sttabt.cli.checks import check
-from sttabt.errors import UserError, nearest
-from sttabt.settings import SPARSITY_SCHEMAS, Settings
+from sttabt.cli.checks.effects import without_effect
+from sttabt.errors import UserError
+from sttabt.settings import Settings, method_names, method_settings
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
+log = logging.getLogger(__name__)
+
 OPEN_NODES = ("model.arguments",)  # their keys belong to another library
 
 
@@ -88,12 +92,15 @@ def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebo
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
         with open_dict(config):
             config.hydra.runtime.cwd = str(Path.cwd())
-        return read_job(config, output)
+        settings = read_job(config, output)
+    for line in without_effect(settings, overrides):
+        log.warning(line)
+    return settings
 
 
 def unknown_setting(key: str) -> str:
     """One line: `key` is not a setting, and the nearest full key that is, or the methods that it belongs to."""
-    methods = [method for method in SPARSITY_SCHEMAS if key in _names(method)]
+    methods = [method for method in method_names() if key in _names(method)]
     if methods:
         return (
             f"{key} is not a setting of this method but of {', '.join(methods)}: choose one with sparsity=NAME"
@@ -117,7 +124,7 @@ def unknown_setting(key: str) -> str:
 
 def setting_names(method: str | None = None) -> list[str]:
     """The full key of every setting, of a method or of them all."""
-    return sorted({name for each in ([method] if method else SPARSITY_SCHEMAS) for name in _names(each)})
+    return sorted({name for each in ([method] if method else method_names()) for name in _names(each)})
 
 
 def experiment_names() -> list[str]:
@@ -128,11 +135,9 @@ def experiment_names() -> list[str]:
 def _schema(values: Mapping[str, Any]) -> DictConfig:
     method = values["sparsity"].get("method", MISSING)
     if method == MISSING:
-        raise UserError(f"no method is chosen: give sparsity=NAME, one of: {', '.join(sorted(SPARSITY_SCHEMAS))}")
-    if method not in SPARSITY_SCHEMAS:
-        raise UserError(f"sparsity.method={method} is unknown: {nearest(str(method), SPARSITY_SCHEMAS)}")
+        raise UserError(f"no method is chosen: give sparsity=NAME, one of: {', '.join(sorted(method_names()))}")
     schema = OmegaConf.structured(Settings)
-    schema.sparsity = SPARSITY_SCHEMAS[method]
+    schema.sparsity = method_settings(str(method))
     return schema
 
 
@@ -167,8 +172,8 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema_settings", node=Settings)
-    for method, schema in SPARSITY_SCHEMAS.items():
-        store.store(name=f"schema_sparsity_{method}", node=schema)
+    for method in method_names():
+        store.store(name=f"schema_sparsity_{method}", node=method_settings(method))
     # A sweep over methods chooses one in each job; until then any method's setting may stand on the command line.
     undecided = OmegaConf.create({"method": MISSING}, flags={"struct": False})
     store.store(name="schema_sparsity_undecided", node=undecided)

@@ -37,8 +37,9 @@ def run_task(config: DictConfig) -> None:
     sweeping = hydra.mode == RunMode.MULTIRUN
     try:
         settings = read_settings(config)
-        for line in without_effect(settings, hydra.overrides.task):
-            log.warning(line)
+        if not sweeping:  # a sweep has said so of all its jobs
+            for line in without_effect(settings, hydra.overrides.task):
+                log.warning(line)
         # Imported after the checks: torch, lightning and timm take seconds to load.
         from sttabt.pipeline.stages import run_stages
         from sttabt.store.job import current_job

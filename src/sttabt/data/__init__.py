@@ -1,12 +1,18 @@
-"""One file a source; all give the same splits and the same kind of batch."""
+"""Data sets: one file a source in `sources`; all give the same splits and the same kind of batch.
+
+Imports no torch, so that settings can be checked before it is loaded.
+"""
 
 from __future__ import annotations
 
-import importlib
+from typing import TYPE_CHECKING
 
-from sttabt.data.base import Splits
-from sttabt.errors import UserError, nearest
-from sttabt.settings import SOURCES, DatasetSettings, ModelSettings
+from sttabt.data.sources import find_source
+from sttabt.errors import UserError
+from sttabt.settings import DatasetSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from sttabt.data.base import Splits
 
 
 def load_splits(settings: DatasetSettings, model: ModelSettings | None = None) -> Splits:
@@ -14,10 +20,9 @@ def load_splits(settings: DatasetSettings, model: ModelSettings | None = None) -
 
     Raises UserError naming what does not fit.
     """
-    if settings.source not in SOURCES:
-        raise UserError(f"dataset.source={settings.source} is unknown: {nearest(settings.source, SOURCES)}")
-    splits = importlib.import_module(f"{__name__}.{settings.source}").load(settings, model or ModelSettings())
-    if SOURCES[settings.source] == "text":
+    source = find_source(settings.source)
+    splits = source.load(settings, model or ModelSettings())
+    if source.holds == "text":
         return splits
     if len(splits.class_names) != settings.classes:
         raise UserError(

@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import math
-import struct
-import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sttabt.data.base import Batch, Splits, same_draws, split_indices
+from sttabt.data.labelled import UNREADABLE, LabelledImages
 from sttabt.errors import UserError
 from sttabt.settings import AugmentationSettings, DatasetSettings, ModelSettings
 
 STRONGEST = 10  # of timm's RandAugment without mmax
-MODES = {1: "L", 3: "RGB"}  # of Pillow, by dataset.channels
-# What Pillow raises for a file that is no image, or half of one.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
-class ImageSource(ABC):
-    """Labelled images. labels: a class each; class_names: in the order of the classes."""
-
-    labels: Sequence[int]
-    class_names: tuple[str, ...]
-
-    @abstractmethod
-    def read(self, index: int) -> Any:
-        """The image, as the transforms take it; raises one of UNREADABLE when it is broken."""
-
-    @abstractmethod
-    def where(self, index: int) -> str:
-        """What a user finds the image by, mostly its path."""
 
 
 class Images(Dataset):
     """Items of `source` by their position in `indices`, each through `transform`; a broken image is a UserError."""
 
-    def __init__(self, source: ImageSource, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, source: LabelledImages, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
         self.source, self.indices, self.transform = source, indices, transform
 
     def __len__(self) -> int:
@@ -108,7 +87,9 @@ class AugmentedImages(Images):
             )
 
 
-def image_splits(settings: DatasetSettings, model: ModelSettings, train: ImageSource, test: ImageSource) -> Splits:
+def image_splits(
+    settings: DatasetSettings, model: ModelSettings, train: LabelledImages, test: LabelledImages
+) -> Splits:
     """Validation is a stratified share of train. Images become `image_size` pixels wide and high, by bicubic
     interpolation.
 

@@ -67,7 +67,7 @@ class SoftRun:
 
 
 class Method(nn.Module, ABC):
-    """Constructed with its settings (a SparsitySettings), the number of layers and of tokens that are never dropped."""
+    """Constructed with its settings (a MethodSettings), the number of layers and of tokens that are never dropped."""
 
     card: ClassVar[Card]
 

@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sttabt.data.sources import find_source
 from sttabt.methods import find_method
 from sttabt.report.files import write_atomically
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
-from sttabt.settings import SOURCES, TRAININGS
+from sttabt.settings import TRAININGS
 from sttabt.store.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
 
 CARD = "README.md"
@@ -107,7 +108,7 @@ def last_stage(stages: Iterable[str]) -> str:
 def _data(title: str, settings: Mapping[str, Any], rows: list[Row]) -> ModelCardData:
     """The hub's metadata; a card without results has no metric there."""
     dataset, model = settings["dataset"], settings["model"]
-    kind = "image" if SOURCES[dataset["source"]] == "images" else "text"
+    kind = "image" if find_source(dataset["source"]).holds == "images" else "text"
     given = model["huggingface"] or (f"timm/{model['timm']}" if model["pretrained"] else None)
     task = f"{kind}-classification"
     return ModelCardData(
@@ -154,7 +155,7 @@ def _dataset(stage: str, settings: Mapping[str, Any]) -> str:
     dataset = settings["dataset"]
     if stage == "general":
         return f"unlabelled text, `{Path(settings['approx']['corpus']).name}`"
-    if SOURCES[dataset["source"]] == "images":
+    if find_source(dataset["source"]).holds == "images":
         return (
             f"{dataset['name']}: images of {dataset['image_size']} x {dataset['image_size']} pixels,"
             f" {dataset['channels']} channel(s), {dataset['classes']} classes"
@@ -263,5 +264,5 @@ def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if record["stage"] == "general":
         return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
     arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
-    inputs = "images" if SOURCES[settings["dataset"]["source"]] == "images" else "sttabt.text(tokenizer(...))"
+    inputs = "images" if find_source(settings["dataset"]["source"]).holds == "images" else "sttabt.text(tokenizer(...))"
     return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model.run({inputs}).logits'

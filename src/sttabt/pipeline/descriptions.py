@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sttabt import __version__
+from sttabt.data.sources import find_source
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
-from sttabt.settings import SOURCES, Settings, update_size
+from sttabt.settings import Settings, update_size
 from sttabt.store.artifacts import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
@@ -97,7 +98,7 @@ def _data(settings: Settings) -> dict[str, Any]:
     """What decides the batches of training and evaluation, and the loss."""
     model = asdict(settings.model)
     described = _without(asdict(settings.dataset), "metric", "broken_share")
-    if SOURCES[settings.dataset.source] == "images":
+    if find_source(settings.dataset.source).holds == "images":
         described |= {name: model[name] for name in IMAGES}
     return described
 

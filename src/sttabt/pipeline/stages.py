@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.data import load_splits
+from sttabt.data.sources import find_source
 from sttabt.data.task import Task
 from sttabt.errors import UserError
 from sttabt.lit.launch import ALONE, Nodes, prepare_process
@@ -47,7 +48,7 @@ from sttabt.pretrained.weights import load_approx, load_weights
 from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.settings import SOURCES, LoggerSettings, Settings
+from sttabt.settings import LoggerSettings, Settings
 from sttabt.store.artifacts import AVERAGED, fingerprint
 from sttabt.store.job import Job
 
@@ -280,7 +281,7 @@ class Stages:
 
     def _words(self) -> Callable[[Tensor], list[str]] | None:
         """What turns a text's vocabulary places into words; None for images."""
-        if SOURCES[self.settings.dataset.source] != "text":
+        if find_source(self.settings.dataset.source).holds != "text":
             return None
         from sttabt.data.text import load_tokenizer  # transformers takes seconds to import
 

@@ -1,39 +1,40 @@
 """Checks of all settings, before anything is built. Imports no torch.
 
-`ranges` looks at one setting at a time, the other files at several together; `effects` names what is set in vain.
+`settings.values` looks at one setting at a time, the files here at several together; `effects` names what changes
+nothing.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
-from sttabt.cli.checks.dataset import check_images, check_task, check_text
+from sttabt.cli.checks.dataset import check_images, check_task
 from sttabt.cli.checks.files import check_files
 from sttabt.cli.checks.model import check_counts, check_kinds, check_model, check_weights
-from sttabt.cli.checks.ranges import check_choice, check_values
 from sttabt.cli.checks.training import check_batch, check_warmup
+from sttabt.data.sources import find_source
 from sttabt.errors import UserError
-from sttabt.settings import SOURCES, STAGES, Settings
+from sttabt.settings import STAGES, Settings
+from sttabt.settings.values import check_choice, check_values
 
 
 def check(settings: Settings) -> None:
     """Raises UserError for the first setting that cannot work, naming it, its value and what it may be."""
-    check_values(dict(leaves(asdict(settings))))
+    check_values(settings)
+    source = find_source(settings.dataset.source)
     _check_stages(settings.stages)
     check_warmup(settings)
     check_kinds(settings.model, settings.dataset)
     check_task(settings.dataset)
-    if SOURCES[settings.dataset.source] == "text":
-        check_text(settings.dataset)
     check_images(settings)
     check_model(settings)
     check_counts(getattr(settings.sparsity, "counts", []), settings.model.depth)
     check_batch(settings)
     check_weights(settings)
     check_files(settings)
+    source.check(settings.dataset)
     if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from sttabt.cli.checks.ranges import check_choice
+from sttabt.data.sources import find_source
 from sttabt.errors import UserError
-from sttabt.settings import LVVIT_SIZES, SOURCES, DatasetSettings, ModelSettings, Settings
+from sttabt.settings import LVVIT_SIZES, DatasetSettings, ModelSettings, Settings
+from sttabt.settings.values import check_choice
 
 GIVEN_BY_DATASET = {"img_size": "image_size", "in_chans": "channels", "num_classes": "classes"}
 STATED_BY_MODEL = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
@@ -21,7 +22,7 @@ def check_kinds(model: ModelSettings, dataset: DatasetSettings) -> None:
         raise UserError(f"{given}: give exactly one of them, timm or lvvit for images, huggingface for text or images")
     if model.lvvit:
         check_choice("model.lvvit", model.lvvit, LVVIT_SIZES)
-    text = SOURCES[dataset.source] == "text"
+    text = find_source(dataset.source).holds == "text"
     for name in ("timm", "lvvit"):
         if text and named[name]:
             raise UserError(
@@ -97,7 +98,7 @@ def check_weights(settings: Settings) -> None:
                 f"stages=[general] leaves nothing to do with approx.start={approx.start}: set it to general"
             )
         return
-    if SOURCES[settings.dataset.source] != "text":
+    if find_source(settings.dataset.source).holds != "text":
         raise UserError("approx.start=general distils on a corpus of text: set approx.start=interpolated for images")
     if not approx.corpus:
         raise UserError(

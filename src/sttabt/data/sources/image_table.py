@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from sttabt.data.base import Splits
-from sttabt.data.images import MODES, ImageSource, image_splits
+from sttabt.data.checks import check_folder, check_label_column
+from sttabt.data.labelled import MODES, LabelledImages
+from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.hub import use_hub
 from sttabt.settings import DatasetSettings, ModelSettings
 
+if TYPE_CHECKING:
+    from sttabt.data.base import Splits
 
-class TableImages(ImageSource):
+
+class ImageTableSource(Source):
+    """`test_split` is the test split; validation is a stratified share of `train_split`."""
+
+    holds = "images"
+    reads = (
+        *PREPARED,
+        *("path", "hub_id", "configuration", "train_split", "test_split", "image_column", "label_column"),
+    )
+
+    def check(self, dataset: DatasetSettings) -> None:
+        if not (dataset.path or dataset.hub_id):
+            raise UserError(
+                "dataset.hub_id is missing: give the id of a data set on the hub, or a copy, dataset.path=FOLDER"
+            )
+        if dataset.path:
+            check_folder(dataset, "give a local copy, or none for the hub")
+        check_label_column(dataset)
+
+    def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
+        from sttabt.data.images import image_splits
+
+        train = TableImages(dataset.train_split, dataset)
+        return image_splits(dataset, model, train, TableImages(dataset.test_split, dataset, train.class_names))
+
+    def unused(self, dataset: DatasetSettings) -> dict[str, str]:
+        own = {"class_names": "source image_table has its own"}
+        return own | ({"hub_id": "dataset.path gives a local copy"} if dataset.path else {})
+
+
+class TableImages(LabelledImages):
     """The images of a split; names: of the classes, where another split has decided them."""
 
     def __init__(self, split: str, settings: DatasetSettings, names: tuple[str, ...] = ()) -> None:
@@ -62,12 +95,6 @@ class TableImages(ImageSource):
 
         stored = self.images.cast_column(self.column, ImageFeature(decode=False))[index][self.column]
         return f"{self.name}, row {index}" + (f" ({stored['path']})" if stored.get("path") else "")
-
-
-def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
-    """`test_split` is the test split; validation is a stratified share of `train_split`."""
-    train = TableImages(settings.train_split, settings)
-    return image_splits(settings, model, train, TableImages(settings.test_split, settings, train.class_names))
 
 
 def open_split(settings: DatasetSettings, split: str) -> Any:

@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from sttabt.data.base import Splits
-from sttabt.data.tables import Rows, parse_table, read_table, table_format
-from sttabt.data.text import text_splits
+from sttabt.data.checks import check_columns, check_folder
+from sttabt.data.source import TEXT, Source
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.hub import use_hub
-from sttabt.settings import GLUE_TASKS, DatasetSettings, ModelSettings
+from sttabt.settings import DatasetSettings, ModelSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sttabt.data.base import Splits
+    from sttabt.data.tables import Rows
 
 HUB_ID = "nyu-mll/glue"
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 TEST_SPLITS = {"mnli": "validation_matched", "mrpc": "test"}  # the other tasks: validation; see METHOD section 3
 
 
-def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
-    """Choices are made on a share of train, as the labels of most official test splits are secret.
+class GlueSource(Source):
+    """Choices are made on a share of train, as the labels of most official test splits are secret."""
 
-    Raises UserError when neither the hub nor `dataset.path` has the task.
-    """
-    task = settings.task_name
-    if task not in GLUE_TASKS:
-        raise UserError(f"dataset.task_name={task} is unknown: {nearest(task, GLUE_TASKS)}")
-    train, test = (_read_split(settings, split) for split in ("train", TEST_SPLITS.get(task, "validation")))
-    return text_splits(settings, model, train, None, test)
+    holds = "text"
+    reads = (*TEXT, "path", "task_name")
+
+    def check(self, dataset: DatasetSettings) -> None:
+        check_columns(dataset)
+        if dataset.task_name not in GLUE_TASKS:
+            raise UserError(
+                f"dataset.task_name={dataset.task_name} is unknown: {nearest(dataset.task_name, GLUE_TASKS)}"
+            )
+        if dataset.path:
+            check_folder(dataset, "give a local copy of GLUE, or none for the hub")
+
+    def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
+        """Raises UserError when neither the hub nor `dataset.path` has the task."""
+        from sttabt.data.text import text_splits
+
+        test = TEST_SPLITS.get(dataset.task_name, "validation")
+        return text_splits(dataset, model, _read_split(dataset, "train"), None, _read_split(dataset, test))
 
 
 def _read_split(settings: DatasetSettings, split: str) -> Rows:
+    from sttabt.data.tables import parse_table
+
     if not settings.path:
         return parse_table(_from_hub(settings.task_name, split), f"{HUB_ID} {settings.task_name} {split}", settings)
     folder = Path(settings.path)
@@ -48,6 +65,10 @@ def _read_split(settings: DatasetSettings, split: str) -> Rows:
 
 def _from_folder(folder: Path, split: str) -> pd.DataFrame | None:
     """None when the folder does not have the split."""
+    import pandas as pd
+
+    from sttabt.data.tables import read_table, table_format
+
     if (folder / split / "state.json").is_file():
         from datasets import Dataset
 
@@ -74,5 +95,7 @@ def _from_hub(task: str, split: str) -> pd.DataFrame:
 
 
 def _rows(dataset: Any) -> pd.DataFrame:
+    import pandas as pd
+
     table = dataset.to_pandas()
     return table.set_index(pd.RangeIndex(len(table), name="row"))

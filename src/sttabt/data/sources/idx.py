@@ -6,23 +6,53 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from sttabt.data.base import Splits
-from sttabt.data.images import MODES, ImageSource, image_splits
+from sttabt.data.checks import check_class_names, check_folder
+from sttabt.data.labelled import MODES, LabelledImages
+from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError
-from sttabt.settings import IDX_REMEDY, DatasetSettings, ModelSettings
+from sttabt.settings import DatasetSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from sttabt.data.base import Splits
 
 FILES = {  # images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 UNSIGNED_BYTES = 8  # the third byte of a file
+REMEDY = (
+    "for Fashion-MNIST `apt-get install dataset-fashion-mnist`, or `make fashion-mnist` and"
+    " dataset.path=data/fashion_mnist"
+)
 
 
-class IdxImages(ImageSource):
+class IdxSource(Source):
+    """The t10k files are the test split; validation is a stratified share of train."""
+
+    holds = "images"
+    reads = (*PREPARED, "path", "class_names")
+
+    def check(self, dataset: DatasetSettings) -> None:
+        if not dataset.path:
+            raise UserError(
+                "dataset.path is missing: give dataset.path=FOLDER, one with train-images-idx3-ubyte(.gz), ..."
+            )
+        check_folder(dataset, REMEDY)
+        check_class_names(dataset)
+
+    def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
+        from sttabt.data.images import image_splits
+
+        folder = Path(dataset.path)
+        return image_splits(dataset, model, *(IdxImages(folder, part, dataset) for part in FILES))
+
+
+class IdxImages(LabelledImages):
     """Grey images, all in memory. Raises UserError naming a file that is missing, damaged or does not fit."""
 
     def __init__(self, folder: Path, part: str, settings: DatasetSettings) -> None:
@@ -49,18 +79,12 @@ class IdxImages(ImageSource):
         return f"{self.name}, image {index}"
 
 
-def load(settings: DatasetSettings, model: ModelSettings) -> Splits:
-    """The t10k files are the test split; validation is a stratified share of train."""
-    folder = Path(settings.path)
-    return image_splits(settings, model, *(IdxImages(folder, part, settings) for part in FILES))
-
-
 def find_file(folder: Path, name: str) -> Path:
     """`name` or `name`.gz in the folder. Raises UserError that says where Fashion-MNIST's are to be had."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise UserError(f"dataset.path={folder} has no {name}(.gz): {IDX_REMEDY}")
+    raise UserError(f"dataset.path={folder} has no {name}(.gz): {REMEDY}")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

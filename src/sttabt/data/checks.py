@@ -1,0 +1,46 @@
+"""What several sources check of their settings. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sttabt.errors import UserError
+from sttabt.settings import DatasetSettings
+
+
+def check_columns(dataset: DatasetSettings) -> None:
+    """Text has one column or two, a label, and room for tokens."""
+    if len(dataset.columns) not in (1, 2):
+        raise UserError(f"dataset.columns={dataset.columns}: name one column of text, or two that are read together")
+    check_label_column(dataset)
+    named = [*dataset.columns, dataset.label_column]
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(f"dataset.columns, dataset.label_column: '{name}' is named twice: name each column once")
+    if dataset.max_tokens < 1:
+        raise UserError(f"dataset.max_tokens={dataset.max_tokens} is out of range: it must be at least 1 for text")
+    check_class_names(dataset)
+    if dataset.positive_above is not None and (dataset.task, dataset.classes) != ("classification", 2):
+        raise UserError(
+            f"dataset.positive_above={dataset.positive_above} makes two classes: set dataset.task=classification and"
+            " dataset.classes=2, or dataset.positive_above=null"
+        )
+
+
+def check_label_column(dataset: DatasetSettings) -> None:
+    if not dataset.label_column:
+        raise UserError("dataset.label_column is missing: give dataset.label_column=NAME, the column of labels")
+
+
+def check_class_names(dataset: DatasetSettings) -> None:
+    if dataset.class_names and len(dataset.class_names) != dataset.classes:
+        raise UserError(
+            f"dataset.class_names={dataset.class_names} are {len(dataset.class_names)} names for"
+            f" dataset.classes={dataset.classes}: give as many"
+        )
+
+
+def check_folder(dataset: DatasetSettings, remedy: str) -> None:
+    """Raises UserError with the remedy where `dataset.path` is no folder."""
+    if not Path(dataset.path).is_dir():
+        raise UserError(f"dataset.path={dataset.path} is no folder: {remedy}")

@@ -1,0 +1,39 @@
+"""What a source of data is. Imports no torch, since settings are checked before torch is loaded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from sttabt.settings import DatasetSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from sttabt.data.base import Splits
+
+# Settings of a data set that every source reads.
+COMMON = ("name", "source", "image_size", "classes", "task", "metric", "validation_share", "split_seed")
+IMAGES = ("channels", "augment")  # every source of images reads these, too
+PREPARED = (*IMAGES, "augmentation", "mean", "std", "broken_share")  # and these if sttabt.data.images prepares them
+TEXT = ("columns", "label_column", "class_names", "max_tokens", "positive_above")  # every source of text
+
+
+class Source(ABC):
+    """One kind of data set: `dataset.source` names it. Its file imports what needs torch inside `load`.
+
+    holds: what a batch has. reads: the settings of a data set that it uses beside COMMON.
+    """
+
+    holds: ClassVar[Literal["images", "text"]]
+    reads: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def check(self, dataset: DatasetSettings) -> None:
+        """Before torch is loaded: raises UserError for a setting or a file that cannot work, and says what to do."""
+
+    @abstractmethod
+    def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
+        """Train, validation and test data; the test split depends on no seed. Raises UserError."""
+
+    def unused(self, dataset: DatasetSettings) -> dict[str, str]:
+        """Settings of a data set that change nothing here, each with the reason where there is a special one."""
+        return {}

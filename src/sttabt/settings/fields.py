@@ -1,0 +1,101 @@
+"""How a setting is declared: `setting(...)` makes a dataclass field that says what it means and what it may be.
+
+Checks, nearest names, warnings of what has no effect, the axis of a sweep, `--help` and docs/SETTINGS.md read it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING as MISSING  # what nodes import beside `setting`
+
+DESCRIPTION = "setting"  # the key of a field's metadata
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a number may be: `text` continues "it must be"."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f"at least {low}", lambda value: value >= low)
+
+
+ABOVE_ZERO = Rule("above 0", lambda value: value > 0)
+SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
+SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
+SHARE_BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+INNER_SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
+
+# Given the root settings and the full key, why the setting has no effect there; None where it has one.
+When = Callable[[Any, str], str | None]
+Choices = Iterable[str] | Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a setting beside its name, type and default."""
+
+    meaning: str
+    rule: Rule | None = None
+    choices: Choices | None = None
+    knob: bool = False
+    when: When | None = None
+
+    @property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The values that it may have, None where any will do."""
+        if self.choices is None:
+            return None
+        return tuple(self.choices() if callable(self.choices) else self.choices)
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    rule: Rule | None = None,
+    *,
+    choices: Choices | None = None,
+    knob: bool = False,
+    when: When | None = None,
+) -> Any:
+    """A dataclass field.
+
+    default: MISSING where a value must be given; a class for a node of settings; lists and dictionaries are copied.
+    rule: of a number, or of every entry of a list. choices: of a text; a function where they are found later.
+    knob: it moves a method along its curve of score and cost. when: says why it has no effect, see When.
+    """
+    metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, when)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def describe(declared: Field[Any]) -> Description:
+    """What `setting` was told of a field. Raises KeyError for a field that it did not make."""
+    description: Description = declared.metadata[DESCRIPTION]
+    return description
+
+
+def at(settings: Any, path: str) -> Any:
+    """The node or value of that full key."""
+    for name in path.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Description]]:
+    """(full key, value, description) of every setting below a settings object; a node comes before what it holds."""
+    for declared in fields(node):
+        key, value = f"{prefix}{declared.name}", getattr(node, declared.name)
+        yield key, value, describe(declared)
+        if is_dataclass(value):
+            yield from walk(value, f"{key}.")

@@ -1,0 +1,62 @@
+"""Top-k back-tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, setting
+from sttabt.settings.methods.base import MethodSettings
+
+
+def _count_is_asked_for(settings: Any, _: str) -> str | None:
+    return "sparsity.dynamic=true chooses the count" if settings.sparsity.dynamic else _counts_are_free(settings, _)
+
+
+def _counts_are_free(settings: Any, _: str) -> str | None:
+    return "sparsity.counts gives the tokens of each layer" if settings.sparsity.counts else None
+
+
+@dataclass
+class BacktrackingSettings(MethodSettings):
+    """Attention back-tracking, top-k: from the output back to the inputs, the tokens that carry most attention."""
+
+    title = "back-tracking top-k"
+    source = "STTABT section 3.2"
+    implementation = "sttabt.methods.backtracking:Backtracking"
+    colour = "#D55E00"
+    order = 2
+
+    attention: str = setting(
+        "approximate",
+        "whose attention: the approximate network's, or of a dense run of the base model (actual: an upper bound)",
+        choices=("approximate", "actual"),
+    )
+    keep_ratio: float = setting(
+        0.5, "share of real tokens found by every layer", SHARE_ABOVE_ZERO, knob=True, when=_count_is_asked_for
+    )
+    dynamic: bool = setting(False, "choose the count from the importances instead of keep_ratio", when=_counts_are_free)
+    counts: list[int] = setting(
+        [], "tokens that each layer reads, of every image alike, for static shapes; []: by keep_ratio or dynamic"
+    )
+    propagation: float = setting(0.1, "p: how much a row's own impact weighs against a plain mean", SHARE)
+
+    @property
+    def label(self) -> str:
+        return _label(self.attention)
+
+    @classmethod
+    def labels(cls) -> dict[str, str]:
+        return {_label("approximate"): cls.colour, _label("actual"): "#CC79A7"}
+
+    @property
+    def reads_approximation(self) -> bool:
+        return self.attention == "approximate"
+
+    @property
+    def knob(self) -> tuple[str, Any] | None:
+        return None if self.dynamic or self.counts else ("keep_ratio", self.keep_ratio)
+
+
+def _label(attention: str) -> str:
+    return f"back-tracking ({attention} attention)"

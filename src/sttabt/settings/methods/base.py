@@ -1,0 +1,70 @@
+"""What the settings of every method have, and what they say about it without importing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from sttabt.settings.fields import MISSING, SHARE, SHARE_BELOW_ONE, at_least, describe, setting
+from sttabt.settings.training import TrainingSettings
+
+LAST = 100  # the place of methods that other packages bring
+
+
+@dataclass
+class MethodSettings:
+    """The settings of a method. A class of them says what readers are told about the method."""
+
+    title: ClassVar[str]  # what readers call it
+    source: ClassVar[str]  # the paper and its section
+    implementation: ClassVar[str]  # "package.module:Class" of the Method, which is imported when a job runs it
+    colour: ClassVar[str] = ""  # of its curve, "#RRGGBB"; "": the figure chooses
+    order: ClassVar[int] = LAST  # its place in tables
+
+    method: str = setting(MISSING, "the method's name")
+
+    @property
+    def label(self) -> str:
+        """What readers call it in tables and figures."""
+        return self.title
+
+    @classmethod
+    def labels(cls) -> dict[str, str]:
+        """Every label that it can have, with the colour of the curve."""
+        return {cls.title: cls.colour}
+
+    @property
+    def reads_approximation(self) -> bool:
+        """Whether it reads the approximate network's attention, as its `Method.attention` says."""
+        return False
+
+    @property
+    def knob(self) -> tuple[str, Any] | None:
+        """Name and value of the setting that moves it along its curve; None where none does."""
+        name = self.knob_name()
+        return None if name is None else (name, getattr(self, name))
+
+    @classmethod
+    def knob_name(cls) -> str | None:
+        """The setting that is declared with `knob=True`."""
+        return next((declared.name for declared in fields(cls) if describe(declared).knob), None)
+
+
+@dataclass
+class TrainedSettings(MethodSettings):
+    """What the settings of every method have that trains with the base weights."""
+
+    distillation: float = setting(
+        0.0, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
+    )
+    hard_from: float = setting(
+        1.0,
+        "share of the epochs after which training drops tokens and the choice is frozen; 1: never",
+        SHARE,
+    )
+    ema: float = setting(
+        0.0,
+        "decay a weight update of averaged weights, which are evaluated beside the last ones; 0: none",
+        SHARE_BELOW_ONE,
+    )
+    training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")

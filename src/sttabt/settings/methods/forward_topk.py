@@ -1,0 +1,21 @@
+"""Forward top-k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sttabt.settings.fields import SHARE_ABOVE_ZERO, setting
+from sttabt.settings.methods.base import MethodSettings
+
+
+@dataclass
+class ForwardTopkSettings(MethodSettings):
+    """Layer by layer, the tokens that received most attention go on."""
+
+    title = "forward top-k"
+    source = "STTABT section 4, manual top-k"
+    implementation = "sttabt.methods.forward_topk:ForwardTopk"
+    colour = "#009E73"
+    order = 4
+
+    keep_ratio: float = setting(0.5, "share of real tokens, target mean over layers", SHARE_ABOVE_ZERO, knob=True)

@@ -1,0 +1,22 @@
+"""Random tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sttabt.settings.fields import SHARE_ABOVE_ZERO, at_least, setting
+from sttabt.settings.methods.base import MethodSettings
+
+
+@dataclass
+class RandomSettings(MethodSettings):
+    """Every layer reads the same random tokens: the control that a method has to beat."""
+
+    title = "random"
+    source = "control: every layer reads the same random tokens"
+    implementation = "sttabt.methods.random:Random"
+    colour = "#7F7F7F"
+    order = 6
+
+    keep_ratio: float = setting(0.5, "share of real tokens that every layer reads", SHARE_ABOVE_ZERO, knob=True)
+    seed: int = setting(0, "of the choice", at_least(0))

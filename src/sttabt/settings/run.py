@@ -1,0 +1,111 @@
+"""The root of a run's settings, and the nodes that are small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sttabt.settings.approx import ApproxSettings
+from sttabt.settings.dataset import DatasetSettings
+from sttabt.settings.fields import MISSING, at_least, setting
+from sttabt.settings.hardware import HardwareSettings, processes_of
+from sttabt.settings.model import ModelSettings
+from sttabt.settings.training import TrainingSettings
+
+STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
+
+TRAININGS = {  # where a stage's training is set
+    "base": "model.training",
+    "general": "approx.corpus_training",
+    "approx": "approx.training",
+    "prune": "sparsity.training",
+}
+
+
+def _is_timed(settings: Any, _: str) -> str | None:
+    return None if settings.evaluation.timing_rounds > 0 else "evaluation.timing_rounds=0 times nothing"
+
+
+def _is_wandb(settings: Any, _: str) -> str | None:
+    return None if settings.logger.kind.startswith("wandb") else "it is a setting of W&B"
+
+
+def _is_approximated(settings: Any, path: str) -> str | None:
+    sparsity = settings.sparsity
+    if sparsity.reads_approximation or (path == "skip_approx" and not settings.skip_approx):
+        return None
+    return f"{sparsity.method} uses no approximate network here"
+
+
+@dataclass
+class EvaluationSettings:
+    """What is measured, and on how much."""
+
+    batch_size: int = setting(64, "samples a forward", at_least(1))
+    timing_batch: int = setting(
+        32, "samples in the timed forward; a few samples are also timed one at a time", at_least(1), when=_is_timed
+    )
+    timing_rounds: int = setting(15, "interleaved rounds; 0: no timing", at_least(0))
+    gallery: int = setting(8, "test images or texts whose tokens are kept for drawing", at_least(0))
+
+
+@dataclass
+class LoggerSettings:
+    """Where metrics go while a job runs."""
+
+    kind: str = setting(
+        "wandb_offline", "what is logged to", choices=("wandb_offline", "wandb_online", "tensorboard", "csv", "none")
+    )
+    project: str = setting("sttabt", "W&B's project", when=_is_wandb)
+    entity: str = setting(
+        "", "W&B's team or user that has the project; empty: the account's own default", when=_is_wandb
+    )
+    upload_weights: bool = setting(
+        False, "put weights into W&B's artifacts; else their paths and checksums", when=_is_wandb
+    )
+
+
+@dataclass
+class PathSettings:
+    """Where files go."""
+
+    artifacts: str = setting(MISSING, "shared by all jobs: weights, each found by what made it, and result rows")
+    output: str = setting(MISSING, "this job's own folder")
+
+
+@dataclass
+class Settings:
+    """The root node of a run."""
+
+    name: str = setting(MISSING, "the experiment's name")
+    model: ModelSettings = setting(ModelSettings, "the base model")
+    dataset: DatasetSettings = setting(DatasetSettings, "the data set")
+    sparsity: Any = setting(MISSING, "the pruning method; its settings are chosen with it")  # a MethodSettings
+    approx: ApproxSettings = setting(ApproxSettings, "the approximate attention network", when=_is_approximated)
+    hardware: HardwareSettings = setting(HardwareSettings, "where and how fast a job runs")
+    evaluation: EvaluationSettings = setting(EvaluationSettings, "what is measured, and on how much")
+    logger: LoggerSettings = setting(LoggerSettings, "where metrics go while a job runs")
+    paths: PathSettings = setting(PathSettings, "where files go")
+    stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}")
+    skip_approx: bool = setting(
+        False, "use the approximate network that is there; an error if there is none", when=_is_approximated
+    )
+    resume: str = setting(
+        "auto", "go on with an interrupted stage (auto), or begin it again (never)", choices=("auto", "never")
+    )
+    seed: int = setting(0, "of everything that is random but the splits", at_least(0))
+    fast_dev_run: int = setting(0, "above 0: so many steps a stage, on as many batches; for tests", at_least(0))
+
+
+def training_of(settings: Settings, stage: str) -> TrainingSettings | None:
+    """The settings of a stage's training; None where the method trains nothing."""
+    node, _, name = TRAININGS[stage].partition(".")
+    return getattr(getattr(settings, node), name, None)
+
+
+def update_size(settings: Settings, stage: str) -> int:
+    """Samples a weight update of that training stage."""
+    training, hardware = training_of(settings, stage), settings.hardware
+    return (
+        training and training.global_batch_size
+    ) or hardware.batch_size * hardware.accumulate_grad_batches * processes_of(hardware)

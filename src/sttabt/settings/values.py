@@ -1,0 +1,49 @@
+"""Checks of one setting at a time, by what it was declared to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from sttabt.errors import UserError, nearest
+from sttabt.settings.fields import Description, walk
+
+
+def check_values(node: Any) -> None:
+    """Every number below a settings object is finite and within its range, every text among its choices.
+
+    Raises UserError that names the setting, its value and what it may be.
+    """
+    for key, value, _ in walk(node):
+        _check_finite(key, value)
+    for key, value, description in walk(node):
+        check_value(key, value, description)
+
+
+def check_value(key: str, value: Any, description: Description) -> None:
+    """As `check_values`, for one setting; every entry of a list must hold the rule."""
+    rule, choices = description.rule, description.allowed
+    if isinstance(value, list):
+        for entry in value:
+            if rule is not None and not rule.holds(entry):
+                raise UserError(f"{key}: {entry} is out of range: it must be {rule.text}")
+    elif rule is not None and value is not None and not rule.holds(value):
+        raise UserError(f"{key}={value} is out of range: it must be {rule.text}")
+    if choices is not None:
+        check_choice(key, value, choices)
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError with the nearest choice for one that is not there."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(f"{key}={value} is unknown: {nearest(str(value), choices)}")
+
+
+def _check_finite(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_finite(f"{key}.{name}", inner)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}={value} is not a finite number: give one")
