@@ -20,13 +20,13 @@ from sttabt.data.base import Batch
 from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
-from sttabt.methods import find_method, method_names
+from sttabt.methods import find_method
 from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
-from sttabt.settings import method_settings
+from sttabt.settings import method_names, method_settings
 from sttabt.timing.interleaved import Timing, time_interleaved
 
 CLASSES = 5

@@ -69,8 +69,8 @@ def prune(
     network = None
     if pruning.attention == "approximate":
         network = approx if isinstance(approx, ApproximateNetwork) else _new_network(base, approx)
-    if kind.card.trained:
-        log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", kind.card.title, method)
+    if isinstance(sparsity, TrainedSettings):
+        log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", pruning.title, method)
     return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
 
 
@@ -84,7 +84,7 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     Raises UserError when the method reads no approximate network, or `batches` is empty.
     """
     if pruned.approx is None:
-        raise UserError(f"{pruned.method.card.title} reads no approximate network: there is nothing to distil")
+        raise UserError(f"{pruned.method.title} reads no approximate network: there is nothing to distil")
     base, network = pruned.base.eval(), pruned.approx.train()
     device = next(base.parameters()).device
     weights = TEXT_WEIGHTS if base.may_pad else ApproximationWeights()

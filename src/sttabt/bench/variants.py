@@ -153,7 +153,7 @@ def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, setti
         return network(inputs)
 
     def plan(model: PrunedModel) -> Variant:
-        name = f"trace and {model.method.card.title}, factor {network.factor}"
+        name = f"trace and {model.method.title}, factor {network.factor}"
         macs = partial(_macs, model, inputs, ("approximate_network", "planning"))
         return Variant(PLANNER, name, partial(_planned, model, inputs), macs)
 
@@ -165,7 +165,7 @@ def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings
     return [
         Variant(
             WHOLE,
-            f"{models[place].method.card.title}, factor {network.factor}, keep {keep:g}",
+            f"{models[place].method.title}, factor {network.factor}, keep {keep:g}",
             partial(models[place].run, inputs),
             partial(_macs, models[place], inputs, PARTS),
         )

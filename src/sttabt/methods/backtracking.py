@@ -11,12 +11,10 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import backtrack, backtrack_fixed
 from sttabt.core.counts import fixed_plan
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import Card, Planned, PlannedMethod
+from sttabt.methods.base import Planned, PlannedMethod
 
 
 class Backtracking(PlannedMethod):
-    card = Card(title="back-tracking top-k", source="STTABT section 3.2")
-
     @property
     def attention(self) -> str:
         return self.settings.attention

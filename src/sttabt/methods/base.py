@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,6 @@ from sttabt.engine.online import Rule, run_online_dropped, run_online_masked
 from sttabt.engine.packed import padding_macs
 from sttabt.engine.run import Run
 from sttabt.errors import UserError
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a reader wants to know first. `trained`: has weights of its own that are trained with the base model."""
-
-    title: str
-    source: str
-    trained: bool = False
 
 
 class Predicted(Protocol):
@@ -97,15 +88,15 @@ class Method(nn.Module, ABC):
 
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         """The hard plan of a batch, of a method that decides beforehand; arguments as in `run`."""
-        raise UserError(f"{self.card.title} decides while the model runs: it has no plan beforehand")
+        raise UserError(f"{self.title} decides while the model runs: it has no plan beforehand")
 
     def order(self, trace: AttentionTrace) -> Tensor:
         """Tokens (B, counts[0]) by how long they live (core.counts), of a method that has `counts`."""
-        raise UserError(f"{self.card.title} keeps as many tokens as a sample needs: it has no fixed counts")
+        raise UserError(f"{self.title} keeps as many tokens as a sample needs: it has no fixed counts")
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run that a trained method learns on; arguments as in `run`."""
-        raise UserError(f"{self.card.title} has nothing to train")
+        raise UserError(f"{self.title} has nothing to train")
 
     def forms(self) -> dict[str, Form]:
         """Other ways to run it, by name: `masked` computes every token and masks, with the logits of `run`."""
@@ -236,7 +227,7 @@ class MergingMethod(Method):
 
     def check(self, base: Backbone) -> None:
         if base.may_pad:
-            raise UserError(f"{self.card.title} merges patches of images: choose another sparsity for text")
+            raise UserError(f"{self.title} merges patches of images: choose another sparsity for text")
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         return run_merged(base, inputs, self.merged)

@@ -12,14 +12,12 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
-from sttabt.methods.base import Card, Planned, PlannedMethod, SoftRun, TrainedMethod
+from sttabt.methods.base import Planned, PlannedMethod, SoftRun, TrainedMethod
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
 
 class Concrete(PlannedMethod, TrainedMethod):
-    card = Card(title="concrete", source="STTABT section 3.3", trained=True)
-
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))

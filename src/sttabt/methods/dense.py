@@ -11,13 +11,11 @@ from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
-from sttabt.methods.base import Card, Form, Method, dense_macs
+from sttabt.methods.base import Form, Method, dense_macs
 
 
 class Dense(Method):
     """Multiply-adds are those without padding, which a batch of texts has besides."""
-
-    card = Card(title="dense", source="the base model as its library runs it")
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         real = base.real(inputs)

@@ -6,12 +6,10 @@ from torch import Tensor
 
 from sttabt.core.forward import forward_keep_ratios, forward_select
 from sttabt.engine.online import LayerAttention, Rule
-from sttabt.methods.base import Card, OnlineMethod
+from sttabt.methods.base import OnlineMethod
 
 
 class ForwardTopk(OnlineMethod):
-    card = Card(title="forward top-k", source="STTABT section 4, manual top-k")
-
     def rule(self, real: Tensor) -> Rule:
         ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)
         real_tokens = real.sum(-1)

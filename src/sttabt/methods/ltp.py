@@ -11,13 +11,11 @@ from sttabt.core.ltp import hard_mask, initial_thresholds, mask_loss, soft_mask
 from sttabt.core.plan import output_tokens
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.online import LayerAttention, Rule, SoftRule, run_online_soft
-from sttabt.methods.base import Card, OnlineMethod, SoftRun, TrainedMethod
+from sttabt.methods.base import OnlineMethod, SoftRun, TrainedMethod
 
 
 class Ltp(OnlineMethod, TrainedMethod):
     """`threshold` (L,); the last one decides nothing, as the last layer writes the output tokens alone."""
-
-    card = Card(title="LTP", source="Kim et al., KDD 2022; STTABT section 4", trained=True)
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)

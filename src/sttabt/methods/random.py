@@ -12,12 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import Card, Planned, PlannedMethod
+from sttabt.methods.base import Planned, PlannedMethod
 
 
 class Random(PlannedMethod):
-    card = Card(title="random", source="control: every layer reads the same random tokens")
-
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         """The choice depends on the sample and on `sparsity.seed`, not on the batch, its order or its padding."""
         real = base.real(inputs)

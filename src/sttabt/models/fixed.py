@@ -23,7 +23,7 @@ class FixedModel(nn.Module):
         super().__init__()
         if pruned.method.counts is None:
             raise UserError(
-                f"{pruned.method.card.title} keeps as many tokens as an image needs: static shapes need"
+                f"{pruned.method.title} keeps as many tokens as an image needs: static shapes need"
                 " sparsity=backtracking sparsity.counts=[tokens of the first layer, ..., of the last]"
             )
         self.pruned, self.counts = pruned, pruned.method.counts

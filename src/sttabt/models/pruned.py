@@ -29,7 +29,7 @@ class PrunedModel(nn.Module):
     def __init__(self, base: Backbone, method: Method, approx: ApproximateNetwork | None = None) -> None:
         super().__init__()
         if method.attention == "approximate" and approx is None:
-            raise UserError(f"{method.card.title} reads the approximate attention network: run the stage approx first")
+            raise UserError(f"{method.title} reads the approximate attention network: run the stage approx first")
         method.check(base)
         self.base, self.method, self.approx = base, method, approx
 

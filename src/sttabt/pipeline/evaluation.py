@@ -68,7 +68,7 @@ def evaluate(
     real: list[Tensor] = []
     samples = 0
     loader = evaluation_loader(dataset, batch_size, workers)
-    for batch in _progress(loader, batches, f"evaluate {model.method.card.title}"):
+    for batch in _progress(loader, batches, f"evaluate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
         run = model.run(batch.inputs)
@@ -121,7 +121,7 @@ def validate(
     metric = task.new_metric(task.metric).to(device)
     loss, macs, dense_macs, samples = 0.0, 0.0, 0.0, 0
     loader = evaluation_loader(dataset, batch_size, workers)
-    for batch in _progress(loader, batches, f"validate {model.method.card.title}"):
+    for batch in _progress(loader, batches, f"validate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
         run = model.run(batch.inputs)

@@ -43,7 +43,6 @@ def make_row(
     how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
     scores = evaluate(model, splits.test, *how)
     beside = None if averaged is None else evaluate(averaged, splits.test, *how)
-    dense = model.method.card.title == "dense"
     by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
     trained = isinstance(sparsity, TrainedSettings)
     validation = validate(model, splits.validation, *how) if trained else None
@@ -81,10 +80,10 @@ def make_row(
         loss=scores.loss,
         validation_loss=None if validation is None else validation.loss,
         validation=None if validation is None else {"score": validation.score, "macs_share": validation.macs_share},
-        occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
-        occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
+        occupancy=sum(scores.occupancy) / len(scores.occupancy),
+        occupancy_by_boundary=scores.occupancy,
         occupancy_padded=scores.occupancy_padded,
-        macs=scores.dense_macs if dense else scores.macs,
+        macs=scores.macs,
         ema=_averages(beside),
         macs_dense=sum(scores.dense_macs.values()),
         time=None,  # `measure_time` gives it

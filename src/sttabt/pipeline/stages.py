@@ -184,7 +184,7 @@ class Stages:
         else:
             (base, artifacts["base"]), network = self.base(), None
         model = PrunedModel(base, kind(sparsity, base.layers, base.outputs), network)
-        if kind.card.trained:
+        if isinstance(sparsity, TrainedSettings):
 
             def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
                 module = Pruning(model, base, sparsity, self.task)
