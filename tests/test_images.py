@@ -206,6 +206,27 @@ def test_folders_that_do_not_fit_are_one_line(damage: str, monkeypatch, capsys) 
     assert message in _mistake([*_folder_settings(), *TRAINED], monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("dataset=image_folder dataset.path=birds", "birds"),
+        ("dataset=image_folder dataset.path=birds.v2/", "birds.v2"),
+        ("dataset=image_folder dataset.path=birds dataset.name=mine", "mine"),
+        ("dataset=imagenet dataset.path=birds", "imagenet"),
+        ("dataset=image_folder dataset.path=imagenet", "own_imagenet"),
+        ("dataset=image_table dataset.path=birds", "birds"),
+        ("dataset=image_table dataset.hub_id=someone/flowers", "flowers"),
+        ("dataset=imagenet_hub", "imagenet"),
+        ("dataset=image_table dataset.hub_id=ILSVRC/imagenet-1k", "own_imagenet-1k"),
+    ],
+)
+def test_results_of_ones_own_images_have_the_folders_name(overrides: str, name: str) -> None:
+    for folder in ("birds", "birds.v2", "imagenet"):
+        make_folder(Path(folder), ["a", "b", "c"], images=1)
+    settings = _settings(*overrides.split(), "dataset.image_size=28", *COLOURS[:2])
+    assert settings.dataset.name == name
+
+
 def test_a_class_count_that_is_not_the_folders_is_one_line(monkeypatch, capsys) -> None:
     make_folder(Path("files"), ["a", "b", "c"])
     line = _mistake([*_folder_settings("dataset.classes=1000"), *TRAINED], monkeypatch, capsys)

@@ -20,6 +20,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from sttabt.cli.checks import check
+from sttabt.data.sources import find_source
 from sttabt.errors import UserError, nearest
 from sttabt.settings import SPARSITY_SCHEMAS, Settings
 
@@ -63,6 +64,8 @@ def read_settings(config: DictConfig) -> Settings:
     _make_absolute(settings.approx, "checkpoint")
     if Path(to_absolute_path(settings.model.huggingface)).is_dir():  # else a hub id or package:...
         _make_absolute(settings.model, "huggingface")
+    data = settings.dataset
+    data.name = data.name or find_source(data.source).default_name(data)
     check(settings)
     return settings
 

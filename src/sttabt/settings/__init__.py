@@ -91,7 +91,7 @@ class AugmentationSettings:
 
 @dataclass
 class DatasetSettings:
-    name: str = MISSING  # the name in result rows
+    name: str = MISSING  # the name in result rows; empty: as the file, the folder or the data set on the hub is called
     source: str = MISSING  # a module of sttabt.data.sources, or what an installed package adds
     path: str = ""  # where the files are, for sources that read files
     image_size: int = 0  # side in pixels after resizing; 0 for text
