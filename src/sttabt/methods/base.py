@@ -58,13 +58,19 @@ class SoftRun:
 
 
 class Method(nn.Module, ABC):
-    """Constructed with its settings (a MethodSettings), the number of layers and of tokens that are never dropped."""
+    """Constructed with its settings, the number of layers and of tokens that are never dropped.
 
-    card: ClassVar[Card]
+    The class of the settings (sttabt.settings.methods) says what readers call it and where it comes from.
+    """
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__()
         self.settings, self.layers, self.outputs = settings, layers, outputs
+
+    @property
+    def title(self) -> str:
+        """What readers call it."""
+        return self.settings.title
 
     @property
     def attention(self) -> str | None:

@@ -16,11 +16,10 @@ from filelock import FileLock
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sttabt.data.sources import find_source
-from sttabt.methods import find_method
 from sttabt.report.files import write_atomically
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
-from sttabt.settings import TRAININGS
+from sttabt.settings import TRAININGS, method_settings
 from sttabt.store.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
 
 CARD = "README.md"
@@ -195,9 +194,9 @@ def _method(stage: str, settings: Mapping[str, Any]) -> str:
             f"distillation of attention ({approx['attention_loss']}) into a network {approx['factor']} times narrower,"
             f" start: {'interpolated' if stage == 'general' else approx['start']} (STTABT section 3.1)"
         )
-    card = find_method(sparsity["method"]).card
+    method = method_settings(sparsity["method"])
     own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training")]
-    return f"{card.title} ({card.source}): {', '.join(own)}"
+    return f"{method.title} ({method.source}): {', '.join(own)}"
 
 
 def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:

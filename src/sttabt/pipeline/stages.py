@@ -48,7 +48,7 @@ from sttabt.pretrained.weights import load_approx, load_weights
 from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.settings import LoggerSettings, Settings
+from sttabt.settings import LoggerSettings, Settings, TrainedSettings
 from sttabt.store.artifacts import AVERAGED, fingerprint
 from sttabt.store.job import Job
 
