@@ -191,22 +191,6 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 # --- rows
 
 
-def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
-    row = make_row()
-    old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
-    del old["validation_loss"], old["ema"], old["validation"]
-    added = ("validation", "ema", "validation_loss")
-    for schema, later in ((4, added[:1]), (3, added[:2]), (2, added)):
-        values = {name: value for name, value in row.to_dict().items() if name not in later}
-        (tmp_path / "row.json").write_text(json.dumps(values | {"schema": schema}))
-        assert Row.read(tmp_path / "row.json") == row
-    del old["time_baseline"]
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
-    assert Row.read(tmp_path / "row.json") == row
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1, "time": None}))
-    assert Row.read(tmp_path / "row.json") == replace(row, time=None, time_baseline=None)
-
-
 def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path) -> None:
     row = make_row(metric="pearson", score=-0.25, score_soft=-0.5, other_scores={"spearman": -0.3})
     row.write(tmp_path / "row.json")
