@@ -282,9 +282,10 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     base, dataset = sentences
     model = _pruned(base, method, **settings)
     found = evaluate(model, dataset, Task("matthews", 3), batch_size=5)
-    predictions, occupancy, dense, kept = [], [], [], []
+    predictions, logits, occupancy, dense, kept = [], [], [], [], []
     for index in range(23):
         run = model.run(dataset[index].inputs)
+        logits.append(run.logits[0].numpy())
         alive = run.plan.alive[0].sum(-1)
         predictions.append(int(run.logits.argmax()))
         occupancy.append((alive / dataset.lengths[index]).tolist())
@@ -298,6 +299,13 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     assert sum(found.dense_macs.values()) == pytest.approx(np.mean(dense))
     assert found.occupancy_padded == pytest.approx(np.mean([np.mean(own) for own in kept]) / max(dataset.lengths))
     assert found.occupancy_padded < np.mean(occupancy) or method == "dense"
+    assert found.indices.tolist() == list(range(23)), "texts are read by length, and kept in their own order"
+    assert found.labels.tolist() == dataset.labels and found.predictions.tolist() == predictions
+    assert found.logits == pytest.approx(np.array(logits), abs=1e-5)
+    cut = evaluate(model, dataset, Task("matthews", 3), batch_size=5, batches=2)
+    longest = sorted(np.argsort(-dataset.lengths, kind="stable")[:10].tolist())
+    assert sorted(dataset.lengths[cut.indices]) == sorted(dataset.lengths[longest])
+    assert cut.predictions.tolist() == [predictions[index] for index in cut.indices]
 
 
 def test_the_papers_keep_ratio_counts_positions_up_to_the_longest_of_a_group() -> None:
