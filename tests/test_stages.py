@@ -28,6 +28,7 @@ from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.report.predictions import read_predictions
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -137,7 +138,9 @@ def test_the_same_job_again_makes_nothing_and_gives_the_same_row(caplog: pytest.
     assert [message.split(":")[0] for message in caplog.messages] == [
         f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate", "timing")
     ]
-    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["row.json", "tokens.npz"]
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["predictions.npz", "row.json", "tokens.npz"]
+    predictions = read_predictions("elsewhere")
+    assert len(predictions.indices) == first.samples and predictions.right.mean() == pytest.approx(first.score)
     assert not list(Path("artifacts").rglob("*.ckpt")), "a finished stage needs no checkpoint"
 
 

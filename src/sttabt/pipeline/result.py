@@ -17,6 +17,7 @@ from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
 from sttabt.report.older import KNOBS, LABELS
+from sttabt.report.predictions import Predictions
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.store.job import Job
@@ -32,8 +33,10 @@ def make_row(
     job: Job,
     config_hash: str,
     notes: dict[str, dict[str, Any]],
-) -> Row:
-    """Evaluate `model` on the test split, once; `notes`: of the artifacts it is made of, by stage.
+) -> tuple[Row, Predictions]:
+    """Evaluate `model` on the test split, once: the row, and what was predicted of each item.
+
+    notes: of the artifacts it is made of, by stage.
 
     averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
     trained under its method is measured on the validation split too: choices go by that alone.
@@ -46,7 +49,7 @@ def make_row(
     trained = isinstance(sparsity, TrainedSettings)
     label, knob = _label_and_knob(sparsity)
     validation = validate(model, splits.validation, *how) if trained else None
-    return Row(
+    row = Row(
         experiment=settings.name,
         sweep=job.sweep,
         config_hash=config_hash,
@@ -86,6 +89,7 @@ def make_row(
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
+    return row, Predictions.of(scores.indices, scores.labels, scores.predictions, scores.logits)
 
 
 def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> tuple[dict[str, float], str]:
