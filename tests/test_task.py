@@ -191,22 +191,6 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 # --- rows
 
 
-def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
-    row = make_row()
-    old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
-    del old["validation_loss"], old["ema"], old["validation"]
-    added = ("validation", "ema", "validation_loss")
-    for schema, later in ((4, added[:1]), (3, added[:2]), (2, added)):
-        values = {name: value for name, value in row.to_dict().items() if name not in later}
-        (tmp_path / "row.json").write_text(json.dumps(values | {"schema": schema}))
-        assert Row.read(tmp_path / "row.json") == row
-    del old["time_baseline"]
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
-    assert Row.read(tmp_path / "row.json") == row
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1, "time": None}))
-    assert Row.read(tmp_path / "row.json") == replace(row, time=None, time_baseline=None)
-
-
 def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path) -> None:
     row = make_row(metric="pearson", score=-0.25, score_soft=-0.5, other_scores={"spearman": -0.3})
     row.write(tmp_path / "row.json")
@@ -298,9 +282,10 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     base, dataset = sentences
     model = _pruned(base, method, **settings)
     found = evaluate(model, dataset, Task("matthews", 3), batch_size=5)
-    predictions, occupancy, dense, kept = [], [], [], []
+    predictions, logits, occupancy, dense, kept = [], [], [], [], []
     for index in range(23):
         run = model.run(dataset[index].inputs)
+        logits.append(run.logits[0].numpy())
         alive = run.plan.alive[0].sum(-1)
         predictions.append(int(run.logits.argmax()))
         occupancy.append((alive / dataset.lengths[index]).tolist())
@@ -314,6 +299,13 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     assert sum(found.dense_macs.values()) == pytest.approx(np.mean(dense))
     assert found.occupancy_padded == pytest.approx(np.mean([np.mean(own) for own in kept]) / max(dataset.lengths))
     assert found.occupancy_padded < np.mean(occupancy) or method == "dense"
+    assert found.indices.tolist() == list(range(23)), "texts are read by length, and kept in their own order"
+    assert found.labels.tolist() == dataset.labels and found.predictions.tolist() == predictions
+    assert found.logits == pytest.approx(np.array(logits), abs=1e-5)
+    cut = evaluate(model, dataset, Task("matthews", 3), batch_size=5, batches=2)
+    longest = sorted(np.argsort(-dataset.lengths, kind="stable")[:10].tolist())
+    assert sorted(dataset.lengths[cut.indices]) == sorted(dataset.lengths[longest])
+    assert cut.predictions.tolist() == [predictions[index] for index in cut.indices]
 
 
 def test_the_papers_keep_ratio_counts_positions_up_to_the_longest_of_a_group() -> None:

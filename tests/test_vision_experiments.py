@@ -77,7 +77,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, experiment: str, *overrides: str) -> l
 def test_an_experiment_on_imagenet_runs(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed, methods = RUNS[experiment]
     rows = _run(monkeypatch, experiment, *narrowed)
-    assert sorted(" ".join(filter(None, (row.method, row.attention))) for row in rows) == methods
+    assert sorted(" ".join(filter(None, (row.method, row.settings.get("attention")))) for row in rows) == methods
     assert {row.experiment for row in rows} == {experiment}
     assert all(row.score_masked == row.score for row in rows if row.score_masked is not None)
     made = {stage: len(list(Path("artifacts", stage).glob("*/artifact.json"))) for stage in ("base", "approx")}

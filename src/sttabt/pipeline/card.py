@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sttabt.data.sources import find_source
 from sttabt.report.files import write_atomically
+from sttabt.report.points import spell
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
 from sttabt.settings import TRAININGS, method_settings
@@ -227,16 +228,15 @@ def _errors(errors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
 
 
 def _latency(row: Row) -> tuple[str, ...]:
-    setting = ", ".join(
-        f"{name} {value:g}"
-        for name in ("p_logit", "keep_ratio", "merged", "mask_weight")
-        if (value := getattr(row, name)) is not None
-    )
+    setting = "-" if row.knob is None else f"{row.knob} {spell(row.knob_value)}"
     device = f"{row.device}, {row.threads} thread(s)"
     if row.time is None:
-        return row.label, setting or "-", NOT_MEASURED, "-", "-", device, row.commit or "-"
-    ms, dense = f"{row.time['ms']:.3g}", f"{row.time['dense_ms']:.3g}"
-    return row.label, setting or "-", ms, dense, f"{row.time['batch_size']:g}", device, row.commit or "-"
+        return row.label, setting, NOT_MEASURED, "-", "-", "-", device, row.commit or "-"
+    frozen = row.time.get("dense_frozen_ms")
+    return (
+        *(row.label, setting, f"{row.time['ms']:.3g}", f"{row.time['dense_ms']:.3g}"),
+        *("-" if frozen is None else f"{frozen:.3g}", f"{row.time['batch_size']:g}", device, row.commit or "-"),
+    )
 
 
 def _limits(stage: str, settings: Mapping[str, Any], rows: list[Row]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class Scores:
 
     others: further metrics of the dropped predictions, by name; occupancy: (L+1,) share of real tokens by boundary, a
     sample at a time; occupancy_padded: `padded_occupancy` of texts, None for images; macs: multiply-adds of a sample,
-    part by part; dense_macs: those of the base model without padding.
+    part by part; dense_macs: those of the base model without padding. Of each item, in the order of the data set:
+    indices (samples,) its place there, labels and predictions (samples,), logits (samples, classes), as deployed.
     """
 
     samples: int
@@ -50,6 +51,10 @@ class Scores:
     occupancy_padded: float | None
     macs: dict[str, float]
     dense_macs: dict[str, float]
+    indices: np.ndarray = field(repr=False, compare=False)
+    labels: np.ndarray = field(repr=False, compare=False)
+    predictions: np.ndarray = field(repr=False, compare=False)
+    logits: np.ndarray = field(repr=False, compare=False)
 
 
 @torch.inference_mode()
@@ -66,6 +71,7 @@ def evaluate(
     total: dict[str, Any] = {}
     kept: list[Tensor] = []
     real: list[Tensor] = []
+    said: dict[str, list[Tensor]] = {"labels": [], "predictions": [], "logits": []}
     samples = 0
     loader = evaluation_loader(dataset, batch_size, workers)
     for batch in _progress(loader, batches, f"evaluate {model.method.title}"):
@@ -81,12 +87,17 @@ def evaluate(
             "macs": _values(model.macs(run)) * size,
             "dense_macs": _values(model.dense_macs(run.real)) * size,
         }
+        item_logits = run.logits.float().cpu()
+        said["labels"].append(batch.labels.cpu())
+        said["predictions"].append(task.read(item_logits))
+        said["logits"].append(item_logits)
         if isinstance(batch.inputs, Text):
             kept.append(run.plan.counts.cpu())
             real.append(run.real.sum(-1).cpu())
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
-    back = torch.tensor(list(loader.sampler)[:samples]).argsort()  # texts come by length: to the data set's own order
+    order = torch.tensor(list(loader.sampler)[:samples])  # texts come by length
+    back = order.argsort()
     mean = {name: (value / samples).tolist() for name, value in total.items()}
     scores = {key: score_of(metric) for key, metric in metrics.items()}
     return Scores(
@@ -100,6 +111,8 @@ def evaluate(
         occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
         macs=dict(zip(PARTS, mean["macs"], strict=True)),
         dense_macs=dict(zip(PARTS, mean["dense_macs"], strict=True)),
+        indices=order[back].numpy(),
+        **{name: torch.cat(values)[back].numpy() for name, values in said.items()},
     )
 
 

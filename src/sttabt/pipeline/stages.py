@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,9 @@ from sttabt.pipeline.result import device_name, make_row, measure_time
 from sttabt.pretrained.build import build_base
 from sttabt.pretrained.weights import load_approx, load_weights
 from sttabt.report.build import make_report
+from sttabt.report.files import write_atomically
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
+from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.settings import LoggerSettings, Settings, TrainedSettings
 from sttabt.store.artifacts import AVERAGED, fingerprint
@@ -205,7 +206,7 @@ class Stages:
         return model.eval(), None, artifacts
 
     def evaluate(self) -> None:
-        """The result row of this job, and the images of its gallery, in paths.output."""
+        """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
         model, averaged, artifacts = self.pruned()
         settings = self.settings
         hardware = {"device": device_name(self.device), "threads": torch.get_num_threads()}
@@ -216,7 +217,9 @@ class Stages:
             if averaged is not None:
                 averaged.to(self.device)
             notes = self._notes(artifacts)
-            row = make_row(model, averaged, self.splits, settings, self.job, fingerprint(described), notes)
+            key = fingerprint(described)
+            row, predictions = make_row(model, averaged, self.splits, settings, self.job, key, notes)
+            predictions.write(folder / PREDICTIONS_FILE)
             if settings.evaluation.gallery:
                 gallery(model, self.splits, self.task, settings.evaluation.gallery, self._words()).write(
                     folder / GALLERY_FILE
@@ -235,8 +238,9 @@ class Stages:
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
         row.write(output / ROW_FILE)
-        if (folder / GALLERY_FILE).exists():
-            shutil.copyfile(folder / GALLERY_FILE, output / GALLERY_FILE)
+        for name in (GALLERY_FILE, PREDICTIONS_FILE):  # results of older versions have no predictions
+            if (folder / name).exists():
+                write_atomically(output / name, (folder / name).read_bytes())
 
     def _timed(self, row: Row, model: PrunedModel, described: dict[str, Any]) -> Row:
         """The row with its times, which are kept apart from its scores: a quieter hour asks for them alone."""
