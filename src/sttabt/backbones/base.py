@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sttabt import native
-from sttabt.backbones.repeated import Repeated, check_repeated
+from sttabt.backbones.repeated import Repeated, check_repeated, has_hooks
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -37,6 +37,7 @@ class Backbone(nn.Module, ABC):
     outputs: int
     may_pad: bool = False  # whether samples of a batch may differ in length
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
+    _checked: tuple[nn.Module, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -69,7 +70,16 @@ class Backbone(nn.Module, ABC):
 
         Norms, linear layers, dropouts, activations and embedding tables are called: they may have hooks.
         """
-        check_repeated(self.repeated())
+        checked = []
+        for found in self.repeated():
+            check_repeated(found)
+            checked.append(found.module)
+        self._checked = tuple(checked)
+
+    def check_call(self) -> None:
+        """As `check`, of what came since to the modules that were there: a few microseconds, for every call."""
+        if any(map(has_hooks, self._checked)):
+            self.check()
 
     def read_call(self, *args: Any, **kwargs: Any) -> tuple[Any, Finish]:
         """Inputs from what a call of `model` is given, and what makes of logits that which it returns.

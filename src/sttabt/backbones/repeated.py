@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -24,25 +23,22 @@ class Repeated(NamedTuple):
     kinds: tuple[type[nn.Module], ...]
 
 
-def check_repeated(modules: Iterable[Repeated]) -> None:
-    """Raise UserError for the first module with a forward hook, or with another forward than the one repeated.
-
-    Backward hooks are not looked for.
-    """
-    for name, module, kinds in modules:
-        if not any(_computes_as(type(module), kind) for kind in kinds):
-            names = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
-            raise UserError(f"{name} is a {type(module).__name__}, whose forward would not run: it must be a {names}")
-        if "forward" in vars(module):
-            raise UserError(f"{name} has a replaced forward, which would not run: remove it")
-        for attribute, what in HOOKS.items():
-            if any(hook.__module__ != RECORDING for hook in getattr(module, attribute).values()):
-                raise UserError(f"{name} has a {what}, which would not run: remove it")
+def check_repeated(found: Repeated) -> None:
+    """Raise UserError for a forward hook, or another forward than the one repeated. Backward hooks are allowed."""
+    name, module, kinds = found
+    if not any(_computes_as(type(module), kind) for kind in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{name} is a {type(module).__name__}, whose forward would not run: it must be a {names}")
+    if "forward" in module.__dict__:
+        raise UserError(f"{name} has a replaced forward, which would not run: remove it")
+    for attribute, what in HOOKS.items():
+        if any(hook.__module__ != RECORDING for hook in getattr(module, attribute).values()):
+            raise UserError(f"{name} has a {what}, which would not run: remove it")
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody's code runs around a module's forward, or in its place."""
-    return "forward" in vars(module) or any(getattr(module, attribute) for attribute in HOOKS)
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def _computes_as(kind: type, known: type) -> bool:

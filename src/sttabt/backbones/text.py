@@ -80,7 +80,7 @@ class TextBackbone(Backbone):
         return_dict=False. Without a mask all tokens are real. Raises UserError for a mask with padding in front of a
         text or inside it, and naming any other argument that is given.
         """
-        self.check()
+        self.check_call()
         given = _bound(type(self.model), args, kwargs)
         ids, mask, types, labels, return_dict = (given.pop(name, None) for name in READ)
         config = self.model.config

@@ -96,7 +96,7 @@ class ViT(Backbone):
 
     def read_call(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Finish]:
         """As timm's model is called: with images alone, by position or as `x`; it gives logits (B, classes)."""
-        self.check()
+        self.check_call()
         given = dict(zip(("x", "attn_mask", "is_causal"), args, strict=False)) | kwargs
         images = given.pop("x", None)
         for name, value in given.items():
@@ -121,8 +121,11 @@ class ViT(Backbone):
         return torch.ones(inputs.shape[0], rows * columns + self.outputs, dtype=torch.bool, device=inputs.device)
 
     def embed(self, inputs: Any) -> Tensor:
-        self.grid_of(inputs)
-        return self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(inputs)))
+        places = self._places(self.grid_of(inputs))
+        patches = self.model.patch_embed(inputs).flatten(1, -2)
+        prefix = places[: self.outputs].expand(patches.shape[0], -1, -1)
+        x = torch.cat([prefix, patches + places[self.outputs :]], 1)
+        return self.model.norm_pre(self.model.pos_drop(x))
 
     def embed_tokens(self, inputs: Tensor, sample: Tensor, token: Tensor) -> Tensor:
         grid = self.grid_of(inputs)
