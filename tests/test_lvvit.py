@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import LVVIT, make_approx, make_backbone, make_images
-from sttabt.backbones.lvvit import SIZES, LvVit, build_lvvit
+from sttabt.backbones.lvvit import SIZES, LvVit
 from sttabt.core.cost import encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dense import run_dense
@@ -20,6 +20,7 @@ from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.lvvit import build_lvvit
 from sttabt.settings import LVVIT_SIZES, method_settings
 
 PUBLISHED = {"tiny": (8.53, 224), "small": (26.15, 224), "medium": (55.83, 224), "large": (150.47, 448)}  # M weights

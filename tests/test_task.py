@@ -19,7 +19,7 @@ from sklearn import metrics as reference
 from torch import Tensor, nn
 
 import sttabt.pipeline.stages
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
@@ -41,6 +41,7 @@ from sttabt.pipeline.evaluation import (
     validate,
 )
 from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.report.build import make_report
 from sttabt.report.gallery import TextGallery, read_gallery
 from sttabt.report.rows import Row
@@ -151,7 +152,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     splits = _score_splits(settings)
     torch.manual_seed(0)
-    base = build_vit("test_vit", ARCHITECTURE, classes=1, channels=1, image_size=28)
+    base = build_timm("test_vit", ARCHITECTURE, classes=1, channels=1, image_size=28)
     task = Task("pearson", 1)
     module = BaseTraining(base, settings.model.training, task)
     fit(module, splits, settings, tmp_path, [])
@@ -212,7 +213,7 @@ class _WordReader(ViT):
     def __init__(self, words: int = 30, longest: int = 12, classes: int = 3) -> None:
         torch.manual_seed(6)
         arguments = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-        inner = build_vit("vit_tiny_patch16_224", arguments, classes=classes, channels=3, image_size=32)
+        inner = build_timm("vit_tiny_patch16_224", arguments, classes=classes, channels=3, image_size=32)
         super().__init__(inner.model)
         self.table, self.places = nn.Embedding(words, 32), nn.Embedding(longest, 32)
         with torch.no_grad():

@@ -35,7 +35,8 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         query, key, value = backbone.qkv(layer, x)
         queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
-        x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias, backbone.attention_dropout))
+        attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout(layer))
+        x = backbone.finish(layer, x, attended)
     trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
     return DenseRun(backbone.head(x), tuple(hidden), trace)
 
@@ -76,7 +77,7 @@ def _trace_layers(
     for layer in range(backbone.layers - 1):
         query, key, value = backbone.qkv(layer, x)
         yield query, key
-        attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended)
     yield backbone.queries_keys(backbone.layers - 1, x)
 

@@ -79,7 +79,7 @@ def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
         query, key, value = backbone.qkv(layer, x, written)
-        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
         x = backbone.finish(layer, x[:, :kept], attended)
     return backbone.head(x)
 
@@ -90,7 +90,7 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
         write = [sample[layer + 1] for sample in counts]
         written = None if read == write else partial(torch.index_select, dim=0, index=_prefixes(read, write, x.device))
         query, key, value = backbone.qkv(layer, x, written)
-        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout)
+        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x if written is None else written(x), attended)
     return _classify(backbone, x, [sample[-1] for sample in counts])
 

@@ -28,6 +28,6 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan | SoftPlan, epsi
         query, key, value = backbone.qkv(layer, x)
         log_weight = (read[..., 0] + epsilon * real).clamp_min(TINY).log()
         gated = query * write, key * read, value * read
-        attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout)
+        attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended, gate=write)
     return backbone.head(x, plan.writes(backbone.layers - 1) >= 0.5)

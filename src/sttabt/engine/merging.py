@@ -28,10 +28,11 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     for layer in range(backbone.layers):
         written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
         query, key, value = backbone.qkv(layer, x, written)
+        dropout = backbone.attention_dropout(layer)
         if layer == 0:
-            attended = attend(query, key, value, backbone.heads)
+            attended = attend(query, key, value, backbone.heads, dropout=dropout)
         else:
-            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log())
+            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log(), dropout)
         if layer == last:
             x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break

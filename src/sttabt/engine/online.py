@@ -68,7 +68,7 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         attention = LayerAttention(query, key, real, backbone.heads)
-        attended = merge_heads(_dropout(attention.probabilities, backbone) @ split_heads(value, backbone.heads))
+        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
         mask = rule(layer, attention, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
             mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
@@ -95,7 +95,7 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         attention = LayerAttention(query, key, alive, backbone.heads)
-        attended = merge_heads(_dropout(attention.probabilities, backbone) @ split_heads(value, backbone.heads))
+        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
         alive = _last(alive, backbone) if last else rule(layer, attention, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
@@ -125,7 +125,7 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
         written = _first(keep.sum(1))
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
         picked = place[:, None, :, None].expand(-1, heads, -1, present.shape[1])
-        probabilities = _dropout(attention.probabilities.gather(2, picked), backbone)
+        probabilities = _dropout(attention.probabilities.gather(2, picked), backbone, layer)
         attended = merge_heads(probabilities @ split_heads(value, heads))
         kept = keep[present]
         x = backbone.finish(layer, x[kept], attended[written])
@@ -139,7 +139,7 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     left = _first(last.sum(1))
     query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])
     query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
-    attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout)
+    attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout(layer))
     x = unpack(backbone.finish(layer, x[written], attended[left]), left)
     return Run(backbone.head(x, left), TokenPlan(lifetime, backbone.layers), real)
 
@@ -149,8 +149,9 @@ def _last(alive: Tensor, backbone: Backbone) -> Tensor:
     return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
 
-def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:
-    return F.dropout(probabilities, backbone.attention_dropout) if backbone.attention_dropout else probabilities
+def _dropout(probabilities: Tensor, backbone: Backbone, layer: int) -> Tensor:
+    share = backbone.attention_dropout(layer)
+    return F.dropout(probabilities, share) if share else probabilities
 
 
 def _first(counts: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from sttabt.engine.masked import run_masked
 from sttabt.engine.online import LayerAttention, OnlineSoftRun, mask_online, run_online_soft
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.parity.check import ABSOLUTE, EXACT, RELATIVE, Check
+from sttabt.pretrained.names import load_official_state, official_names, official_state
 
 UNDEFINED = "not compared: the official value is NaN"
 GIVEN = ("input.", "concrete.p_logit", "ltp.threshold")  # what the official implementation was given
@@ -52,7 +53,7 @@ class Case:
     def loaded_base(self) -> Backbone:
         """The base model with the weights of the folder."""
         weights = load_file(self.folder / "base.safetensors")
-        self.base.load_official_state({key.removeprefix(self.prefix): value for key, value in weights.items()})
+        load_official_state(self.base, {key.removeprefix(self.prefix): value for key, value in weights.items()})
         return self.base.eval()
 
 
@@ -62,7 +63,7 @@ def check_quantities(case: Case) -> Iterator[Check]:
     network = ApproximateNetwork(base, meta["factor"]).eval()
     network.start_from(base)
     start = load_file(folder / "approx_interpolated_init.safetensors")
-    started = network.backbone.official_state()
+    started = official_state(network.backbone)
     for key in sorted(set(start) | {key for key in started if not key.startswith("classifier")}):
         yield compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
     network.load_official_state(load_file(folder / "approx.safetensors"))
@@ -217,7 +218,7 @@ def _gradients(backbone: Any) -> dict[str, Tensor]:
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in backbone.model.named_parameters()
     }
-    return {_short(name): value for name, value in backbone.official_names(gradients).items()}
+    return {_short(name): value for name, value in official_names(backbone, gradients).items()}
 
 
 def _short(name: str) -> str:

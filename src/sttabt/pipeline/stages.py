@@ -99,8 +99,8 @@ class Stages:
         """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
         model, classes = self.settings.model, self.settings.dataset.classes
         trained = model.fine_tune or not (model.checkpoint or model.pretrained)
-        base = self._build(classes)
-        if base.head_is_new and not model.fine_tune:
+        base, new_head = self._build(classes)
+        if new_head and not model.fine_tune:
             raise UserError(
                 f"model.pretrained=true gives no head for dataset.classes={classes}, so that it would guess:"
                 " set model.fine_tune=true"
@@ -124,7 +124,7 @@ class Stages:
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             from sttabt.data.corpus import load_corpus  # transformers takes seconds to import
 
-            encoder = self._build(ENCODER_CLASSES)
+            encoder, _ = self._build(ENCODER_CLASSES)
             self._load_checkpoint(encoder, new_head=True)
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
@@ -254,13 +254,14 @@ class Stages:
         notes = self.maker.obtain("timing", describe_timing(self.settings, described), make).notes
         return replace(row, time=notes["time"], time_baseline=notes["baseline"])
 
-    def _build(self, classes: int) -> Backbone:
+    def _build(self, classes: int) -> tuple[Backbone, bool]:
+        """The base model, and whether its head is new though its weights are pretrained."""
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
-        if base.normalised_by:
-            self._check_normalisation(*base.normalised_by)
-        return base
+        built = build_base(model, classes, data.channels, data.image_size, model.pretrained)
+        if built.normalised_by:
+            self._check_normalisation(*built.normalised_by)
+        return built.base, built.new_head
 
     def _check_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Pretrained weights know images normalised as when they were trained; fine-tuned ones may learn another."""
