@@ -25,7 +25,7 @@ from sttabt.settings import SPARSITY_SCHEMAS, Settings
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
-OPEN_NODES = ("model.arguments",)  # their keys belong to another library
+OPEN_NODES = ("model.arguments", "trainer", "callbacks")  # their keys belong to another library
 
 
 def config_folder() -> Path:
@@ -166,7 +166,10 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
 
 def _register() -> None:
     store = ConfigStore.instance()
-    store.store(name="schema_settings", node=Settings)
+    settings = OmegaConf.structured(Settings)
+    for name in ("trainer", "callbacks"):  # any key may be added on the command line, without a +
+        OmegaConf.set_struct(settings[name], False)
+    store.store(name="schema_settings", node=settings)
     for method, schema in SPARSITY_SCHEMAS.items():
         store.store(name=f"schema_sparsity_{method}", node=schema)
     # A sweep over methods chooses one in each job; until then any method's setting may stand on the command line.
