@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sttabt import __version__
+from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import SOURCES, Settings, update_size
@@ -109,6 +110,7 @@ def _training_context(settings: Settings, stage: str) -> dict[str, Any]:
         "global_batch_size": update_size(settings, stage),
         "precision": settings.hardware.precision,
         "fast_dev_run": settings.fast_dev_run,
+        **influences(settings),
     }
 
 

@@ -272,7 +272,7 @@ class Settings:
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
-    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of Lightning's Trainer that no setting here covers
+    trainer: dict[str, Any] = field(default_factory=dict)  # other arguments of Lightning's Trainer
     callbacks: dict[str, Any] = field(default_factory=dict)  # of Lightning, by a name of one's choice, with `_target_`
     paths: PathSettings = field(default_factory=PathSettings)
     stages: list[str] = field(default_factory=lambda: list(STAGES))

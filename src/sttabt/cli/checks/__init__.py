@@ -16,6 +16,7 @@ from sttabt.cli.checks.model import check_counts, check_kinds, check_model, chec
 from sttabt.cli.checks.ranges import check_choice, check_values
 from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.errors import UserError
+from sttabt.lit.configured import check_lightning
 from sttabt.settings import SOURCES, STAGES, Settings
 
 
@@ -34,6 +35,7 @@ def check(settings: Settings) -> None:
     check_batch(settings)
     check_weights(settings)
     check_files(settings)
+    check_lightning(settings)
     if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
 
