@@ -211,7 +211,7 @@ def _weights(root: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
+def test_after_sigterm_it_resumes_to_the_weights_that_two_nodes_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -222,12 +222,12 @@ def test_told_to_end_it_goes_on_to_the_weights_that_two_nodes_give(
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)
     assert first.wait(PATIENCE) == 143, Path("first").read_text()
-    assert "goes on from the last whole epoch" in Path("first").read_text()
+    assert "resumes from the last whole epoch" in Path("first").read_text()
     again = _start(
         "again", "logger=wandb_offline", "hardware=ddp_cpu", "hardware.batch_size=16", "paths.artifacts=one_node"
     )
     assert again.wait(PATIENCE) == 0, Path("again").read_text()
-    assert "stage base goes on from" in Path("again").read_text()
+    assert "stage base resumes from" in Path("again").read_text()
     logged = [path.read_bytes() for path in Path("runs").rglob("*.wandb")]
     assert any(b"base/validation_accuracy" in content for content in logged), (
         "the processes log into the main one's run"

@@ -171,7 +171,7 @@ def test_a_slurm_job_that_is_preempted_goes_on_to_the_same_weights(monkeypatch, 
     assert process.returncode == 0, err
     assert "job 1/1 done: 1 of 1 ended in" in out
     assert Path("slurm.requeued").read_text() == "requeue 77\n", "once, by the main process alone"
-    assert "stage base goes on from" in log.read_text()
+    assert "stage base resumes from" in log.read_text()
     assert "SLURM auto-requeueing" not in log.read_text()
     (preempted,) = _weights().values()
     script = Path("slurm.sh").read_text()

@@ -325,7 +325,7 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(images: Path, caplog: pytest.
         killed.result()
     assert process.process.wait() == -signal.SIGKILL
     assert [message.split(",")[0] for message in caplog.messages[:1]] == [waiting]
-    assert re.match(r"stage base goes on from \S+/last\.ckpt", caplog.messages[1])
+    assert re.match(r"stage base resumes from \S+/last\.ckpt", caplog.messages[1])
     epochs = [int(message.split()[1].partition("/")[0]) for message in caplog.messages if message.startswith("epoch")]
     assert epochs == list(range(epochs[0], 61, 6))
     run_stages(process.settings("paths.artifacts=whole"), JOB)
@@ -348,7 +348,7 @@ def test_two_processes_train_a_stage_once_and_sigterm_ends_one_that_can_go_on(
     process.until(lambda: bool(_checkpoints("approx")))
     process.process.terminate()
     assert process.process.wait(timeout=60) == 143, process.output
-    assert "stage approx was told to end; the same command goes on with it" in process.output
+    assert "stage approx was interrupted by SIGTERM: the same command resumes it" in process.output
     assert "Traceback" not in process.output
     assert not _made("approx")
     caplog.clear()
@@ -356,7 +356,7 @@ def test_two_processes_train_a_stage_once_and_sigterm_ends_one_that_can_go_on(
         run_stages(process.settings(), JOB)
     assert [re.sub(r"(:| /).*", "", message) for message in caplog.messages[:2]] == [
         "stage base is done already",
-        "stage approx goes on from",
+        "stage approx resumes from",
     ]
     assert _made("base") == base
     run_stages(process.settings("paths.artifacts=whole"), JOB)

@@ -30,7 +30,7 @@ VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
 log = logging.getLogger(__name__)
 
-OPEN_NODES = ("model.arguments",)  # their keys belong to another library
+OPEN_NODES = ("model.arguments", "trainer", "callbacks")  # their keys belong to another library
 
 
 def config_folder() -> Path:
@@ -174,7 +174,10 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
 
 def _register() -> None:
     store = ConfigStore.instance()
-    store.store(name="schema_settings", node=Settings)
+    settings = OmegaConf.structured(Settings)
+    for name in ("trainer", "callbacks"):  # any key may be added on the command line, without a +
+        OmegaConf.set_struct(settings[name], False)
+    store.store(name="schema_settings", node=settings)
     for method in method_names():
         store.store(name=f"schema_sparsity_{method}", node=method_settings(method))
     # A sweep over methods chooses one in each job; until then any method's setting may stand on the command line.

@@ -139,13 +139,20 @@ def rank() -> int:
 
 
 def train_loader(
-    dataset: Dataset, batch_size: int, workers: int, seed: int, steps: int = 1, share: float = 1.0, ranks: int = 1
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    steps: int = 1,
+    share: float = 1.0,
+    ranks: int = 1,
+    pin_memory: bool = False,
 ) -> Loader:
     """Shuffled batches, of sequences by length, the same for the same seed and epoch.
 
     steps: batches a weight update. What does not fill the last update is left out, so that every one weighs the same.
     share: of the items that an epoch has, others in each; at least one update. ranks: processes that train together,
-    for each of which its own batches come.
+    for each of which its own batches come. pin_memory: for a GPU, which then copies batches while it computes.
     Raises UserError when there are too few samples for one update of several steps or processes.
     """
     length = len(dataset)  # type: ignore[arg-type]
@@ -158,7 +165,7 @@ def train_loader(
             " hardware.batch_size, accumulate_grad_batches or devices, or the `global_batch_size` of that training"
         )
     taken = max(int(share * length) // update, 1) * update
-    common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    common = _loading(workers, pin_memory)
     if (sequences := _sequences(dataset)) is not None:
         lengths, collate = sequences
         batches = BatchesByLength(lengths, batch_size, seed, taken, ranks)
@@ -168,10 +175,12 @@ def train_loader(
     )
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0, ranks: int = 1) -> Loader:
+def evaluation_loader(
+    dataset: Dataset, batch_size: int, workers: int = 0, ranks: int = 1, pin_memory: bool = False
+) -> Loader:
     """All items once: images in their order, sequences from the longest to the shortest.
 
-    ranks: processes that evaluate together, each a share; some may have one item less.
+    ranks: processes that evaluate together, each a share; some may have one item less. pin_memory: as for training.
     Raises UserError when there are fewer items than processes.
     """
     if len(dataset) < ranks:  # type: ignore[arg-type]
@@ -183,8 +192,9 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0, ranks
         lengths, collate = sequences
         longest_first = np.argsort(-lengths, kind="stable").tolist()  # too little memory shows at once
         share = Share(longest_first, ranks)
-        return Loader(dataset, batch_size, sampler=share, collate_fn=collate, num_workers=workers)
-    return Loader(dataset, batch_size, sampler=Share(range(len(dataset)), ranks), num_workers=workers)  # type: ignore[arg-type]
+        return Loader(dataset, batch_size, sampler=share, collate_fn=collate, **_loading(workers, pin_memory))
+    in_order = Share(range(len(dataset)), ranks)  # type: ignore[arg-type]
+    return Loader(dataset, batch_size, sampler=in_order, **_loading(workers, pin_memory))
 
 
 @contextmanager
@@ -217,6 +227,11 @@ def split_indices(
             f"{setting}={share} does not split {len(labels)} {items} of {len(set(labels))} classes: {error}"
         ) from error
     return sorted(larger), sorted(smaller)
+
+
+def _loading(workers: int, pin_memory: bool) -> dict[str, Any]:
+    """Workers stay from epoch to epoch: to start them again takes seconds."""
+    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory}
 
 
 def _sequences(dataset: Dataset) -> tuple[np.ndarray, Callable[[Sequence[Batch]], Batch]] | None:

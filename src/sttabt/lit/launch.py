@@ -121,7 +121,7 @@ def launch(
     """`work(*arguments)` in `hardware.devices` processes of each node; what the first of this node returns.
 
     Every process gets copies of the arguments. name: of this work, the same on all nodes and used once.
-    Raises UserError as `work` does in any process, and SystemExit when this process was told to end.
+    Raises UserError as `work` does in any process, and SystemExit after SIGTERM.
     """
     backend, endpoint, settings = "c10d", "localhost:0", {}
     if hardware.nodes > 1:
@@ -150,7 +150,7 @@ def launch(
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
-        log.warning("told to end by %s; the same command goes on from the last whole epoch", stop.sigval.name)
+        log.warning("interrupted by %s: the same command resumes from the last whole epoch", stop.sigval.name)
         raise SystemExit(TERMINATED) from stop
     except ChildFailedError as failed:
         _raise_as_here(failed)

@@ -71,6 +71,7 @@ class GeneralApproximation(Approximation):
 
     stage = "general"
     leaves_unused = True  # what follows the last attention
+    mode = "min"
 
     def __init__(self, network: ApproximateNetwork, encoder: Backbone, settings: ApproxSettings, task: Task) -> None:
         unpredicted = replace(settings, prediction_weight=0.0, training=settings.corpus_training)
@@ -81,16 +82,20 @@ class GeneralApproximation(Approximation):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         return {name: term for name, term in super().terms(batch).items() if name != "prediction"}
 
+    @property
+    def validated(self) -> str:
+        return f"{self.stage}/validation_attention"
+
     def validation_step(self, batch: Batch, index: int) -> None:
-        """There are no labels: what is watched is the distance of the attention."""
+        """Without labels, validation measures the distance of the attention."""
         attention = self.terms(batch)["attention"]
-        self.log(f"{self.stage}/validation_attention", attention, batch_size=len(batch.labels), sync_dist=True)
+        self.log(self.validated, attention, batch_size=len(batch.labels), sync_dist=True)
 
 
 class Pruning(TrainingStage):
     """Trains a method's own weights, the base weights and the approximate network end to end (METHOD sections 3, 4).
 
-    On the soft run first; from the share `hard_from` of the epochs on on the hard run, where the base model learns to
+    On the soft run first; from the share `hard_from` of the epochs on, on the hard run, where the base model learns to
     do with the tokens that are left. `averaged`, where `ema` asks for it, follows the weights after each update.
     """
 
@@ -105,7 +110,7 @@ class Pruning(TrainingStage):
             parameter.requires_grad_(False)
         self.averaged: Any = None
         if settings.ema:
-            # A submodule: checkpoints hold it, so that a resumed run goes on with it.
+            # A submodule, so that checkpoints hold it.
             follow = partial(_follow, settings.ema)  # torch's own is a closure, which no other process can be given
             self.averaged = AveragedModel(pruned, multi_avg_fn=follow).requires_grad_(False)
             self.averaged_metric = task.new_metric(task.metric)

@@ -1,5 +1,5 @@
-"""What all training stages share: AdamW, warm-up and cosine, mixed images, the validation metric, and a stop when the
-loss diverges.
+"""What all training stages share: AdamW, warm-up and cosine, mixed images, the validation metric, and an error when the
+training diverges.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sttabt.data.base import Batch, same_draws
 from sttabt.data.task import Task
 from sttabt.errors import UserError
+from sttabt.lit.decay import undecayed
 from sttabt.settings import TRAININGS, TrainingSettings
-
-LOGGED = 10  # steps between those whose losses the loggers get
+from sttabt.store.artifacts import first_not_finite
 
 
 class TrainingStage(L.LightningModule, ABC):
@@ -30,6 +30,7 @@ class TrainingStage(L.LightningModule, ABC):
 
     stage: str
     leaves_unused: bool = False
+    mode: str = "max"  # whether a higher or a lower validation metric is better
     seed: int = 0
 
     def __init__(self, trained: nn.Module, training: TrainingSettings, task: Task) -> None:
@@ -47,6 +48,16 @@ class TrainingStage(L.LightningModule, ABC):
     @abstractmethod
     def predict(self, inputs: Any) -> Tensor:
         """Logits (B, classes) for validation; one column for a score."""
+
+    @property
+    def validated(self) -> str:
+        """The full name of its validation metric."""
+        return f"{self.stage}/validation_{self.task.metric}"
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The state of what it trains, and of averages of that, without frozen teachers."""
+        own = ("trained.", "averaged.")
+        return {name: value for name, value in self.state_dict().items() if name.startswith(own)}
 
     def own_rates(self) -> list[dict[str, Any]]:
         """Optimiser groups beside the usual two, as torch takes them; their parameters are left out of those."""
@@ -68,15 +79,24 @@ class TrainingStage(L.LightningModule, ABC):
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
         # Several processes talk twice about each value: where nobody would read it, they do not.
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        if alone or (self.global_step + 1) % LOGGED == 0 or self.trainer.is_last_batch:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a property made by Lightning's connector
+        if alone or (every and (self.global_step + 1) % every == 0) or self.trainer.is_last_batch:
             self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
         return loss
 
-    def on_train_end(self) -> None:
-        """No step follows the last one, whose weights would otherwise become an artifact unseen."""
-        for name, parameter in self.trained.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise self._diverged(f"the last step ({name} is not finite)")
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """No file ever holds weights that training could not go on from. No loss follows the last step, to show it."""
+        where = f"the end of step {self.global_step}"
+        self.check_finite(where)
+        states = [state for each in checkpoint.get("optimizer_states", []) for state in each["state"].values()]
+        for value in (value for state in states for value in state.values()):
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                raise self._diverged(f"{where} (moments of its gradients are not finite)")
+
+    def check_finite(self, where: str) -> None:
+        """Raises UserError when a weight is infinite or no number; `where` says after which step."""
+        if (name := first_not_finite(self.trained.state_dict())) is not None:
+            raise self._diverged(f"{where} ({name} is not finite)")
 
     def on_validation_start(self) -> None:
         """Statistics of batches, which each process gathers by itself, are the first one's."""
@@ -86,16 +106,17 @@ class TrainingStage(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.metric.update(self.task.readings(self.task.metric, self.predict(batch.inputs)), batch.labels)
-        self.log(f"{self.stage}/validation_{self.task.metric}", self.metric, prog_bar=True, on_epoch=True)
+        self.log(self.validated, self.metric, prog_bar=True, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         settings = self.training_settings
         own = self.own_rates()
         grouped = {id(parameter) for group in own for parameter in group["params"]}
-        rest = [p for p in self.trained.parameters() if p.requires_grad and id(p) not in grouped]
+        rest = {n: p for n, p in self.trained.named_parameters() if p.requires_grad and id(p) not in grouped}
+        plain = undecayed(self.trained)
         groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+            {"params": [p for name, p in rest.items() if name not in plain], "weight_decay": settings.weight_decay},
+            {"params": [p for name, p in rest.items() if name in plain], "weight_decay": 0.0},
             *own,
         ]
         # Fused is a third of the step faster on a CPU; under autocast Lightning cannot clip its gradients.
@@ -106,7 +127,8 @@ class TrainingStage(L.LightningModule, ABC):
         warmup = round(settings.warmup_epochs / max(settings.epochs, 1) * steps)
         final = settings.final_learning_rate / settings.learning_rate
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup, final))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        named = {"scheduler": schedule, "interval": "step", "name": f"{self.stage}/lr"}  # for LearningRateMonitor
+        return {"optimizer": optimizer, "lr_scheduler": named}
 
     def _diverged(self, where: str) -> UserError:
         return UserError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from sttabt import __version__
 from sttabt.data.sources import find_source
+from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, update_size
@@ -110,6 +111,7 @@ def _training_context(settings: Settings, stage: str) -> dict[str, Any]:
         "global_batch_size": update_size(settings, stage),
         "precision": settings.hardware.precision,
         "fast_dev_run": settings.fast_dev_run,
+        **influences(settings),
     }
 
 

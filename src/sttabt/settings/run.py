@@ -84,6 +84,10 @@ class Settings:
     approx: ApproxSettings = setting(ApproxSettings, "the approximate attention network", when=_is_approximated)
     hardware: HardwareSettings = setting(HardwareSettings, "where and how fast a job runs")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "what is measured, and on how much")
+    trainer: dict[str, Any] = setting({}, "arguments of Lightning's Trainer that no other setting gives")
+    callbacks: dict[str, Any] = setting(
+        {}, "Lightning Callbacks, each under a name of one's choice, with its `_target_` and arguments"
+    )
     logger: LoggerSettings = setting(LoggerSettings, "where metrics go while a job runs")
     paths: PathSettings = setting(PathSettings, "where files go")
     stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}")

@@ -1,7 +1,7 @@
 """The artifact store: weights, each found by what made it, shared by all jobs of a sweep.
 
 `root/stage/<fingerprint>/` holds `model.safetensors` and, written last, `artifact.json`. A folder without
-`artifact.json` is unfinished: it may hold a checkpoint to go on from. `root/stage/<fingerprint>.lock` is held by the
+`artifact.json` is unfinished: it may hold a checkpoint to resume from. `root/stage/<fingerprint>.lock` is held by the
 job that works on the folder.
 """
 
@@ -60,10 +60,15 @@ class Claim:
         return (self.folder / RECORD).exists()
 
     def finish(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
-        """Write the weights, then the record that makes the artifact count; an interruption leaves it unfinished."""
+        """Write the weights, then the record that makes the artifact count; an interruption leaves it unfinished.
+
+        Raises UserError when a weight is infinite or no number: nothing is written then.
+        """
         import torch
         from safetensors.torch import save_file
 
+        if (name := first_not_finite(tensors)) is not None:
+            raise UserError(f"stage {self.stage} gave weights that are not finite ({name}): nothing is kept of them")
         # Tied weights share memory, which the format refuses: each name gets its own copy.
         own = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -141,6 +146,11 @@ class Store:
         more = len(differing) - SHOWN_DIFFERENCES
         rest = f" and {more} more" if more > 0 else ""
         return f"{start}; the nearest, {folder.name}, differs in {shown}{rest}"
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds an infinity or no number; None where all are finite."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def load_folder(

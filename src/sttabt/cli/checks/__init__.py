@@ -16,6 +16,7 @@ from sttabt.cli.checks.model import check_counts, check_kinds, check_model, chec
 from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
+from sttabt.lit.configured import check_lightning
 from sttabt.settings import STAGES, Settings
 from sttabt.settings.values import check_choice, check_values
 
@@ -35,6 +36,7 @@ def check(settings: Settings) -> None:
     check_weights(settings)
     check_files(settings)
     source.check(settings.dataset)
+    check_lightning(settings)
     if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
 
