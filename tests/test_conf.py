@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
+from sttabt.cli.reference import FILE, reference
 from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings, steps_of, update_size
@@ -246,3 +247,10 @@ def test_settings_compose_without_torch() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def test_the_reference_of_settings_is_current() -> None:
+    page = (Path(__file__).parents[1] / FILE).read_text(encoding="utf-8")
+    assert page == reference(), "run `python -m sttabt.cli.reference`"
+    for line in ("| `seed` | `0` |", "### `sparsity=tome`", "| `bench.spread` | `0.25` |", "above 0 and at most 1 |"):
+        assert line in page
