@@ -28,7 +28,7 @@ from sttabt.settings.fields import walk
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
 CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
-CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
+CHOSEN.remove(("sparsity", "each_job"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
 TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
 IMAGE_FILES = ("image_folder", "image_table", "imagenet_hub", "cifar10", "cifar100")

@@ -19,6 +19,7 @@ from sttabt.cli.messages import explain, is_mistake
 from sttabt.cli.sweep import JobsFailedError
 from sttabt.cli.task import run_task
 from sttabt.errors import UserError
+from sttabt.settings.renamed import new_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -28,6 +29,7 @@ def main() -> None:
     given = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print over many lines
     try:
+        sys.argv[1:] = [new_override(argument) for argument in sys.argv[1:]]
         arguments = _read_arguments()
         if arguments.help:
             sys.stdout.write(help_text(arguments.overrides, arguments.config_dir))
