@@ -14,16 +14,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import BertConfig, DistilBertConfig
 
 from sttabt import native
 from sttabt.backbones.base import Backbone
-from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
-from sttabt.backbones.lvvit import build_lvvit
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.vit import ViT
 from sttabt.core.text import Text
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.pretrained.lvvit import build_lvvit
+from sttabt.pretrained.timm_model import build_timm
 
 torch.set_num_threads(1)
 
@@ -85,7 +86,7 @@ LENGTHS = (9, 2, 13, 6)  # tokens of the texts; the third is the longest
 def make_bert(**changes: object) -> Bert:
     """Random weights, as the library starts them."""
     torch.manual_seed(7)
-    return Bert(new_model(BertConfig(**{**BERT, **changes})))
+    return Bert.from_config(BertConfig(**{**BERT, **changes}))
 
 
 def make_distilbert(**changes: object) -> DistilBert:
@@ -93,7 +94,7 @@ def make_distilbert(**changes: object) -> DistilBert:
     torch.manual_seed(7)
     names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
     sizes = {(names | {"intermediate_size": "hidden_dim"}).get(name, name): value for name, value in BERT.items()}
-    return DistilBert(new_model(DistilBertConfig(**{**sizes, **changes}), DistilBertForSequenceClassification))
+    return DistilBert.from_config(DistilBertConfig(**{**sizes, **changes}))
 
 
 def make_backbone(name: str) -> Backbone:
@@ -117,7 +118,7 @@ def new_vision(name: str) -> ViT:
     kind, arguments, channels, size, _ = BACKBONES[name]
     if kind == "lvvit":
         return build_lvvit("small", arguments, 5, channels, size, auxiliary=name == "lvvit_auxiliary")
-    return build_vit(kind, arguments, classes=5, channels=channels, image_size=size)
+    return build_timm(kind, arguments, classes=5, channels=channels, image_size=size)
 
 
 def factor_of(name: str) -> int:

@@ -34,7 +34,7 @@ from conftest import (
     one_by_one,
     pad_text,
 )
-from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
 from sttabt.core.backtrack import backtrack
 from sttabt.core.concrete import concrete_loss, concrete_plan
@@ -44,11 +44,12 @@ from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.online import run_online_dropped, run_online_masked
+from sttabt.engine.online import LayerAttention, run_online_dropped, run_online_masked
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximationWeights, approximation_loss
-from sttabt.pretrained.bert import build_bert
 from sttabt.pretrained.build import build_base
+from sttabt.pretrained.huggingface_text import build_text
+from sttabt.pretrained.names import official_state
 from sttabt.settings import ModelSettings
 
 TEXT = make_text()
@@ -117,8 +118,8 @@ def test_attention_dropout_acts_in_every_engine(text: Text) -> None:
         lambda: trace_attention(base, text).queries[-1],
         lambda: run_masked(base, text, plan),
         lambda: run_dropped(base, text, plan),
-        lambda: run_online_masked(base, text, lambda layer, probabilities, alive: alive).logits,
-        lambda: run_online_dropped(base, text, lambda layer, probabilities, alive: alive).logits,
+        lambda: run_online_masked(base, text, lambda layer, attention, alive: alive).logits,
+        lambda: run_online_dropped(base, text, lambda layer, attention, alive: alive).logits,
     ]
     with torch.no_grad():
         for run in engines:
@@ -186,7 +187,7 @@ def test_soft_masks_of_a_padded_batch_train_as_its_texts_do() -> None:
         for module in (base, network):
             module.zero_grad()
         p_logit.grad = None
-        plan = concrete_plan(network(text), p_logit)
+        plan = concrete_plan(network(text), p_logit).plan
         loss = F.cross_entropy(run_masked(base, text, plan), wanted)
         held = concrete_loss(p_logit, plan.alive, text.real, 0.0, 1e-3, 0.0)  # the keep term is no mean over texts
         (loss + held.p_logit).backward()
@@ -206,9 +207,9 @@ def test_soft_masks_of_a_padded_batch_train_as_its_texts_do() -> None:
 def test_online_rules_see_padding_neither_as_row_nor_as_key() -> None:
     base = make_backbone("bert")
 
-    def rule(layer: int, probabilities: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        assert not probabilities.masked_fill(alive[:, None, None, :], 0).any()
-        return forward_select(probabilities, alive, torch.tensor([4, 2, 6, 3]))
+    def rule(layer: int, attention: LayerAttention, alive: torch.Tensor) -> torch.Tensor:
+        assert not attention.probabilities.masked_fill(alive[:, None, None, :], 0).any()
+        return forward_select(attention.received(alive), alive, torch.tensor([4, 2, 6, 3]))
 
     dropped, masked = (run(base, pad_text(TEXT, 2), rule) for run in (run_online_dropped, run_online_masked))
     assert torch.equal(dropped.plan.alive, masked.plan.alive)
@@ -260,20 +261,21 @@ def test_a_distilbert_comes_from_files_as_a_bert_does(
 ) -> None:
     whole = make_backbone("distilbert")
     whole.model.save_pretrained(tmp_path / "whole")
-    loaded = build_bert(str(tmp_path / "whole"), 5, pretrained=True)
+    loaded = build_text(str(tmp_path / "whole"), 5, pretrained=True).base
     assert isinstance(loaded, DistilBert) and torch.equal(loaded.eval()(TEXT), whole(TEXT))
     torch.manual_seed(1)
     kind(whole.model.config).save_pretrained(tmp_path / "encoder")
     stored = load_file(tmp_path / "encoder" / "model.safetensors")
     stored = {name.removeprefix("distilbert."): value for name, value in stored.items()}
     with caplog.at_level(logging.INFO):
-        loaded = build_bert(str(tmp_path / "encoder"), 3, pretrained=True, arguments={"dropout": 0.0})
-    assert note in caplog.text and loaded.head_is_new and loaded.model.config.dropout == 0.0
-    for name, value in loaded.official_state().items():
+        built = build_text(str(tmp_path / "encoder"), 3, pretrained=True, arguments={"dropout": 0.0})
+    loaded = built.base
+    assert note in caplog.text and built.new_head and loaded.model.config.dropout == 0.0
+    for name, value in official_state(loaded).items():
         assert "classifier" in name or torch.equal(value, stored[name]), name
     rewrite(tmp_path / "whole", lambda state: state.pop("pre_classifier.bias"))
     with pytest.raises(UserError, match=r"pre_classifier\.bias is missing"):
-        build_bert(str(tmp_path / "whole"), 5, pretrained=True)
+        build_text(str(tmp_path / "whole"), 5, pretrained=True)
 
 
 @pytest.fixture
@@ -293,23 +295,23 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
 def test_a_whole_checkpoint_is_loaded_as_it_is(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     rewrite(folder, lambda state: state.update({"bert.embeddings.position_ids": torch.arange(24)[None]}))
     with caplog.at_level(logging.INFO):
-        loaded = build_bert(str(folder), classes=5, pretrained=True).eval()
+        loaded = build_text(str(folder), classes=5, pretrained=True).base.eval()
     assert torch.equal(loaded(TEXT), make_backbone("bert")(TEXT))
     assert not caplog.records
-    fresh = build_bert(str(folder), classes=5, pretrained=False)
+    fresh = build_text(str(folder), classes=5, pretrained=False).base
     assert not torch.equal(fresh.eval()(TEXT), loaded(TEXT))
 
 
 def test_a_loaded_model_trains_with_dropout(folder: Path) -> None:
     for pretrained in (True, False):
-        base = build_bert(str(folder), classes=5, pretrained=pretrained)
-        assert all(module.training for module in base.modules()) and base.attention_dropout == 0.1
+        base = build_text(str(folder), classes=5, pretrained=pretrained).base
+        assert all(module.training for module in base.modules()) and base.attention_dropout(0) == 0.1
 
 
 def test_half_precision_files_become_single_precision(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    assert {p.dtype for p in build_bert(str(folder), 5, pretrained=True).parameters()} == {torch.float32}
+    assert {p.dtype for p in build_text(str(folder), 5, pretrained=True).base.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -328,9 +330,9 @@ def test_an_encoder_gets_a_fresh_head_aloud(
     kind(BertConfig(**BERT)).save_pretrained(tmp_path)
     stored = {name.removeprefix("bert."): value for name, value in load_file(tmp_path / "model.safetensors").items()}
     with caplog.at_level(logging.INFO):
-        loaded = build_bert(str(tmp_path), classes=3, pretrained=True)
+        loaded = build_text(str(tmp_path), classes=3, pretrained=True).base
     assert note in caplog.text
-    for name, value in loaded.official_state().items():
+    for name, value in official_state(loaded).items():
         if not name.startswith(tuple(fresh)):
             assert torch.equal(value, stored[name]), name
     assert loaded.architecture.classes == 3
@@ -355,12 +357,12 @@ def test_an_encoder_gets_a_fresh_head_aloud(
 def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable, what: str) -> None:
     rewrite(folder, change)
     with pytest.raises(UserError, match=what):
-        build_bert(str(folder), classes=5, pretrained=True)
+        build_text(str(folder), classes=5, pretrained=True)
 
 
 def test_a_head_of_other_classes_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"classifier.weight has shape \(5, 32\), not \(2, 32\)"):
-        build_bert(str(folder), classes=2, pretrained=True)
+        build_text(str(folder), classes=2, pretrained=True)
 
 
 def test_one_line_for_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ def test_one_line_for_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> Non
         (str(tmp_path / "nowhere"), {}, "is no folder here and was not found on the hub"),
         ("nobody/has-this-model", {}, "give a local folder with config.json and model.safetensors, or load it once"),
         (str(tmp_path / "empty"), {}, "cannot be loaded from that folder"),
-        (str(tmp_path / "roberta"), {}, "is a roberta, not a BERT"),
+        (str(tmp_path / "roberta"), {}, "is a roberta, which cannot be pruned here: choose one of bert, distilbert"),
         (str(folder), {"hidden_dropout": 0.0}, "did you mean 'hidden_dropout_prob'"),
         (str(folder), {"num_attention_heads": 5}, "hidden size .* is not a multiple"),
         (str(folder), {"hidden_dropout_prob": "much"}, "hidden_dropout_prob=much does not fit bert"),
@@ -382,14 +384,14 @@ def test_one_line_for_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> Non
     cases.append((str(broken), {}, "cannot be loaded from that folder"))
     for name, arguments, what in cases:
         with pytest.raises(UserError, match=what) as caught:
-            build_bert(name, 5, True, arguments)
+            build_text(name, 5, True, arguments)
         assert "\n" not in str(caught.value) and name in str(caught.value) + str(folder)
 
 
 def test_settings_choose_the_backbone_and_must_say_what_it_is(folder: Path) -> None:
     settings = ModelSettings(name="tiny", huggingface=str(folder), width=32, depth=3, heads=4)
     settings.arguments = {"hidden_dropout_prob": 0.0}
-    base = build_base(settings, classes=5, channels=0, image_size=0, pretrained=True)
+    base = build_base(settings, classes=5, channels=0, image_size=0, pretrained=True).base
     assert isinstance(base, Bert) and base.model.dropout.p == 0.0
     settings.depth = 4
     with pytest.raises(UserError, match=r"model.depth=4, but .* has 3: set model.depth=3"):
@@ -401,4 +403,4 @@ def test_settings_choose_the_backbone_and_must_say_what_it_is(folder: Path) -> N
 
 
 def test_one_output_is_a_score() -> None:
-    assert Bert(new_model(BertConfig(**{**BERT, "num_labels": 1})))(TEXT).shape == (4, 1)
+    assert make_bert(num_labels=1)(TEXT).shape == (4, 1)

@@ -31,7 +31,7 @@ CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "conf
 CHOSEN.remove(("sparsity", "each_job"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
 TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
-IMAGE_FILES = ("image_folder", "image_table", "imagenet_hub", "cifar10", "cifar100")
+IMAGE_FILES = ("image_folder", "imagenet", "image_table", "imagenet_hub", "cifar10", "cifar100")
 TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
 
 
@@ -72,8 +72,9 @@ def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
         fitting += [f"dataset={choice if choice in TEXT_DATA else 'text_file'}", f"dataset.path={tmp_path}"]
     settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
     assert isinstance(settings, Settings)
-    if group in ("model", "dataset") and choice not in ("image_folder", "imagenet_hub"):
-        assert getattr(settings, group).name == choice
+    if group in ("model", "dataset") and choice != "imagenet_hub":
+        own = ("image_folder", "image_table", "text_file")  # of which the folder gives the name
+        assert getattr(settings, group).name == (tmp_path.name if choice in own else choice)
 
 
 def _covering(jobs: list[list[str]]) -> list[list[str]]:
@@ -93,7 +94,7 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
     of_text = any(f"/model: {model}" in text for model in TEXT_MODELS)
     here = [f"model.huggingface={tmp_path}"] if of_text else []  # fetches nothing
     here += [] if "/dataset: digits" in text else [f"dataset.path={tmp_path}"]
-    if "/dataset: image_folder" in text:
+    if "/dataset: imagenet" in text:
         for part in ("train", "val"):
             (tmp_path / part / "cat").mkdir(parents=True)
     jobs = _sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]

@@ -15,11 +15,10 @@ from sttabt.core.text import Text
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
-from sttabt.methods import find_method, method_names
-from sttabt.methods.base import MergingMethod, OnlineMethod, TrainedMethod
+from sttabt.methods import find_method
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import method_names as described_names
-from sttabt.settings import method_settings
+from sttabt.settings import TrainedSettings, method_names, method_settings
 
 VARIANTS = [
     {},
@@ -55,16 +54,16 @@ def model(request: pytest.FixtureRequest, backbone_name: str) -> PrunedModel:
     return make_model(backbone_name, *request.param)
 
 
-def test_every_method_has_a_schema_and_a_card() -> None:
-    assert set(method_names()) == set(described_names())
+def test_every_method_says_what_it_is() -> None:
+    assert len(set(method_names())) == len(method_names()) > 6
     for name in method_names():
         settings = method_settings(name)
-        assert (settings.title, settings.source) == (find_method(name).card.title, find_method(name).card.source)
-        built = find_method(name)(settings(method=name), 2, 1)
+        kind = find_method(name)
+        assert settings.title and settings.source and settings.implementation == f"{kind.__module__}:{kind.__name__}"
+        built = kind(settings(method=name), 2, 1)
+        assert built.title == settings.title
         assert settings(method=name).reads_approximation == (built.attention == "approximate")
-        assert settings.implementation == f"{find_method(name).__module__}:{find_method(name).__name__}"
-        assert find_method(name).card.title and find_method(name).card.source
-        assert find_method(name).card.trained == issubclass(find_method(name), TrainedMethod)
+        assert issubclass(settings, TrainedSettings) == issubclass(kind, TrainedMethod)
 
 
 @torch.inference_mode()
@@ -72,31 +71,33 @@ def test_masked_equals_dropped(model: PrunedModel, backbone_name: str) -> None:
     if isinstance(model.method, MergingMethod):
         pytest.skip("merging has no masked form: tests/test_merge.py compares it with a slow reference")
     inputs = make_inputs(backbone_name)
-    dropped, masked = model(inputs), model(inputs, masked=True)
+    dropped, masked = model.run(inputs), model.forms()["masked"](inputs)
     assert torch.equal(dropped.plan.alive, masked.plan.alive)
     torch.testing.assert_close(dropped.logits, masked.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_plans_are_nested_and_keep_the_output_tokens(model: PrunedModel, backbone_name: str) -> None:
-    run = model(make_inputs(backbone_name))
-    plan, tokens = run.plan, run.real.shape[1]
-    plan.check(model.base.outputs)
-    assert plan.alive.shape == (4, model.base.layers + 1, tokens)
-    assert not (plan.alive & ~run.real[:, None]).any(), "padding is never alive"
-    written = plan.alive[:, -2] if model.base.reads_survivors else output_tokens(run.real, model.base.outputs)
-    assert torch.equal(plan.alive[:, -1], written)
+    run = model.run(make_inputs(backbone_name))
+    alive, outputs = run.plan.alive, output_tokens(run.real, model.base.outputs)
+    assert alive.shape == (4, model.base.layers + 1, run.real.shape[1]) and run.plan.layers == model.base.layers
+    assert (alive[:, 1:] <= alive[:, :-1]).all(), "what is gone stays gone"
+    assert not (alive & ~run.real[:, None]).any(), "padding is never alive"
+    assert (alive >= outputs[:, None]).all(), "the head reads the output tokens"
+    everything = alive[:, -2]
+    written = [everything] if model.base.reads_survivors else [outputs, everything]  # the library's own forward: all
+    assert any(torch.equal(alive[:, -1], each) for each in written)
 
 
 @torch.inference_mode()
 def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name: str) -> None:
     inputs = make_inputs(backbone_name)
-    together, order = model(inputs), torch.tensor([2, 0, 3, 1])
-    shuffled = model(pick(inputs, order))
+    together, order = model.run(inputs), torch.tensor([2, 0, 3, 1])
+    shuffled = model.run(pick(inputs, order))
     assert torch.equal(shuffled.plan.alive, together.plan.alive[order])
     torch.testing.assert_close(shuffled.logits, together.logits[order], atol=1e-5, rtol=1e-5)
     for index, sample in enumerate(one_by_one(inputs)):
-        alone = model(sample)
+        alone = model.run(sample)
         tokens = alone.real.shape[1]
         assert torch.equal(alone.plan.alive[0], together.plan.alive[index, :, :tokens])
         torch.testing.assert_close(alone.logits[0], together.logits[index], atol=1e-5, rtol=1e-5)
@@ -106,8 +107,8 @@ def test_a_sample_does_not_depend_on_its_batch(model: PrunedModel, backbone_name
 @torch.inference_mode()
 def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None:
     inputs = make_inputs(backbone_name)
-    for masked in (False, True):
-        tight, wide = model(inputs, masked), model(pad_text(inputs, 5), masked)
+    for run in (model.run, model.forms()["masked"]):
+        tight, wide = run(inputs), run(pad_text(inputs, 5))
         assert torch.equal(wide.plan.alive[..., :-5], tight.plan.alive) and not wide.plan.alive[..., -5:].any()
         torch.testing.assert_close(wide.logits, tight.logits, atol=1e-5, rtol=1e-5)
 
@@ -115,14 +116,13 @@ def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None
 @pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_name: str) -> None:
-    # Online methods pad a batch of unequal counts, so that they are counted a sample at a time.
-    inputs = make_inputs(backbone_name)
-    for batch in one_by_one(inputs) if isinstance(model.method, OnlineMethod) else [inputs]:
-        run = model(batch)
+    # A sample at a time, as the library's own forward and online methods pad a batch of unequal counts.
+    for batch in one_by_one(make_inputs(backbone_name)):
+        run = model.run(batch)
         with FlopCounterMode(display=False) as counter:
-            model(batch)
+            model.run(batch)
         counted = counter.get_total_flops() / 2 / len(run.real)
-        assert sum(model.macs(run.plan, run.real).values()) == pytest.approx(counted, rel=1e-3)
+        assert sum(model.macs(run).values()) == pytest.approx(counted, rel=1e-3)
 
 
 @pytest.mark.usefixtures("torch_alone")
@@ -133,13 +133,13 @@ def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) ->
     inputs = make_inputs("bert")
     for attention in ("approximate", "actual"):
         model = make_model("bert", "backtracking", {"keep_ratio": 0.6, "attention": attention})
-        run = model(inputs)
+        run = model.run(inputs)
         with FlopCounterMode(display=False) as counter:
-            model(inputs)
-        macs = model.macs(run.plan, run.real)
+            model.run(inputs)
+        macs = model.macs(run)
         assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / 4, rel=1e-6)
-        torch.testing.assert_close(run.logits, model(inputs, masked=True).logits, atol=1e-5, rtol=1e-5)
-        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
+        torch.testing.assert_close(run.logits, model.forms()["masked"](inputs).logits, atol=1e-5, rtol=1e-5)
+        alone = [model.macs(model.run(text)) for text in one_by_one(inputs)]
         for part in ("stem", "projections", "attention", "feed_forward", "head", "approximate_network"):
             assert macs[part] == pytest.approx(sum(each[part] for each in alone) / 4), part
 
@@ -150,9 +150,9 @@ def test_kernels_compute_no_padding() -> None:
     inputs = make_inputs("bert")
     for method, changes in (("backtracking", {"keep_ratio": 0.6}), ("concrete", {"p_logit": -0.5})):
         model = make_model("bert", method, changes)
-        run = model(inputs)
-        alone = [model.macs(model(text).plan, model(text).real) for text in one_by_one(inputs)]
-        for part, macs in model.macs(run.plan, run.real).items():
+        run = model.run(inputs)
+        alone = [model.macs(model.run(text)) for text in one_by_one(inputs)]
+        for part, macs in model.macs(run).items():
             if part != "planning":  # is counted as if every sample had the longest one's keys
                 assert macs == pytest.approx(sum(each[part] for each in alone) / len(alone)), part
 
@@ -176,7 +176,7 @@ def test_keeping_everything_is_the_dense_model(backbone_name: str) -> None:
 @torch.inference_mode()
 def test_keep_ratio_one_is_the_dense_model(backbone_name: str, method: str) -> None:
     model, inputs = make_model(backbone_name, method, {"keep_ratio": 1.0}), make_inputs(backbone_name)
-    torch.testing.assert_close(model(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.run(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -188,7 +188,9 @@ def test_more_is_kept_when_more_is_asked_for(backbone_name: str) -> None:
         ("forward_topk", "keep_ratio", (0.2, 0.5, 0.9)),
         ("concrete", "p_logit", (-3.0, -1.0, 1.0)),
     ]:
-        kept = [make_model(backbone_name, method, {setting: value})(inputs).plan.occupancy().mean() for value in values]
+        kept = [
+            make_model(backbone_name, method, {setting: value}).run(inputs).plan.occupancy().mean() for value in values
+        ]
         assert kept[0] < kept[1] < kept[2], method
 
 

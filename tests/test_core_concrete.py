@@ -12,7 +12,7 @@ from reference import concrete_loss as slow_concrete_loss
 from reference import concrete_masks as slow_concrete_masks
 from reference import random_trace, trace_scores
 from sttabt.core.concrete import concrete_loss, concrete_plan
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import SoftPlan
 from sttabt.core.trace import AttentionTrace
 
 EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True)
@@ -26,7 +26,7 @@ SIZES = [  # real tokens, padding beyond the longest sample, layers, heads
 
 
 def concrete_masks(*arguments, **options) -> torch.Tensor:
-    return concrete_plan(*arguments, **options).alive
+    return concrete_plan(*arguments, **options).plan.alive
 
 
 def logits(*values: float) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_masks_are_shares_nested_from_the_output_tokens_down(case, outputs):
     assert (masks[:, :-1] >= masks[:, 1:]).all()
     assert (masks[:, :, :outputs] == 1).all()
     assert (masks[:, -1, outputs:] == 0).all()
-    TokenPlan(masks).harden().check(outputs)
+    SoftPlan(masks).harden().check(outputs)
 
 
 @EXAMPLES
@@ -155,7 +155,7 @@ def test_a_higher_p_logit_widens_its_own_layer_and_leaves_the_layers_above(case,
     before, after = concrete_masks(trace, p_logit), concrete_masks(trace, higher)
     assert (after[:, layer] >= before[:, layer] - 1e-12).all()
     assert torch.equal(after[:, layer + 1 :], before[:, layer + 1 :])
-    occupancies = [TokenPlan(masks).harden().occupancy(trace.real)[:, layer] for masks in (before, after)]
+    occupancies = [SoftPlan(masks).harden().occupancy(trace.real)[:, layer] for masks in (before, after)]
     assert (occupancies[1] >= occupancies[0]).all()
 
 
@@ -224,4 +224,4 @@ def test_negligible_rows_hardly_move_a_hard_mask(seed: int) -> None:
     full, skipped = (concrete_plan(trace, p_logit, negligible=delta) for delta in (None, 1e-5))
     assert sum(skipped.scored) < sum(full.scored), "some rows were skipped"
     assert (full.alive - skipped.alive).abs().max() < 40 * 1e-5 / 0.1 * 10
-    assert (full.harden().alive == skipped.harden().alive).float().mean() >= 0.999
+    assert (full.plan.harden().alive == skipped.plan.harden().alive).float().mean() >= 0.999

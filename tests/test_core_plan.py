@@ -17,7 +17,7 @@ from reference import forward_select as slow_forward_select
 from reference import random_probabilities
 from reference import received_attention as slow_received_attention
 from sttabt.core.forward import forward_keep_ratios, forward_select, received_attention
-from sttabt.core.plan import TokenPlan, keep_all, tokens_to_keep
+from sttabt.core.plan import MergeRecord, SoftPlan, TokenPlan, keep_all, tokens_to_keep
 
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
 SWEPT_RATIOS = ["0.05", "0.1", "0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.625", "0.75", "0.8", "1.0"]
@@ -25,8 +25,7 @@ SWEPT_RATIOS = ["0.05", "0.1", "0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.625
 
 def nested_plan(depths: list[list[int]], layers: int) -> TokenPlan:
     """The plan in which `depths[b][n]` layers read token n; layers + 1 stands for an output token."""
-    boundary = torch.arange(layers + 1)[None, :, None]
-    return TokenPlan(boundary < torch.tensor(depths)[:, None, :])
+    return TokenPlan(torch.tensor(depths), layers)
 
 
 @st.composite
@@ -44,7 +43,13 @@ def plans(draw) -> tuple[TokenPlan, list[list[int]]]:
 def test_depth_counts_the_layers_that_read_a_token(case):
     plan, depths = case
     plan.check()
-    assert plan.is_hard
+    sets = [[[boundary < depth for depth in row] for boundary in range(plan.layers + 1)] for row in depths]
+    assert plan.alive.tolist() == sets
+    assert plan.counts.tolist() == [[sum(alive) for alive in row] for row in sets]
+    assert torch.equal(TokenPlan.of_sets(plan.alive).lifetime, plan.lifetime)
+    for row, order, counts in zip(plan.alive, plan.order(), plan.counts, strict=True):
+        for alive, count in zip(row, counts, strict=True):
+            assert sorted(order[:count].tolist()) == alive.nonzero()[:, 0].tolist(), "a set is a prefix"
     assert plan.depth().tolist() == [[min(depth, plan.layers) for depth in row] for row in depths]
     for layer in range(plan.layers):
         assert torch.equal(plan.reads(layer), plan.depth() > layer)
@@ -58,30 +63,29 @@ def test_occupancy_counts_real_tokens(case, data):
     plan, depths = case
     real_tokens = [data.draw(st.integers(1, len(row))) for row in depths]
     real = torch.arange(len(depths[0])) < torch.tensor(real_tokens)[:, None]
-    alive = plan.alive & real[:, None, :]
+    plan = TokenPlan(plan.lifetime * real, plan.layers)
+    alive = plan.alive
     expected = [
         [sum(alive[b, n].tolist()) / real_tokens[b] for n in range(plan.layers + 1)] for b in range(len(depths))
     ]
-    np.testing.assert_allclose(TokenPlan(alive).occupancy(real).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(plan.occupancy(real).numpy(), expected, rtol=1e-6)
     everything = torch.ones_like(real)
     torch.testing.assert_close(plan.occupancy(), plan.occupancy(everything))
 
 
 def test_occupancy_of_a_soft_plan_is_the_mean_of_its_shares():
-    plan = TokenPlan(torch.tensor([[[1.0, 0.5, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]]))
+    plan = SoftPlan(torch.tensor([[[1.0, 0.5, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]]))
     real = torch.tensor([[True, True, True, False]])
     assert plan.occupancy(real)[0].tolist() == pytest.approx([1.75 / 3, 1 / 3])
 
 
 def test_a_soft_plan_hardens_at_its_threshold():
-    plan = TokenPlan(torch.tensor([[[1.0, 0.5, 0.49, 0.9], [1.0, 0.1, 0.2, 0.6]]]))
-    assert not plan.is_hard
-    assert plan.harden().is_hard
+    plan = SoftPlan(torch.tensor([[[1.0, 0.5, 0.49, 0.9], [1.0, 0.1, 0.2, 0.6]]]))
+    assert isinstance(plan.harden(), TokenPlan)
     assert plan.harden().alive.tolist() == [[[True, True, False, True], [True, False, False, True]]]
     assert plan.harden(0.7).alive.tolist() == [[[True, False, False, True], [True, False, False, False]]]
 
 
-@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
     ("alive", "outputs", "valid"),
     [
@@ -92,14 +96,28 @@ def test_a_soft_plan_hardens_at_its_threshold():
         ([[1, 1, 1], [1, 1, 0], [1, 0, 0]], 2, False),  # the second output token is lost
     ],
 )
-def test_check_finds_plans_that_are_not_nested_or_lose_an_output(alive, outputs, valid, soft):
+def test_plans_that_are_not_nested_or_lose_an_output_are_found(alive, outputs, valid):
     good = [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
-    plan = TokenPlan(torch.tensor([good, alive]).to(torch.float32 if soft else torch.bool))
+    sets = torch.tensor([good, alive]).bool()
     if valid:
-        plan.check(outputs)
+        TokenPlan.of_sets(sets).check(outputs)
     else:
         with pytest.raises(ValueError):
-            plan.check(outputs)
+            TokenPlan.of_sets(sets).check(outputs)
+    if alive[0][2] < alive[1][2]:
+        with pytest.raises(ValueError, match="nested"):
+            TokenPlan.of_sets(sets)
+
+
+def test_what_merging_left_counts_fused_rows_too():
+    alive = torch.tensor([[[1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 0, 0]]]).bool()
+    record = MergeRecord(alive, fused=torch.tensor([[0, 1, 1]]))
+    assert record.layers == 2 and record.counts.tolist() == [[4, 3, 2]]
+    assert record.depth().tolist() == [[2, 1, 2, 1]]
+    assert record.occupancy()[0].tolist() == pytest.approx([1.0, 0.75, 0.5])
+    real = torch.tensor([[True, True, True, True]])
+    assert torch.equal(record.occupancy(real), record.occupancy())
+    assert MergeRecord(alive).counts.tolist() == [[4, 2, 1]]
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
@@ -162,7 +180,7 @@ def test_received_attention_is_the_slow_one(case):
 @given(selections(), st.sampled_from([0, 1, 2]))
 def test_forward_select_is_the_slow_one(case, outputs):
     probabilities, alive, count = case
-    selected = forward_select(probabilities, alive, count, outputs)
+    selected = forward_select(received_attention(probabilities, alive), alive, count, outputs)
     expected = slow_forward_select(probabilities.numpy(), alive.numpy(), count.tolist(), outputs)
     np.testing.assert_array_equal(selected.numpy(), expected)
     assert not (selected & ~alive).any()

@@ -20,13 +20,13 @@ from sttabt.data.base import Batch
 from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
-from sttabt.methods import find_method, method_names
+from sttabt.methods import find_method
 from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
-from sttabt.settings import method_settings
+from sttabt.settings import method_names, method_settings
 from sttabt.timing.interleaved import Timing, time_interleaved
 
 CLASSES = 5
@@ -85,15 +85,15 @@ def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict
     right, loss, occupancy = Counter[str](), 0.0, []
     for index in range(len(dataset)):
         image, label = dataset[index].inputs[None], dataset[index].labels
-        run = model(image)
+        run = model.run(image)
         right["dropped"] += int(run.logits.argmax() == label)
         loss += float(F.cross_entropy(run.logits[0], label))
         alive = run.plan.alive[0]
         occupancy.append([int(boundary.sum()) / alive.shape[1] for boundary in alive])
         if masking:
-            right["masked"] += int(model(image, masked=True).logits.argmax() == label)
+            right["masked"] += int(model.forms()["masked"](image).logits.argmax() == label)
         if isinstance(model.method, Concrete):
-            soft = run_masked(model.base, image, model.method.soft_plan(model.trace(image)))
+            soft = run_masked(model.base, image, model.method.soft_plan(model.trace(image)).plan)
             right["soft"] += int(soft.argmax() == label)
         elif isinstance(model.method, TrainedMethod):
             right["soft"] += int(model.method.soft(model.base, image, None).logits.argmax() == label)
@@ -105,8 +105,8 @@ def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict
     assert scores.occupancy == pytest.approx(np.mean(occupancy, 0).tolist())
     macs: Counter[str] = Counter()  # of a sample, but padding in its batch counts
     for indices in (range(4), range(4, 8), range(8, 11)):
-        run = model(torch.stack([dataset[index].inputs for index in indices]))
-        macs.update({part: len(indices) * value for part, value in model.macs(run.plan, run.real).items()})
+        run = model.run(torch.stack([dataset[index].inputs for index in indices]))
+        macs.update({part: len(indices) * value for part, value in model.macs(run).items()})
     assert scores.macs == pytest.approx({part: value / 11 for part, value in macs.items()})
     assert 0 < scores.dropped < 1, "a share that a wrong sum would not hit"
 
@@ -189,14 +189,13 @@ def test_the_dense_method_is_timed_as_the_base_model_itself() -> None:
     calls: Counter[str] = Counter()
     for method in ("dense", "backtracking"):
         model = _pruned("digits", method)
-        for name, module in (("base", model.base.model), ("pruned", model)):
-            module.register_forward_hook(lambda *_, key=(method, name): calls.update([key]))
+        model.base.model.register_forward_hook(lambda *_, key=method: calls.update([key]))
         timing = time_against_dense(model, dataset, batch_size=4, rounds=3)
         assert (set(timing.dense), timing.baseline) == ({"batch"}, "batch"), "images have no padding to leave out"
         for one in (timing.pruned, timing.dense["batch"]):
             assert len(one.seconds) == 3 and min(one.seconds) > 0
         assert bool(timing.parts) == (method == "backtracking")
-    assert calls == {("dense", "base"): 10, ("backtracking", "base"): 5, ("backtracking", "pruned"): 5}
+    assert calls == {"dense": 10, "backtracking": 5}, "as the baseline, and as itself"
 
 
 @pytest.mark.parametrize("attention", ["approximate", "actual"])
@@ -243,7 +242,7 @@ def test_gallery_shows_one_image_of_each_class_in_turn() -> None:
     assert original.min() > -1e-6 and original.max() < 1 + 1e-6
     assert np.abs(shown.images[..., 0] / 255 - original[:, 0].numpy()).max() <= 0.5 / 255 + 1e-6
     with torch.no_grad():
-        run = model(inputs)
+        run = model.run(inputs)
     tokens, layers = model.base.tokens, model.base.layers
     assert shown.alive.shape == (13, layers + 1, tokens)
     assert (shown.alive == run.plan.alive.numpy()).all()

@@ -80,7 +80,7 @@ def fixed_model(backbone_name: str, attention: str = "approximate") -> PrunedMod
 @torch.inference_mode()
 def test_fixed_model_is_the_pruned_model(vision_name: str, attention: str) -> None:
     pruned, images = fixed_model(vision_name, attention), make_images(vision_name)
-    expected = pruned(images, masked=True)
+    expected = pruned.forms()["masked"](images)
     counts = pruned.method.counts
     if pruned.base.reads_survivors:
         counts = [*counts[:-1], counts[-2]]

@@ -20,6 +20,7 @@ from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits, evaluation_loader, train_loader
+from sttabt.data.labelled import decode
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import use_hub
 from sttabt.run import main
@@ -187,13 +188,38 @@ def _flatten() -> None:
         Path("files", "val", name).rmdir()
 
 
+def _deepen(folder: Path) -> None:
+    folder.rename("all")
+    folder.mkdir()
+    Path("all").rename(folder / "all")
+
+
 FOLDER_DAMAGES: dict[str, tuple[Any, str]] = {
     "classes missing in val": (_drop_classes, "train/ and val/ have different classes, val/ lacks b, c: give both"),
     "class missing in train": (lambda: shutil.rmtree(Path("files", "train", "a")), "train/ lacks a: give both"),
     "val as it comes": (_flatten, "val holds 30 images but no class folders: move each into a folder of its class"),
     "empty class": (
         lambda: [path.unlink() for path in Path("files", "train", "b").iterdir()],
-        "train has class folders without images",
+        "train has class folders without images, b: fill them or take them out",
+    ),
+    "a class of what Pillow does not read": (
+        lambda: [path.rename(path.with_suffix(".heic")) for path in Path("files", "train", "b").iterdir()],
+        "without images, b: fill them or take them out; 10 files are left out, which Pillow does not read (10 .heic)",
+    ),
+    "no folders": (
+        lambda: (
+            [path.rename(Path(f"{path.name}_elsewhere")) for path in Path("files", "train").iterdir()]
+            and Path("files", "train", "list.txt").write_text("a b c")
+        ),
+        "train holds no class folders: put the images of each class into one of its own",
+    ),
+    "hidden files alone": (
+        lambda: [path.rename(path.with_name(f".{path.name}")) for path in Path("files", "val").iterdir()],
+        "val/ is empty: it must hold one folder of images a class",
+    ),
+    "one level too deep": (
+        lambda: [_deepen(Path("files", part)) for part in ("train", "val")],
+        "train has 1 class folders, and images in folders inside them, all/a, all/b, all/c: move the folder of each",
     ),
 }
 
@@ -206,10 +232,187 @@ def test_folders_that_do_not_fit_are_one_line(damage: str, monkeypatch, capsys) 
     assert message in _mistake([*_folder_settings(), *TRAINED], monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("dataset=image_folder dataset.path=birds", "birds"),
+        ("dataset=image_folder dataset.path=birds.v2/", "birds.v2"),
+        ("dataset=image_folder dataset.path=birds dataset.name=mine", "mine"),
+        ("dataset=imagenet dataset.path=birds", "imagenet"),
+        ("dataset=image_folder dataset.path=imagenet", "own_imagenet"),
+        ("dataset=image_table dataset.path=birds", "birds"),
+        ("dataset=image_table dataset.hub_id=someone/flowers", "flowers"),
+        ("dataset=imagenet_hub", "imagenet"),
+        ("dataset=image_table dataset.hub_id=ILSVRC/imagenet-1k", "own_imagenet-1k"),
+    ],
+)
+def test_results_of_ones_own_images_have_the_folders_name(overrides: str, name: str) -> None:
+    for folder in ("birds", "birds.v2", "imagenet"):
+        make_folder(Path(folder), ["a", "b", "c"], images=1)
+    settings = _settings(*overrides.split(), "dataset.image_size=28", *COLOURS[:2])
+    assert settings.dataset.name == name
+
+
 def test_a_class_count_that_is_not_the_folders_is_one_line(monkeypatch, capsys) -> None:
     make_folder(Path("files"), ["a", "b", "c"])
     line = _mistake([*_folder_settings("dataset.classes=1000"), *TRAINED], monkeypatch, capsys)
     assert "dataset.classes=1000 but the data has 3 classes: set dataset.classes=3" in line
+
+
+def test_hidden_folders_and_files_are_skipped() -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    for part in ("train", "val"):
+        for hidden in (".ipynb_checkpoints", "a/.ipynb_checkpoints", "__MACOSX"):
+            (root / part / hidden).mkdir()
+            Image.new("RGB", (4, 4)).save(root / part / hidden / "0-checkpoint.jpg")
+        shutil.copy(root / part / "a" / "0.jpg", root / part / "a" / "._0.jpg")
+    splits = _splits(*_folder_settings())
+    assert splits.class_names == ("a", "b", "c")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 6, 30)
+
+
+def test_a_class_may_have_folders_inside(caplog) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    (root / "train" / "a" / "more").mkdir()
+    (root / "train" / "a" / "0.jpg").rename(root / "train" / "a" / "more" / "0.jpg")
+    with caplog.at_level(logging.INFO):
+        splits = _splits(*_folder_settings())
+    assert len(splits.train) + len(splits.validation) == 30 and splits.class_names == ("a", "b", "c")
+    assert "files/train: images of a/more count to the class folder around them" in caplog.text
+
+
+READ = ("jpg", "JPEG", "jfif", "png", "apng", "gif", "bmp", "webp", "avif", "tif", "tiff", "ppm", "tga", "ico", "jp2")
+
+
+def test_every_format_that_pillow_reads_is_read_and_others_are_counted(caplog) -> None:
+    pixels = np.full((32, 32, 3), (200, 100, 50), np.uint8)
+    for part in ("train", "val"):
+        for name in "abc":
+            folder = Path("files", part, name)
+            folder.mkdir(parents=True)
+            for suffix in READ:
+                Image.fromarray(pixels).save(folder / f"image.{suffix}")
+        for other in ("a.heic", "b.heic", "list.txt", "none"):
+            Path("files", part, "a", other).write_bytes(b"?")
+    splits = _splits(*_folder_settings())
+    assert len(splits.test) == 3 * len(READ)
+    assert len(splits.train) + len(splits.validation) == 3 * len(READ)
+    for index in range(len(READ)):
+        middle = (splits.test[index].inputs[:, 14, 14] * torch.tensor(splits.std) + torch.tensor(splits.mean)) * 255
+        assert middle.tolist() == pytest.approx([200, 100, 50], abs=6), splits.test.source.where(index)  # type: ignore
+    (line,) = [line for line in caplog.messages if line.startswith(str(Path("files/val").absolute()))]
+    assert "4 files are left out, which Pillow does not read (2 .heic, 1 .txt, 1 without suffix), the first" in line
+
+
+# --- how an image is decoded
+
+
+def _ramp(bits: int) -> np.ndarray:
+    """(2, 256): the shades of 8 bits, in 8 or 16 bits, with the highest at the right."""
+    return np.tile(np.arange(256) * (257 if bits == 16 else 1), (2, 1)).astype(f"uint{bits}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_16_bits_are_scaled_and_8_stay(bits: int, suffix: str, channels: int, tmp_path: Path) -> None:
+    path = tmp_path / f"grey.{suffix}"
+    if (bits, suffix) == (16, "pgm"):
+        path.write_bytes(b"P5 256 2 65535\n" + _ramp(16).astype(">u2").tobytes())
+    else:
+        Image.fromarray(_ramp(bits)).save(path)
+    with Image.open(path) as image:
+        read = np.asarray(decode(image, channels))
+    assert read.dtype == np.uint8 and read.shape == ((2, 256) if channels == 1 else (2, 256, 3))
+    np.testing.assert_array_equal(read if channels == 1 else read[..., 2], _ramp(8))
+
+
+def test_16_bits_are_rounded(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 128, 129, 386, 65406, 65407, 65535]], np.uint16)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(decode(image, 1)).tolist() == [[0, 0, 1, 2, 254, 255, 255]]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("float32", "floating-point numbers"), ("int32", "integers of 32 bits")])
+def test_pixels_without_a_known_white_are_refused_by_name(kind: str, reason: str) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    Image.fromarray(np.full((36, 40), 1, kind)).save(root / "val" / "a" / "0.tif")
+    (root / "val" / "a" / "0.jpg").unlink()
+    with pytest.raises(UserError, match=rf"val/a/0.tif cannot be read as an image \(its pixels are {reason}"):
+        list(evaluation_loader(_splits(*_folder_settings()).test, 8))
+
+
+def _transparent(mode: str) -> Image.Image:
+    """Four pixels: red, whose alpha is 0, 51, 204 and 255; of a grey image 100; of a palette 0, 255, 255, 255."""
+    alpha = Image.fromarray(np.array([[0, 51, 204, 255]], np.uint8))
+    if mode == "LA":
+        return Image.merge("LA", (Image.new("L", (4, 1), 100), alpha))
+    image = Image.merge("RGBA", (*Image.new("RGB", (4, 1), (255, 0, 0)).split(), alpha))
+    if mode == "RGBA":
+        return image
+    palette = Image.new("P", (4, 1), 1)
+    palette.putpalette([0, 0, 255, 255, 0, 0])
+    palette.putpixel((0, 0), 0)
+    palette.info["transparency"] = 0
+    return palette
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "expected"),
+    [
+        ("RGBA", "png", [[255, 255, 255], [255, 204, 204], [255, 51, 51], [255, 0, 0]]),
+        ("RGBA", "webp", [[255, 255, 255], [255, 204, 204], [255, 51, 51], [255, 0, 0]]),
+        ("LA", "png", [[255] * 3, [224] * 3, [131] * 3, [100] * 3]),
+        ("P", "png", [[255, 255, 255], [255, 0, 0], [255, 0, 0], [255, 0, 0]]),
+        ("P", "gif", [[255, 255, 255], [255, 0, 0], [255, 0, 0], [255, 0, 0]]),
+    ],
+)
+def test_transparent_images_are_blended_on_white(mode: str, suffix: str, expected: list, tmp_path: Path) -> None:
+    _transparent(mode).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        np.testing.assert_allclose(np.asarray(decode(image, 3))[0], expected, atol=1)
+        grey = np.asarray(decode(image, 1))[0]
+    assert grey[0] == 255 and grey[3] == {"LA": 100}.get(mode, 76)
+
+
+def test_a_shade_that_a_16_bit_image_declares_transparent_is_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 514, 65535]], np.uint16)).save(tmp_path / "a.png", transparency=514)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(decode(image, 1)).tolist() == [[0, 255, 255]]
+
+
+TURNED = {1: "ab/cd", 2: "ba/dc", 3: "dc/ba", 4: "cd/ab", 5: "ac/bd", 6: "ca/db", 7: "db/ca", 8: "bd/ac"}
+CORNERS = {"a": (250, 0, 0), "b": (0, 250, 0), "c": (0, 0, 250), "d": (250, 250, 0)}
+
+
+def _corners(text: str) -> Image.Image:
+    """An image of 16x16 pixels with four colours, as `ab/cd` names them."""
+    colours = np.array([[CORNERS[name] for name in row] for row in text.split("/")], np.uint8)
+    return Image.fromarray(colours.repeat(8, 0).repeat(8, 1))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_every_source_turns_images_as_their_exif_data_say(orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for part in ("train", "val", "test"):
+        for name in "abc":
+            Path("files", part, name).mkdir(parents=True)
+            for place in range(5):
+                _corners("ab/cd").save(Path("files", part, name, f"{place}.{suffix}"), exif=exif, quality=100)
+    common = [*COLOURS, "dataset.path=files", "dataset.validation_share=0.2", "model.crop=1"]
+    found = [_splits(f"dataset={source}", *common).test[0].inputs for source in ("image_folder", "image_table")]
+    expected = np.asarray(_corners(TURNED[orientation]))[[[4], [12]], [4, 12]] / 255
+    for image in found:
+        image = image * torch.tensor([0.2, 0.3, 0.4])[:, None, None] + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+        np.testing.assert_allclose(image[:, [[7], [21]], [7, 21]].permute(1, 2, 0), expected, atol=0.1)
+
+
+def test_broken_exif_data_say_nothing(tmp_path: Path) -> None:
+    _corners("ab/cd").save(tmp_path / "a.jpg", exif=b"Exif\x00\x00no TIFF at all", quality=100)
+    with Image.open(tmp_path / "a.jpg") as image:
+        np.testing.assert_allclose(np.asarray(decode(image, 3))[4, 4], CORNERS["a"], atol=20)
 
 
 # --- broken images

@@ -23,7 +23,6 @@ from torch.utils.data import Subset
 
 import sttabt
 import sttabt.data.base as data
-from sttabt.backbones.vit import build_vit
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader, train_loader
@@ -38,6 +37,7 @@ from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import find_device
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.settings import HardwareSettings, Settings, steps_of, update_size
 from sttabt.store.place import Place
 
@@ -143,7 +143,7 @@ def test_an_update_is_divided_among_processes() -> None:
 
 def _module(stage: str, settings: Settings) -> TrainingStage:
     torch.manual_seed(0)
-    base = build_vit("test_vit", SMALL, classes=10, channels=1, image_size=28)
+    base = build_timm("test_vit", SMALL, classes=10, channels=1, image_size=28)
     task = Task("accuracy", 10)
     if stage == "base":
         return BaseTraining(base, settings.model.training, task)

@@ -122,7 +122,7 @@ def _weights() -> dict[str, str]:
 def _check_last_failed(ended: tuple[int, str, str], total: int) -> None:
     code, out, err = ended
     assert code == 2, err
-    assert re.search(f"^job {total}/{total} \\(.*\\) failed: model.timm=no_such_model is not a ViT", err, re.MULTILINE)
+    assert re.search(f"^job {total}/{total} \\(.*\\) failed: model.timm=no_such_model is no model", err, re.MULTILINE)
     assert len(re.findall("^job ", err, re.MULTILINE)) == 1
     assert "Traceback" not in err
     assert re.search(rf"job {total}/{total} failed: \d of {total} ended in \d+ s", out)

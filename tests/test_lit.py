@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits
@@ -29,6 +29,7 @@ from sttabt.lit.stage import TrainingStage, warmup_cosine
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.settings import Settings
 
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
@@ -52,7 +53,7 @@ def splits() -> Splits:
 
 def _base() -> ViT:
     torch.manual_seed(1)
-    base = build_vit("test_vit", ARCHITECTURE, classes=10, channels=1, image_size=28)
+    base = build_timm("test_vit", ARCHITECTURE, classes=10, channels=1, image_size=28)
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

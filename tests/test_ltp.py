@@ -175,7 +175,7 @@ def test_without_thresholds_the_soft_run_is_the_dense_model() -> None:
     with torch.no_grad():
         model.method.threshold.fill_(-1)
         torch.testing.assert_close(model.soft(images).logits, model.base(images), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model(images).logits, model.base(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.run(images).logits, model.base(images), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -183,7 +183,7 @@ def test_a_cold_soft_run_drops_what_the_hard_run_drops_first() -> None:
     """From the second layer on they differ: the soft run's attention goes on to see the keys of rows that are 0."""
     model, images = _model(temperature=1e-8), make_images("digits")
     soft = run_online_soft(model.base, images, model.method._soft_rule())
-    assert torch.equal(soft.masks[:, 0] > 0.5, model(images).plan.writes(0))
+    assert torch.equal(soft.masks[:, 0] > 0.5, model.run(images).plan.writes(0))
     assert ((soft.masks[:, 0] < 0.01) | (soft.masks[:, 0] > 0.99)).all()
 
 
@@ -194,7 +194,7 @@ def test_a_cold_soft_run_drops_what_the_hard_run_drops_first() -> None:
 @torch.inference_mode()
 def test_masked_equals_dropped_with_unequal_counts(padded: bool) -> None:
     model, images = _model(padded=padded), make_images("digits")
-    dropped, masked = model(images), model(images, masked=True)
+    dropped, masked = model.run(images), model.forms()["masked"](images)
     counts = dropped.plan.alive.sum(-1)
     assert len(set(counts[:, 1].tolist())) > 1 and (counts[:, 2] < counts[:, 1]).all(), "the test means something"
     assert torch.equal(dropped.plan.alive, masked.plan.alive)
@@ -224,19 +224,19 @@ def test_what_stands_in_the_padding_changes_nothing(run) -> None:
 @torch.inference_mode()
 def test_multiply_adds_of_unequal_counts_are_those_that_torch_counts() -> None:
     model, images = _model(), make_images("digits")
-    run = model(images)
+    run = model.run(images)
     with FlopCounterMode(display=False) as counter:
-        model(images)
+        model.run(images)
     counted = counter.get_total_flops() / 2 / len(images)
-    assert sum(model.macs(run.plan, run.real).values()) == pytest.approx(counted, rel=1e-3)
+    assert sum(model.macs(run).values()) == pytest.approx(counted, rel=1e-3)
 
 
 def test_the_hard_run_trains_the_weights_alone() -> None:
     model = _model()
-    dropped, masked = (model(make_images("digits"), masked=how).logits for how in (False, True))
+    dropped, masked = (run(make_images("digits")).logits for run in (model.run, model.forms()["masked"]))
     weight = model.base.model.blocks[0].attn.qkv.weight
     (one,) = torch.autograd.grad(dropped.square().sum(), weight)
     (other,) = torch.autograd.grad(masked.square().sum(), weight)
     torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
-    model(make_images("digits")).logits.sum().backward()
+    model.run(make_images("digits")).logits.sum().backward()
     assert model.method.threshold.grad is None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import LVVIT, make_approx, make_backbone, make_images
-from sttabt.backbones.lvvit import SIZES, LvVit, build_lvvit
+from sttabt.backbones.lvvit import SIZES, LvVit
 from sttabt.core.cost import encoder_macs, trace_macs
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dense import run_dense
@@ -20,6 +20,7 @@ from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.lvvit import build_lvvit
 from sttabt.settings import LVVIT_SIZES, method_settings
 
 PUBLISHED = {"tiny": (8.53, 224), "small": (26.15, 224), "medium": (55.83, 224), "large": (150.47, 448)}  # M weights
@@ -53,7 +54,7 @@ def _random_plan(base: LvVit, batch: int, fewest: int = 1) -> TokenPlan:
     lives[:, :fewest] = base.layers
     alive = torch.arange(base.layers + 1)[None, :, None] < lives[:, None]
     alive[:, -1] = torch.arange(base.tokens) == 0
-    return TokenPlan(alive)
+    return TokenPlan.of_sets(alive)
 
 
 @pytest.mark.parametrize("fewest", [1, 3])
@@ -96,12 +97,12 @@ def test_every_stem_is_computed_once_and_counted_in_full(name: str, attention: s
     for which, stem in stems.items():
         if stem.own:
             stem.conv1.register_forward_hook(lambda *_, which=which: calls.__setitem__(which, calls[which] + 1))
-    run = model(images)
+    run = model.run(images)
     own = name != "lvvit_shared_stem" and attention == "approximate"
     assert calls == {"base": 1, "narrow": int(own)}
     with FlopCounterMode(display=False) as counter:
-        model(images)
-    macs = model.macs(run.plan, run.real)
+        model.run(images)
+    macs = model.macs(run)
     assert sum(macs.values()) == pytest.approx(counter.get_total_flops() / 2 / len(images), rel=1e-9)
     assert macs["stem"] > model.base.architecture.stem > 0
 

@@ -245,9 +245,9 @@ def test_plans_are_those_of_the_reference(seed: int) -> None:
             precise = AttentionTrace(
                 tuple(q.double() for q in trace.queries), tuple(k.double() for k in trace.keys), trace.real, trace.scale
             )
-            top, mask = backtrack(precise, 0.4).plan.alive, concrete_plan(precise, logits.double()).harden().alive
+            top, mask = backtrack(precise, 0.4).plan.alive, concrete_plan(precise, logits.double()).plan.harden().alive
         assert torch.equal(backtrack(trace, 0.4).plan.alive, top)
-        found = concrete_plan(trace, logits, negligible=1e-5).harden().alive
+        found = concrete_plan(trace, logits, negligible=1e-5).plan.harden().alive
     assert (found == mask).double().mean() >= 0.999
     assert 0.05 < mask.double().mean() < 0.95, "masks that decide nothing test nothing"
 

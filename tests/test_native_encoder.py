@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from conftest import BACKBONES, make_approx, make_backbone, make_bert, make_distilbert, make_inputs
 from sttabt import native
 from sttabt.backbones.base import Backbone
-from sttabt.backbones.vit import build_vit
 from sttabt.core.plan import TokenPlan
 from sttabt.core.text import Text
 from sttabt.engine.attention import attend
@@ -19,6 +18,7 @@ from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.native import product
+from sttabt.pretrained.timm_model import build_timm
 
 pytestmark = pytest.mark.skipif(
     not native.loaded() and shutil.which("c++") is None, reason="built without a C++ compiler: there are no kernels"
@@ -43,7 +43,7 @@ def random_plan(base: Backbone, real: Tensor) -> TokenPlan:
     depth = torch.randint(-1, base.layers, real.shape)
     depth[:, : base.outputs] = base.layers
     boundary = torch.arange(base.layers + 1)[None, :, None]
-    return TokenPlan((depth[:, None] >= boundary) & real[:, None])
+    return TokenPlan.of_sets((depth[:, None] >= boundary) & real[:, None])
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -288,7 +288,7 @@ def test_copies_pack_for_themselves() -> None:
 def test_other_widths() -> None:
     """Widths of real models: what the tests' small ones do not reach (several panels, ends of panels)."""
     torch.manual_seed(2)
-    base = build_vit("deit_small_patch16_224", {"depth": 2, "embed_dim": 288, "num_heads": 6}, 7, 3, 64).eval()
+    base = build_timm("deit_small_patch16_224", {"depth": 2, "embed_dim": 288, "num_heads": 6}, 7, 3, 64).eval()
     images = torch.randn(3, 3, 64, 64)
     plan = random_plan(base, base.real(images))
     found = run_dropped(base, images, plan)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sttabt.core.forward import forward_select
-from sttabt.engine.online import run_online_dropped, run_online_masked
+from sttabt.engine.online import LayerAttention, run_online_dropped, run_online_masked
 from sttabt.parity.__main__ import main
 from sttabt.parity.bert import bert_case
 from sttabt.parity.vit import vit_case
@@ -110,9 +110,9 @@ def test_forward_top_k_is_the_official_one_where_that_nests_and_keeps_the_class_
     base, inputs = case.loaded_base(), case.inputs(vectors)
     real = base.real(inputs)
 
-    def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
+    def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
         count = (keeps[layer] * real.sum(-1).double()).floor().long()
-        return forward_select(probabilities, alive, count, base.outputs)
+        return forward_select(attention.received(alive), alive, count, base.outputs)
 
     found = run(base, inputs, select)
     assert torch.equal(found.plan.alive[:, 1:], official)

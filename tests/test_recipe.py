@@ -327,7 +327,9 @@ def test_fashion_mnist_runs_from_images_to_the_report(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sttabt", "experiment=fashion_mnist", *narrowed])
     main()
     rows = [Row.read(path) for path in Path("runs").rglob("row.json")]
-    kinds = Counter(" ".join(map(str, filter(None, (row.method, row.attention, row.factor)))) for row in rows)
+    kinds = Counter(
+        " ".join(map(str, filter(None, (row.method, row.settings.get("attention"), row.factor)))) for row in rows
+    )
     assert kinds == {
         "dense": 1,
         "random": 1,

@@ -35,17 +35,31 @@ DENSE_MACS = 40e6
 APPROX = {"kl": 0.2, "mse": 0.01, "kl_random": 2.0, "mse_random": 0.1, "kl_interpolated": 1.5, "mse_interpolated": 0.08}
 
 
-def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **changes) -> Row:
-    """A made-up result: `share` of the tokens on average, accuracy that falls with it."""
+TIMES = {"batch_size": 32, "rounds": 9, "dense_ms": 20, "ms": 11, "ratio": 0.55, "ratio_low": 0.5, "ratio_high": 0.6}
+LABELS = {"forward_topk": "forward top-k", "ltp": "LTP", "tome": "ToMe"}
+KNOBS = {"concrete": "p_logit", "ltp": "mask_weight", "dense": None}  # of others keep_ratio
+
+
+def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, attention: str = "", **changes) -> Row:
+    """A made-up result: `share` of the tokens on average, accuracy that falls with it; settings join those it has."""
+    if method == "backtracking":
+        attention = attention or "approximate"
+        changes = {"label": f"back-tracking ({attention} attention)", "knob": "keep_ratio"} | changes
     dense = method == "dense"
     share = 1.0 if dense else share
     planned = method in ("concrete", "backtracking")
+    knob = KNOBS.get(method, "keep_ratio")
+    settings = {knob: round(4 * share - 3, 2) if method == "concrete" else share} if knob else {}
+    settings |= {"propagation": 0.1} if planned else {}
+    settings |= {"temperature": 0.1} if method == "concrete" else {}
+    settings |= {"attention": attention} if attention else {}
+    changes["settings"] = settings | changes.get("settings", {})
     boundaries = [1.0] * (LAYERS + 1) if dense else [share * (1.4 - 0.2 * layer) for layer in range(LAYERS + 1)]
     time = {"batch_size": 32, "rounds": 15, "dense_ms": 20.0, "ms": 20.0 * share, "ratio": share + 0.04}
     values = {
         "experiment": "digits",
         "sweep": "sweep-1",
-        "config_hash": f"{method}{share:.2f}{changes.get('attention', '')}s{seed}",
+        "config_hash": f"{method}{share:.2f}{attention}s{seed}",
         "command": f"sttabt sparsity={method} seed={seed} 'note=<{share:.2f}>'",
         "commit": "0123abc",
         "version": "0.1.0",
@@ -57,14 +71,9 @@ def make_row(method: str = "concrete", share: float = 0.5, seed: int = 0, **chan
         "samples": 360,
         "model": "small",
         "method": method,
-        "attention": "approximate" if method == "backtracking" else None,
+        "label": LABELS.get(method, method.replace("_", " ")),
+        "knob": knob,
         "factor": 4 if planned else None,
-        "p_logit": round(4 * share - 3, 2) if method == "concrete" else None,
-        "keep_ratio": share if method not in ("concrete", "dense") else None,
-        "propagation": 0.1 if planned else None,
-        "merged": None,
-        "mask_weight": None,
-        "settings": {"temperature": 0.1} if method == "concrete" else {},
         "parameters": 1_000_000,
         "metric": "accuracy",
         "score": 0.95 - (0 if dense else 0.2) * (1 - share) ** 2 - 0.004 * seed,
@@ -143,20 +152,6 @@ def test_row_totals():
 
 
 @pytest.mark.parametrize(
-    ("method", "attention", "label"),
-    [
-        ("concrete", None, "concrete"),
-        ("backtracking", "approximate", "back-tracking (approximate attention)"),
-        ("backtracking", "actual", "back-tracking (actual attention)"),
-        ("forward_topk", None, "forward top-k"),
-        ("a_new_one", None, "a new one"),
-    ],
-)
-def test_row_label(method, attention, label):
-    assert make_row(method, attention=attention).label == label
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seed": 1.5}, "seed is 1.5"),
@@ -167,7 +162,13 @@ def test_row_label(method, attention, label):
         ({"macs": {"stem": None}}, "macs"),
         ({"macs_dense": 0.0}, "macs_dense"),
         ({"time": {"ratio": 0.5}}, "time lacks batch_size"),
-        ({"schema": 6}, "schema is 6"),
+        ({"schema": 7}, "schema is 7"),
+        ({"knob": "warmth"}, "knob is 'warmth', which is none of the settings: p_logit, propagation, temperature"),
+        ({"settings": {"counts": [9, 3]}}, "settings is"),
+        ({"label": None}, "label is None"),
+        ({"left_to_torch": ["merging", 2]}, "left_to_torch is"),
+        ({"approx": {}}, "approx lacks kl"),
+        ({"time": TIMES | {"ratio_frozen": 0.7}}, "time lacks dense_frozen_ms, ratio_frozen_high, ratio_frozen_low"),
         ({"metric": "bleu"}, "metric is 'bleu'"),
         ({"score": -0.1}, r"score is -0.1, which is not in \[0, 1\]"),
         ({"metric": "matthews", "score": -1.1}, "score is -1.1"),
@@ -336,8 +337,8 @@ def test_pareto_numbers(tmp_path):
     frame = pd.read_csv(report.figures["pareto"].with_suffix(".csv")).set_index(["curve", "setting"])
     line = frame.loc[("concrete", "p_logit -1")]
     assert line["seeds"] == 2 and line["score"] == pytest.approx(0.898) and line["occupancy"] == pytest.approx(0.5)
-    assert line["score_deviation"] == pytest.approx(0.004 / 2**0.5) and line["time_ratio"] == pytest.approx(0.54)
-    assert pd.isna(frame.loc[("random", "keep_ratio 0.5")]["score_deviation"])
+    assert line["score_std"] == pytest.approx(0.004 / 2**0.5) and line["time_ratio"] == pytest.approx(0.54)
+    assert pd.isna(frame.loc[("random", "keep_ratio 0.5")]["score_std"])
 
 
 def test_times_of_several_batches_say_so(tmp_path, monkeypatch):
@@ -479,7 +480,7 @@ def test_report_loads_no_model_library():
 
 def test_rows_that_differ_in_any_setting_of_their_method_are_curves_of_their_own() -> None:
     rows = [
-        make_row("ltp", share, mask_weight=weight, settings={"temperature": temperature, "hard_from": 0.5})
+        make_row("ltp", share, settings={"mask_weight": weight, "temperature": temperature, "hard_from": 0.5})
         for temperature in (0.001, 0.002)
         for share, weight in ((0.3, 1.0), (0.6, 0.1))
     ]
@@ -497,10 +498,10 @@ def test_rows_that_differ_in_any_setting_of_their_method_are_curves_of_their_own
 
 def make_ltp(weight: float, temperature: float, loss: float | None, seed: int = 0, **changes) -> Row:
     """A row of LTP's grid; its test score falls where its validation loss does, so that a choice by test differs."""
-    settings = {"temperature": temperature, "hard_from": 0.5}
+    settings = {"mask_weight": weight, "temperature": temperature, "hard_from": 0.5}
     score = 0.5 if loss is None else 0.4 + loss / 10
     return make_row(
-        "ltp", seed=seed, keep_ratio=None, mask_weight=weight, settings=settings, validation_loss=loss, score=score,
+        "ltp", seed=seed, settings=settings, validation_loss=loss, score=score,
         config_hash=f"{weight}-{temperature}-{seed}", **changes,
     )  # fmt: skip
 
@@ -521,7 +522,7 @@ def test_the_best_of_each_point_is_that_of_the_lowest_mean_validation_loss(caplo
     rows = [make_row("dense"), *ltp_grid(), make_row("concrete", 0.5)]
     with caplog.at_level(logging.INFO):
         best = best_by_validation(rows, ["temperature"])
-    found = {(row.mask_weight, row.settings["temperature"], row.seed) for row in best if row.method == "ltp"}
+    found = {(row.knob_value, row.settings["temperature"], row.seed) for row in best if row.method == "ltp"}
     assert found == {(0.1, 0.002, 0), (0.1, 0.002, 1), (1.0, 0.001, 0), (1.0, 0.001, 1)}, "the means, not one seed's"
     assert [row.method for row in best] == ["dense", *["ltp"] * 4, "concrete"], "in their order"
     assert caplog.messages == [
@@ -529,7 +530,7 @@ def test_the_best_of_each_point_is_that_of_the_lowest_mean_validation_loss(caplo
         "digits, LTP, mask_weight 1.0: temperature 0.001 has the lowest of 2 validation losses, 1.25",
     ]
     assert best_by_validation(rows, []) == rows
-    by_score = max((row for row in ltp_grid() if row.mask_weight == 0.1), key=lambda row: row.score)
+    by_score = max((row for row in ltp_grid() if row.knob_value == 0.1), key=lambda row: row.score)
     assert by_score.settings["temperature"] == 0.001, "the test split would have chosen another"
 
 
@@ -542,7 +543,7 @@ def test_a_choice_over_two_settings_is_one_choice():
         for (rate, batch), loss in losses.items()
     ]
     (best,) = best_by_validation(rows, ["training.learning_rate", "batch"])
-    assert best.settings == {"training.learning_rate": 2, "batch": 48}
+    assert (best.settings["training.learning_rate"], best.settings["batch"]) == (2, 48)
     assert len(best_by_validation(rows, ["batch"])) == 3, "one of each learning rate"
 
 
@@ -551,8 +552,8 @@ def test_what_cannot_be_compared_is_not_chosen_from(spoil, caplog):
     rows = ltp_grid()
     rows = rows[1:] if spoil == "seed" else [replace(rows[0], validation_loss=None), *rows[1:]]
     best = best_by_validation(rows, ["temperature"])
-    assert [row.mask_weight for row in best].count(0.1) == len(rows) - 4, "all of it stays"
-    assert [row.mask_weight for row in best].count(1.0) == 2
+    assert [row.knob_value for row in best if row.method == "ltp"].count(0.1) == len(rows) - 4, "all of it stays"
+    assert [row.knob_value for row in best if row.method == "ltp"].count(1.0) == 2
     why = {"seed": "were tried with different seeds", "loss": "lack the validation loss"}[spoil]
     assert f"LTP, mask_weight 0.1: temperature is not chosen, as rows {why}: all are shown" in caplog.text
 

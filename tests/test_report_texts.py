@@ -18,10 +18,11 @@ from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.report.build import make_report
 from sttabt.report.curves import curve_styles
 from sttabt.report.gallery import TextGallery, choose
+from sttabt.report.labels import known_labels
 from sttabt.report.literature import LABEL, published_curves
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import points_by_dataset, to_points
-from sttabt.report.rows import LABELS, Row
+from sttabt.report.rows import Row
 from sttabt.report.table import format_points, format_table
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.texts import COLUMN, SPACE, lay_out
@@ -51,7 +52,7 @@ def make_text_sweep(dataset: str = "glue_sst2", seeds: tuple[int, ...] = (0,), *
     rows += [make_text_row("concrete", share, seed, **changes) for share in shares for seed in seeds]
     rows += [make_text_row("backtracking", share + 0.05, **changes) for share in shares]
     rows += [make_text_row("backtracking", share, attention="actual", **changes) for share in shares]
-    rows += [make_text_row("ltp", share - 0.03, mask_weight=share, keep_ratio=None, **changes) for share in shares]
+    rows += [make_text_row("ltp", share - 0.03, settings={"mask_weight": share}, **changes) for share in shares]
     return [*rows, *(make_text_row("forward_topk", share, **changes) for share in shares)]
 
 
@@ -156,7 +157,7 @@ def test_curves_look_the_same_in_all_panels():
 def test_published_numbers(dataset, metric, dense, first):
     found = published_curves(dataset, metric)
     assert found is not None and found.dense == dense and found.curves["concrete"][0] == first
-    assert set(found.curves) < set(LABELS.values())
+    assert set(found.curves) < set(known_labels())
     assert all(own == sorted(own) for own in found.curves.values())
 
 
@@ -177,7 +178,7 @@ def test_published_numbers_stand_on_the_padded_axis_alone(two):
     frame = pd.read_csv(two[1] / "tasks.csv")
     published = frame[frame["from"] == LABEL]
     assert set(published["dataset"]) == {"glue_sst2"}
-    assert published[["occupancy", "macs_share", "seeds", "score_deviation"]].isna().all(axis=None)
+    assert published[["occupancy", "macs_share", "seeds", "score_std"]].isna().all(axis=None)
     expected = published_curves("glue_sst2", "accuracy")
     assert expected is not None
     for label, curve in expected.curves.items():
@@ -186,7 +187,7 @@ def test_published_numbers_stand_on_the_padded_axis_alone(two):
     assert published[published["curve"] == "dense"]["score"].tolist() == [expected.dense]
     line = frame[(frame["from"] == "rows") & (frame["setting"] == "p_logit -1.4")].iloc[0]
     assert line["seeds"] == 2 and line["occupancy"] == pytest.approx(0.4)
-    assert line["occupancy_padded"] == pytest.approx(0.1) and line["score_deviation"] == pytest.approx(0.004 / 2**0.5)
+    assert line["occupancy_padded"] == pytest.approx(0.1) and line["score_std"] == pytest.approx(0.004 / 2**0.5)
 
 
 def test_published_curves_of_methods_without_rows_are_left_out(tmp_path):
@@ -231,12 +232,12 @@ def test_figure_compares_texts_at_like_occupancy():
     galleries = [(row, make_text_gallery(row.occupancy)) for row in make_text_sweep() if row.method != "dense"]
     assert [(row.label, round(row.occupancy, 2)) for row, _ in choose(galleries)] == [
         ("concrete", 0.4),
-        ("LTP", 0.37),
         ("back-tracking (approximate attention)", 0.45),
+        ("LTP", 0.37),
     ]
     others = make_text_gallery(0.4, sentences=SENTENCES[:2])
     galleries = [(row, others if row.method == "ltp" else gallery) for row, gallery in galleries]
-    assert [row.method for row, _ in choose(galleries)] == ["concrete", "backtracking"]
+    assert [row.method for row, _ in choose(galleries)] == ["concrete", "backtracking", "forward_topk"]
 
 
 def test_parts_of_a_word_are_joined():

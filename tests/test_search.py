@@ -305,7 +305,7 @@ def test_a_search_goes_on_where_it_was_interrupted_and_replaces_what_failed(tmp_
 
     sweeps = sorted((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
     rows = read_rows([tmp_path / "runs"])
-    told = {(row.p_logit, row.validation["score"], row.validation["macs_share"]) for row in rows if row.validation}
+    told = {(row.knob_value, row.validation["score"], row.validation["macs_share"]) for row in rows if row.validation}
     assert len(told) == 3
     with (sweeps[-1] / "report" / "front.csv").open() as file:
         lines = list(csv.DictReader(file))

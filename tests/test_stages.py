@@ -28,6 +28,7 @@ from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.report.predictions import read_predictions
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -137,7 +138,9 @@ def test_the_same_job_again_makes_nothing_and_gives_the_same_row(caplog: pytest.
     assert [message.split(":")[0] for message in caplog.messages] == [
         f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate", "timing")
     ]
-    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["row.json", "tokens.npz"]
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["predictions.npz", "row.json", "tokens.npz"]
+    predictions = read_predictions("elsewhere")
+    assert len(predictions.indices) == first.samples and predictions.right.mean() == pytest.approx(first.score)
     assert not list(Path("artifacts").rglob("*.ckpt")), "a finished stage needs no checkpoint"
 
 
@@ -465,16 +468,20 @@ def test_a_size_that_the_built_model_does_not_have_is_named(name: str, value: in
 
 def test_a_row_says_how_ltp_was_set() -> None:
     row = _run("sparsity=ltp", "sparsity.mask_weight=0.3", "sparsity.temperature=0.002")
-    assert (row.method, row.label, row.mask_weight, row.factor) == ("ltp", "LTP", 0.3, None)
+    assert (row.method, row.label, row.knob, row.knob_value, row.factor) == ("ltp", "LTP", "mask_weight", 0.3, None)
     assert row.settings["temperature"] == 0.002
     assert {"hard_from", "threshold_rate", "training.epochs"} <= set(row.settings)
-    assert not {"method", "mask_weight", "training"} & set(row.settings)
+    assert not {"method", "training"} & set(row.settings)
     assert row.score_soft is not None
     assert len(_made("prune")) == 1 and not _made("approx")
     _run("sparsity=ltp", "sparsity.mask_weight=0.4", "sparsity.temperature=0.002")
     assert (len(_made("base")), len(_made("prune"))) == (1, 2)
 
 
-def test_a_dynamic_count_is_no_keep_ratio() -> None:
-    assert _run("sparsity=backtracking", "sparsity.dynamic=true").keep_ratio is None
-    assert _run("sparsity=backtracking", "sparsity.keep_ratio=0.5").keep_ratio == 0.5
+def test_a_dynamic_count_has_no_knob() -> None:
+    row = _run("sparsity=backtracking", "sparsity.dynamic=true")
+    assert (row.knob, row.settings["dynamic"], row.settings["counts"]) == (None, True, "")
+    row = _run("sparsity=backtracking", "sparsity.counts=[3]")
+    assert (row.knob, row.settings["counts"]) == (None, "3")
+    row = _run("sparsity=backtracking", "sparsity.keep_ratio=0.5")
+    assert (row.knob, row.knob_value, row.settings["attention"]) == ("keep_ratio", 0.5, "approximate")

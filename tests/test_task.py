@@ -19,7 +19,7 @@ from sklearn import metrics as reference
 from torch import Tensor, nn
 
 import sttabt.pipeline.stages
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
@@ -41,6 +41,7 @@ from sttabt.pipeline.evaluation import (
     validate,
 )
 from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.report.build import make_report
 from sttabt.report.gallery import TextGallery, read_gallery
 from sttabt.report.rows import Row
@@ -151,7 +152,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     splits = _score_splits(settings)
     torch.manual_seed(0)
-    base = build_vit("test_vit", ARCHITECTURE, classes=1, channels=1, image_size=28)
+    base = build_timm("test_vit", ARCHITECTURE, classes=1, channels=1, image_size=28)
     task = Task("pearson", 1)
     module = BaseTraining(base, settings.model.training, task)
     fit(module, splits, settings, tmp_path, [])
@@ -161,7 +162,7 @@ def test_regression_learns_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         images = torch.stack([splits.test[index].inputs for index in range(360)])  # type: ignore[arg-type]
         labels = torch.stack([splits.test[index].labels for index in range(360)])  # type: ignore[arg-type]
-        predictions = model(images).logits[:, 0]
+        predictions = model.run(images).logits[:, 0]
     assert logged > 0.9 and found.dropped > 0.8
     assert found.dropped == pytest.approx(stats.pearsonr(predictions, labels)[0], abs=1e-5)
     assert found.others == {"spearman": pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-5)}
@@ -191,22 +192,6 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
 # --- rows
 
 
-def test_rows_of_older_schemas_are_read(tmp_path: Path) -> None:
-    row = make_row()
-    old = {name: value for name, value in row.to_dict().items() if name not in ("other_scores", "occupancy_padded")}
-    del old["validation_loss"], old["ema"], old["validation"]
-    added = ("validation", "ema", "validation_loss")
-    for schema, later in ((4, added[:1]), (3, added[:2]), (2, added)):
-        values = {name: value for name, value in row.to_dict().items() if name not in later}
-        (tmp_path / "row.json").write_text(json.dumps(values | {"schema": schema}))
-        assert Row.read(tmp_path / "row.json") == row
-    del old["time_baseline"]
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1}))
-    assert Row.read(tmp_path / "row.json") == row
-    (tmp_path / "row.json").write_text(json.dumps(old | {"schema": 1, "time": None}))
-    assert Row.read(tmp_path / "row.json") == replace(row, time=None, time_baseline=None)
-
-
 def test_a_negative_correlation_survives_the_disk_and_is_reported(tmp_path: Path) -> None:
     row = make_row(metric="pearson", score=-0.25, score_soft=-0.5, other_scores={"spearman": -0.3})
     row.write(tmp_path / "row.json")
@@ -228,7 +213,7 @@ class _WordReader(ViT):
     def __init__(self, words: int = 30, longest: int = 12, classes: int = 3) -> None:
         torch.manual_seed(6)
         arguments = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-        inner = build_vit("vit_tiny_patch16_224", arguments, classes=classes, channels=3, image_size=32)
+        inner = build_timm("vit_tiny_patch16_224", arguments, classes=classes, channels=3, image_size=32)
         super().__init__(inner.model)
         self.table, self.places = nn.Embedding(words, 32), nn.Embedding(longest, 32)
         with torch.no_grad():
@@ -298,9 +283,10 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     base, dataset = sentences
     model = _pruned(base, method, **settings)
     found = evaluate(model, dataset, Task("matthews", 3), batch_size=5)
-    predictions, occupancy, dense, kept = [], [], [], []
+    predictions, logits, occupancy, dense, kept = [], [], [], [], []
     for index in range(23):
-        run = model(dataset[index].inputs)
+        run = model.run(dataset[index].inputs)
+        logits.append(run.logits[0].numpy())
         alive = run.plan.alive[0].sum(-1)
         predictions.append(int(run.logits.argmax()))
         occupancy.append((alive / dataset.lengths[index]).tolist())
@@ -314,6 +300,13 @@ def test_evaluation_of_padded_texts_equals_one_text_at_a_time(
     assert sum(found.dense_macs.values()) == pytest.approx(np.mean(dense))
     assert found.occupancy_padded == pytest.approx(np.mean([np.mean(own) for own in kept]) / max(dataset.lengths))
     assert found.occupancy_padded < np.mean(occupancy) or method == "dense"
+    assert found.indices.tolist() == list(range(23)), "texts are read by length, and kept in their own order"
+    assert found.labels.tolist() == dataset.labels and found.predictions.tolist() == predictions
+    assert found.logits == pytest.approx(np.array(logits), abs=1e-5)
+    cut = evaluate(model, dataset, Task("matthews", 3), batch_size=5, batches=2)
+    longest = sorted(np.argsort(-dataset.lengths, kind="stable")[:10].tolist())
+    assert sorted(dataset.lengths[cut.indices]) == sorted(dataset.lengths[longest])
+    assert cut.predictions.tolist() == [predictions[index] for index in cut.indices]
 
 
 def test_the_papers_keep_ratio_counts_positions_up_to_the_longest_of_a_group() -> None:
@@ -355,8 +348,8 @@ def test_texts_one_at_a_time_are_of_many_lengths_and_have_both_dense_runs(
 ) -> None:
     base, dataset = sentences
     model, seen = _pruned(base, "forward_topk"), []
-    forward = PrunedModel.forward
-    monkeypatch.setattr(PrunedModel, "forward", lambda self, inputs: seen.append(inputs) or forward(self, inputs))
+    run = PrunedModel.run
+    monkeypatch.setattr(PrunedModel, "run", lambda self, inputs: seen.append(inputs) or run(self, inputs))
     found = time_against_dense(model, dataset, batch_size=1, rounds=1, batches=5)
     assert set(found.dense) == {"batch", "unpadded"}, "a text alone has no padding, but a last layer for the head alone"
     shapes = [tuple(base.real(inputs).shape) for inputs in seen]
@@ -387,7 +380,7 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
         words = [word for word in line if word]
         (place,) = [p for p, ids in enumerate(dataset.texts) if [f"w{i}" for i in ids.tolist()] == words]
         assert read.length(index) == dataset.lengths[place]
-        run = model(dataset[place].inputs)
+        run = model.run(dataset[place].inputs)
         assert np.array_equal(read.alive[index][:, : len(words)], run.plan.alive[0].numpy())
         assert read.labels[index] == pytest.approx(dataset.labels[place])
         caption = read.caption(index)

@@ -619,6 +619,12 @@ def test_settings_of_text_are_checked_before_anything_is_read(changed: str, text
     assert "\n" not in str(error.value)
 
 
+def test_results_of_ones_own_texts_have_the_files_name(text_run: list[str], tmp_path: Path) -> None:
+    assert compose_settings(text_run).dataset.name == "a"
+    path = write(table(), tmp_path / "glue_sst2.csv.gz")
+    assert compose_settings([*text_run[:-1], f"dataset.path={path}"]).dataset.name == "own_glue_sst2"
+
+
 def test_images_have_no_scores_and_need_a_size() -> None:
     with pytest.raises(UserError, match=r"dataset.task=regression is for text"):
         compose_settings(["name=t", "dataset.task=regression"])

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sttabt.backbones.lvvit import build_lvvit
-from sttabt.backbones.vit import build_vit
+from sttabt.pretrained.lvvit import build_lvvit
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.report.rows import Row
 from sttabt.run import main
 
@@ -55,7 +55,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 pixels = generator.normal(60 * (place + 1), 40, (36, 40, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.jpg")
     torch.manual_seed(0)
-    torch.save(build_vit("deit_small_patch16_224", SIZES, 3, 3, 32).model.state_dict(), "deit.pth")
+    torch.save(build_timm("deit_small_patch16_224", SIZES, 3, 3, 32).model.state_dict(), "deit.pth")
     released = build_lvvit("small", SIZES, 3, 3, 32, auxiliary=True).model.state_dict()
     torch.save({"state_dict": {f"module.{name}": value for name, value in released.items()}}, "lvvit.pth.tar")
     root = logging.getLogger()
@@ -77,7 +77,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, experiment: str, *overrides: str) -> l
 def test_an_experiment_on_imagenet_runs(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed, methods = RUNS[experiment]
     rows = _run(monkeypatch, experiment, *narrowed)
-    assert sorted(" ".join(filter(None, (row.method, row.attention))) for row in rows) == methods
+    assert sorted(" ".join(filter(None, (row.method, row.settings.get("attention")))) for row in rows) == methods
     assert {row.experiment for row in rows} == {experiment}
     assert all(row.score_masked == row.score for row in rows if row.score_masked is not None)
     made = {stage: len(list(Path("artifacts", stage).glob("*/artifact.json"))) for stage in ("base", "approx")}

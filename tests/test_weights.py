@@ -18,15 +18,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional as F
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
-from sttabt.backbones.lvvit import LvVit, Sizes, build_lvvit
-from sttabt.backbones.vit import ViT, build_vit
+from sttabt.backbones.lvvit import LvVit, Sizes
+from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pretrained.build import build_base
-from sttabt.pretrained.lvvit import RELEASED
-from sttabt.pretrained.vit import build_huggingface_vit, vit_of_config
+from sttabt.pretrained.huggingface_vit import build_huggingface_vit, vit_of_config
+from sttabt.pretrained.lvvit import RELEASED, build_lvvit
+from sttabt.pretrained.timm_model import build_timm
 from sttabt.pretrained.weights import load_approx, load_weights, verify
 from sttabt.run import main
 from sttabt.settings import ModelSettings
@@ -45,7 +46,7 @@ HUGGING = {
 
 
 def small_vit(classes: int = 5, size: int = 32, **arguments: object) -> ViT:
-    return build_vit("vit_tiny_patch16_224", {**SMALL, **arguments}, classes, 3, size)
+    return build_timm("vit_tiny_patch16_224", {**SMALL, **arguments}, classes, 3, size)
 
 
 def golden_lvvit(auxiliary: bool = False) -> LvVit:
@@ -171,7 +172,7 @@ def test_a_position_embedding_is_resized_with_a_warning(
     def build(size: int) -> ViT:
         if kind == "lvvit":
             return build_lvvit("tiny", SMALL, 5, 3, size)
-        return build_vit(f"deit_tiny_{'distilled_' if kind == 'distilled' else ''}patch16_224", SMALL, 5, 3, size)
+        return build_timm(f"deit_tiny_{'distilled_' if kind == 'distilled' else ''}patch16_224", SMALL, 5, 3, size)
 
     small, large = build(32), build(48)
     outputs = small.outputs
@@ -202,14 +203,15 @@ def test_a_vision_transformer_in_transformers_format(kind: str, tmp_path: Path) 
     theirs.eval().save_pretrained(tmp_path)
     normalised = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(normalised))
-    ours = build_huggingface_vit(str(tmp_path), {}, 5, 3, 32, pretrained=True).eval()
+    built = build_huggingface_vit(str(tmp_path), {}, 5, 3, 32, pretrained=True)
+    ours = built.base.eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=1e-5)
-    assert ours.normalised_by == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)) and not ours.head_is_new
-    assert build_huggingface_vit(str(tmp_path), {}, 7, 3, 32, pretrained=True).head_is_new
+    assert built.normalised_by == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)) and not built.new_head
+    assert build_huggingface_vit(str(tmp_path), {}, 7, 3, 32, pretrained=True).new_head
     settings = ModelSettings(name="a", huggingface=str(tmp_path), width=32, depth=2, heads=2, patch_size=8)
-    assert isinstance(build_base(settings, 5, 3, 32, pretrained=True), ViT)
+    assert isinstance(build_base(settings, 5, 3, 32, pretrained=True).base, ViT)
     settings.depth = 3
     with pytest.raises(UserError, match=r"model\.depth=3, but .* has 2: set model\.depth=2"):
         build_base(settings, 5, 3, 32, pretrained=True)
@@ -221,7 +223,7 @@ def test_a_vision_transformer_in_transformers_format(kind: str, tmp_path: Path) 
 def test_a_folder_of_timm_is_a_model_too(tmp_path: Path) -> None:
     base = small_vit().eval()
     timm.models.save_for_hf(base.model, tmp_path, model_args=SMALL)
-    loaded = build_vit(f"local-dir:{tmp_path}", {}, 5, 3, 32, pretrained=True).eval()
+    loaded = build_timm(f"local-dir:{tmp_path}", {}, 5, 3, 32, pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(images), base(images))
@@ -243,7 +245,7 @@ def test_a_folder_of_timm_is_a_model_too(tmp_path: Path) -> None:
 )
 def test_pretrained_weights_that_are_not_there(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_vit(name, {}, 1000, 3, 224, pretrained=True)
+        build_timm(name, {}, 1000, 3, 224, pretrained=True)
 
 
 def test_a_hub_id_of_a_vision_transformer_that_is_not_there() -> None:
@@ -264,11 +266,11 @@ def test_the_released_lvvit_is_fetched_once(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "hub" / "checkpoints" / RELEASED["small"][224].rpartition("/")[2]
     path.parent.mkdir(parents=True)
     _save(path, released)
-    base = build_base(settings, 5, 3, 32, pretrained=True)
+    built = build_base(settings, 5, 3, 32, pretrained=True)
     weight = "blocks.0.attn.proj.weight"
-    assert torch.equal(base.model.state_dict()[weight], released.model.state_dict()[weight] / 2)
-    assert not base.head_is_new and base.normalised_by == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert build_base(settings, 6, 3, 32, pretrained=True).head_is_new
+    assert torch.equal(built.base.model.state_dict()[weight], released.model.state_dict()[weight] / 2)
+    assert not built.new_head and built.normalised_by == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert build_base(settings, 6, 3, 32, pretrained=True).new_head
 
 
 # --- the approximate network
@@ -352,8 +354,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = {"patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
-    _save(tmp_path / "other.pth", build_vit("test_vit", {**arguments, "depth": 3}, 10, 1, 28))
-    _save(tmp_path / "classes.pth", build_vit("test_vit", arguments, 3, 1, 28))
+    _save(tmp_path / "other.pth", build_timm("test_vit", {**arguments, "depth": 3}, 10, 1, 28))
+    _save(tmp_path / "classes.pth", build_timm("test_vit", arguments, 3, 1, 28))
     monkeypatch.setattr(sys, "argv", ["sttabt", "experiment=debug", "logger=none", "stages=[base]", *overrides])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from sttabt import __version__
+from sttabt.backbones import adapt
 from sttabt.backbones.base import Backbone
 from sttabt.cli.checks.model import check_counts
 from sttabt.core.text import Text
@@ -62,15 +63,15 @@ def prune(
     `alive` (B, L+1, N) says which token lived at which layer boundary.
     Raises UserError for a model that cannot be pruned, an unknown method or setting, or a value out of its range.
     """
-    base = _backbone(model)
+    base = adapt(model).eval()
     sparsity = _sparsity(method, settings, base.layers)
     kind = find_method(method)
     pruning = kind(sparsity, base.layers, base.outputs)
     network = None
     if pruning.attention == "approximate":
         network = approx if isinstance(approx, ApproximateNetwork) else _new_network(base, approx)
-    if kind.card.trained:
-        log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", kind.card.title, method)
+    if isinstance(sparsity, TrainedSettings):
+        log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", pruning.title, method)
     return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
 
 
@@ -84,7 +85,7 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     Raises UserError when the method reads no approximate network, or `batches` is empty.
     """
     if pruned.approx is None:
-        raise UserError(f"{pruned.method.card.title} reads no approximate network: there is nothing to distil")
+        raise UserError(f"{pruned.method.title} reads no approximate network: there is nothing to distil")
     base, network = pruned.base.eval(), pruned.approx.train()
     device = next(base.parameters()).device
     weights = TEXT_WEIGHTS if base.may_pad else ApproximationWeights()
@@ -169,27 +170,6 @@ def _inputs(batch: Any) -> Any:
     return text(inputs) if isinstance(inputs, Mapping) else inputs
 
 
-def _backbone(model: nn.Module) -> Backbone:
-    if isinstance(model, Backbone):
-        return model
-    from timm.models.vision_transformer import VisionTransformer
-
-    if isinstance(model, VisionTransformer):
-        from sttabt.backbones.vit import ViT
-
-        return ViT(model).eval()
-    from sttabt.backbones.bert import Bert
-    from sttabt.backbones.distilbert import DistilBert
-
-    for adapter in (Bert, DistilBert):
-        if isinstance(model, adapter.library):
-            return adapter(model).eval()
-    raise UserError(
-        f"a {type(model).__name__} cannot be pruned: give timm's VisionTransformer, transformers'"
-        " BertForSequenceClassification or DistilBertForSequenceClassification, or sttabt's own LvVit"
-    )
-
-
 def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> MethodSettings:
     if method not in method_names():
         raise UserError(f"method={method} is unknown: {nearest(method, method_names())}")
@@ -225,4 +205,6 @@ def _new_network(base: Backbone, factor: int) -> ApproximateNetwork:
 def _saved_base(settings: Mapping[str, Any]) -> Backbone:
     model, data = dict(settings["model"]), settings["dataset"]
     model["training"] = TrainingSettings(**model["training"])
-    return build_base(ModelSettings(**model), data["classes"], data["channels"], data["image_size"], pretrained=False)
+    return build_base(
+        ModelSettings(**model), data["classes"], data["channels"], data["image_size"], pretrained=False
+    ).base

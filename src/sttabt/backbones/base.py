@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sttabt import native
+from sttabt.backbones.repeated import Repeated, check_repeated, has_hooks
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
+Finish = Callable[[Tensor], Any]  # from logits (B, classes) to what the library's model returns
+Kind = TypeVar("Kind", bound="Backbone")
 Rows = Callable[[Tensor], Tensor]  # picks the rows that a layer writes from those that it reads
 
 
@@ -21,19 +24,20 @@ class Backbone(nn.Module, ABC):
 
     Rows stand in the last but one dimension: (B, N, D), or (T, D) when samples of different length are packed.
     The first `outputs` tokens are those that the head reads; they are never dropped.
+
+    An adapter of a library's model says in `serves` which classes it wraps, and `sttabt.backbones.adapt` finds it. Its
+    file must import without the library, whose classes it imports where it needs them.
     """
 
-    model: Any  # the library's own module; weight files use its names
+    serves: ClassVar[tuple[str, ...]] = ()  # qualified names of library classes: "timm.models.deit.VisionTransformer"
+    model: Any  # the library's own module
     head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
-    head_is_new: bool = False  # the weights are pretrained, but they came without a head for these classes
-    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, std of pretraining's images
+    narrow_prefixes: tuple[str, ...] = ()  # as well, of parameters that a narrow copy does not take over
     architecture: Architecture
-    tokens: int  # tokens of one sample, class token included; of text, whose length varies, the most that it may have
     outputs: int
     may_pad: bool = False  # whether samples of a batch may differ in length
-    grid: tuple[int, int]  # rows and columns of patches; (0, 0) for text
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
-    own_start: tuple[str, ...] = ("classifier.",)  # official names that an interpolated start does not take over
+    _checked: tuple[nn.Module, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -44,8 +48,50 @@ class Backbone(nn.Module, ABC):
         return self.architecture.heads
 
     @property
-    def attention_dropout(self) -> float:
-        """Share of the attention probabilities that training drops at random; 0 in evaluation mode."""
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of a sample, class token included: of the model's own image size, or the most that a text may have."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of the model's own image size; (0, 0) for text."""
+
+    def grid_of(self, inputs: Any) -> tuple[int, int]:
+        """Rows and columns of patches of these inputs; raises UserError for images that the model does not take."""
+        return self.grid
+
+    def repeated(self) -> Iterable[Repeated]:
+        """The modules of `model` whose forward the steps of this adapter repeat, so that it never runs."""
+        return ()
+
+    def check(self) -> None:
+        """Raise UserError, by name, for hooks or another forward on a module whose forward does not run here.
+
+        Norms, linear layers, dropouts, activations and embedding tables are called: they may have hooks.
+        """
+        checked = []
+        for found in self.repeated():
+            check_repeated(found)
+            checked.append(found.module)
+        self._checked = tuple(checked)
+
+    def check_call(self) -> None:
+        """As `check`, of what came since to the modules that were there: a few microseconds, for every call."""
+        if any(map(has_hooks, self._checked)):
+            self.check()
+
+    def read_call(self, *args: Any, **kwargs: Any) -> tuple[Any, Finish]:
+        """Inputs from what a call of `model` is given, and what makes of logits that which it returns.
+
+        Raises UserError naming an argument that has no meaning for a pruned model.
+        """
+        if len(args) != 1 or kwargs:
+            raise UserError(f"{type(self).__name__} is called with its inputs alone")
+        return args[0], lambda logits: logits
+
+    def attention_dropout(self, layer: int) -> float:
+        """Share of the attention probabilities that the layer drops at random now; 0 where it is not training."""
         return 0.0
 
     @abstractmethod
@@ -59,6 +105,10 @@ class Backbone(nn.Module, ABC):
         """
         return inputs
 
+    def samples(self, inputs: Any) -> list[Tensor]:
+        """What each sample of a batch is made of, without padding and whatever `prepare` added."""
+        return list(inputs)
+
     @abstractmethod
     def embed(self, inputs: Any) -> Tensor:
         """All tokens, (B, N, D), as the first layer reads them."""
@@ -66,6 +116,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def embed_tokens(self, inputs: Any, sample: Tensor, token: Tensor) -> Tensor:
         """Only the tokens (sample[t], token[t]), (T, D): what nobody reads is not embedded."""
+
+    @property
+    def embeds_whole(self) -> bool:
+        """Whether `embed_tokens` has to compute all tokens, whichever are kept: hooks or LoRA on the projection."""
+        return False
 
     @abstractmethod
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,10 +153,13 @@ class Backbone(nn.Module, ABC):
 
         Not under torch.compile, which joins more.
         """
-        if torch.compiler.is_compiling() or self.attention_dropout or not native.fits(x):
+        if torch.compiler.is_compiling() or self._drops_attention() or not native.fits(x):
             return None
         layers = [layer for layer in map(self._native_layer, range(self.layers)) if layer is not None]
         return native.make_encoder(self, layers) if len(layers) == self.layers else None
+
+    def _drops_attention(self) -> bool:
+        return any(map(self.attention_dropout, range(self.layers)))
 
     def _native_layer(self, layer: int) -> native.Layer | None:
         """None where the layer is not made as the kernels compute it."""
@@ -120,32 +178,20 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def narrow(self, factor: int, share_stem: bool = False) -> Backbone:
-        """A new encoder of the same depth and heads, `factor` times narrower, with random weights.
+        """A new encoder of the same depth and heads, `factor` times narrower, with random weights; dtype and device
+        are this one's.
 
         share_stem: where this one has a convolutional stem, read what `prepare` gives of it, instead of owning a
         narrow one.
         Raises UserError when the factor does not divide the width of a head.
         """
 
-    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights under the names of `model`, changed to what it holds where the two differ."""
-        return dict(state)
+    def parts(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Values by parameter name of `model` (by default its state), fused projections taken apart into views.
 
-    def fit_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of `model` whose position embedding is of this many tokens, where it can be resized."""
-        return dict(state)
-
-    @abstractmethod
-    def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values by parameter name (weights, gradients) under the official names, fused projections taken apart."""
-
-    @abstractmethod
-    def official_state(self) -> dict[str, Tensor]:
-        """The parameters themselves under the official implementation's names: views, not copies."""
-
-    @abstractmethod
-    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `official_state` gives, strictly; raises UserError naming what does not fit."""
+        What an interpolated start resizes one by one, and what files name one by one.
+        """
+        return dict(self.model.state_dict() if values is None else values)
 
 
 def check_factor(sizes: Architecture, factor: int) -> None:
@@ -155,3 +201,9 @@ def check_factor(sizes: Architecture, factor: int) -> None:
             f"approx.factor={factor} does not divide the width of a head ({sizes.width}/{sizes.heads}"
             f" = {sizes.width // sizes.heads}): choose a divisor of {sizes.width // sizes.heads}"
         )
+
+
+def like_weights(narrow: Kind, weights: nn.Module) -> Kind:
+    """A new encoder with the dtype and on the device of these weights."""
+    first = next(weights.parameters())
+    return narrow.to(first.device, first.dtype)

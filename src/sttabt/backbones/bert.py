@@ -3,66 +3,59 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from sttabt import native
-from sttabt.backbones.base import Backbone, Rows, check_factor
+from sttabt.backbones.base import Rows, check_factor, like_weights
+from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.slicing import gated, linear, linear_activated
+from sttabt.backbones.text import TextBackbone
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
-from sttabt.pretrained.weights import load_views
 
-OLD_BUFFER = "embeddings.position_ids"  # transformers before 4.31 saved it with the weights; it holds 0, 1, 2, ...
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class Bert(Backbone):
-    """Wraps a live transformers module, so that its weights, its own forward and its state names stay usable.
+class Bert(TextBackbone):
+    """A BERT with token types and a pooler."""
 
-    Inputs are `Text`. Raises UserError for a variant whose computation this adapter would not reproduce.
-    """
-
-    head_prefixes = ("classifier.",)
-    may_pad = True
-    library: type[PreTrainedModel] = BertForSequenceClassification
+    serves: ClassVar[tuple[str, ...]] = ("transformers.models.bert.modeling_bert.BertForSequenceClassification",)
     model_type = "bert"
-    prefix = "bert."  # of the encoder's parameters in `model`
+    pretraining_heads: ClassVar[tuple[str, ...]] = ("cls.",)
+    pooler: ClassVar[frozenset[str]] = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
     feed_forward_setting = "intermediate_size"  # what the library's configuration calls that width
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self._refuse_unsupported()
+        super().__init__(model)
         config = self.model.config
         self.architecture = Architecture(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=config.num_attention_heads,
             feed_forward=getattr(config, self.feed_forward_setting),
-            classes=self.model.classifier.out_features,
+            classes=config.num_labels,
             patch_inputs=0,
             pooler=True,
         )
-        self.outputs = 1
-        self.grid = (0, 0)
-        self.tokens = config.max_position_embeddings
 
-    @property
-    def attention_dropout(self) -> float:
-        return self.model.config.attention_probs_dropout_prob if self.model.training else 0.0
+    def attention_dropout(self, layer: int) -> float:
+        """The library asks its attention whether it is training."""
+        attention = self._layer(layer).attention.self
+        return attention.dropout.p if attention.training else 0.0
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
         ids, types, real = inputs
         return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True).logits
 
-    def real(self, inputs: Text) -> Tensor:
-        return inputs.real
+    def samples(self, inputs: Text) -> list[Tensor]:
+        return [torch.stack([ids[real], types[real]]).long() for ids, types, real in zip(*inputs, strict=True)]
 
     def embed(self, inputs: Text) -> Tensor:
         return self._embed(inputs.ids, inputs.types, torch.arange(inputs.ids.shape[1], device=inputs.ids.device))
@@ -119,38 +112,27 @@ class Bert(Backbone):
         config = copy.deepcopy(self.model.config)
         config.hidden_size = sizes.width // factor
         setattr(config, self.feed_forward_setting, sizes.feed_forward // factor)
-        return type(self)(new_model(config, self.library))
+        return like_weights(self.from_config(config), self.model.base_model)
 
-    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in state.items() if name.removeprefix("bert.") != OLD_BUFFER}
+    def repeated(self) -> Iterator[Repeated]:
+        from transformers.models.bert import modeling_bert as library
 
-    def official_names(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.removeprefix(self.prefix): value for name, value in values.items()}
+        bert = self.model.bert
+        yield Repeated("the model", self.model, (library.BertForSequenceClassification,))
+        yield Repeated("bert", bert, (library.BertModel,))
+        yield Repeated("bert.embeddings", bert.embeddings, (library.BertEmbeddings,))
+        yield Repeated("bert.encoder", bert.encoder, (library.BertEncoder,))
+        for place, layer in enumerate(bert.encoder.layer):
+            name, attention = f"bert.encoder.layer.{place}", layer.attention
+            yield Repeated(name, layer, (library.BertLayer,))
+            yield Repeated(f"{name}.attention", attention, (library.BertAttention,))
+            yield Repeated(f"{name}.attention.self", attention.self, (library.BertSelfAttention,))
+            yield Repeated(f"{name}.attention.self.dropout", attention.self.dropout, (nn.Dropout,))
+            yield Repeated(f"{name}.attention.output", attention.output, (library.BertSelfOutput,))
+            yield Repeated(f"{name}.intermediate", layer.intermediate, (library.BertIntermediate,))
+            yield Repeated(f"{name}.output", layer.output, (library.BertOutput,))
 
-    def official_state(self) -> dict[str, Tensor]:
-        return self.official_names(self.model.state_dict())
-
-    def load_official_state(self, state: Mapping[str, Tensor]) -> None:
-        load_views({name: value for name, value in state.items() if name != OLD_BUFFER}, self.official_state())
-
-    def _layer(self, layer: int) -> Any:
-        return self.model.bert.encoder.layer[layer]
-
-    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
-        tables = self.model.bert.embeddings
-        rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + tables.position_embeddings(token)
-        return tables.dropout(tables.LayerNorm(rows))
-
-    def _refuse_unsupported(self) -> None:
-        config = self.model.config
-        wrong = config.model_type != self.model_type
-        problems = {f"model_type={config.model_type!r} instead of {self.model_type!r}": wrong}
-        found = [what for what, present in (problems if wrong else self._problems()).items() if present]
-        if found:
-            raise UserError(f"this text model cannot be pruned: it has {', '.join(found)}")
-
-    def _problems(self) -> dict[str, bool]:
-        """What this adapter would not reproduce, and whether the model has it."""
+    def problems(self) -> dict[str, bool]:
         config = self.model.config
         position = getattr(config, "position_embedding_type", "absolute")
         return {
@@ -160,16 +142,15 @@ class Bert(Backbone):
             "no pooler": self.model.bert.pooler is None,
         }
 
+    def _layer(self, layer: int) -> Any:
+        return self.model.bert.encoder.layer[layer]
 
-def new_model(
-    config: PreTrainedConfig, library: type[PreTrainedModel] = BertForSequenceClassification
-) -> PreTrainedModel:
-    """Random weights, fused attention."""
-    return library._from_config(config, attn_implementation="sdpa")
+    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
+        tables = self.model.bert.embeddings
+        rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + tables.position_embeddings(token)
+        return tables.dropout(tables.LayerNorm(rows))
 
 
 def _join(output: Any, x: Tensor, rows: Tensor, gate: Tensor | None) -> Tensor:
     """A branch's result onto its residual: projection, dropout, gate, sum, norm."""
-    if gate is None and not output.training:
-        return output.LayerNorm(linear(output.dense, rows, residual=x))
     return output.LayerNorm(gated(output.dropout(output.dense(rows)), gate) + x)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-from torch import Tensor
-from transformers import DistilBertForSequenceClassification
+from torch import Tensor, nn
 
 from sttabt import native
 from sttabt.backbones.base import Rows
 from sttabt.backbones.bert import Bert
+from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.slicing import gated, linear, linear_activated
 from sttabt.core.text import Text
 
@@ -17,14 +18,17 @@ from sttabt.core.text import Text
 class DistilBert(Bert):
     """As Bert; the types of its inputs are not read."""
 
-    library = DistilBertForSequenceClassification
+    serves: ClassVar[tuple[str, ...]] = (
+        "transformers.models.distilbert.modeling_distilbert.DistilBertForSequenceClassification",
+    )
     model_type = "distilbert"
-    prefix = "distilbert."
+    pretraining_heads = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
+    pooler = frozenset({"pre_classifier.weight", "pre_classifier.bias"})
     feed_forward_setting = "hidden_dim"
 
-    @property
-    def attention_dropout(self) -> float:
-        return self.model.config.attention_dropout if self.model.training else 0.0
+    def attention_dropout(self, layer: int) -> float:
+        attention = self._layer(layer).attention
+        return attention.dropout.p if attention.training else 0.0
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
@@ -41,15 +45,11 @@ class DistilBert(Bert):
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._layer(layer)
-        if gate is None:
-            return block.sa_layer_norm(linear(block.attention.out_lin, attended, residual=x))
         return block.sa_layer_norm(gated(block.attention.out_lin(attended), gate) + x)
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._layer(layer)
         hidden = linear_activated(block.ffn.lin1, block.ffn.activation, x, gate)
-        if gate is None and not self.training:
-            return block.output_layer_norm(linear(block.ffn.lin2, hidden, residual=x))
         return block.output_layer_norm(gated(block.ffn.dropout(block.ffn.lin2(hidden)), gate) + x)
 
     def _native_layer(self, layer: int) -> native.Layer | None:
@@ -77,5 +77,20 @@ class DistilBert(Bert):
         tables = self.model.distilbert.embeddings
         return tables.dropout(tables.LayerNorm(tables.word_embeddings(ids) + tables.position_embeddings(token)))
 
-    def _problems(self) -> dict[str, bool]:
+    def repeated(self) -> Iterator[Repeated]:
+        from transformers.models.distilbert import modeling_distilbert as library
+
+        encoder = self.model.distilbert
+        yield Repeated("the model", self.model, (library.DistilBertForSequenceClassification,))
+        yield Repeated("distilbert", encoder, (library.DistilBertModel,))
+        yield Repeated("distilbert.embeddings", encoder.embeddings, (library.Embeddings,))
+        yield Repeated("distilbert.transformer", encoder.transformer, (library.Transformer,))
+        for place, layer in enumerate(encoder.transformer.layer):
+            name = f"distilbert.transformer.layer.{place}"
+            yield Repeated(name, layer, (library.TransformerBlock,))
+            yield Repeated(f"{name}.attention", layer.attention, (library.DistilBertSelfAttention,))
+            yield Repeated(f"{name}.attention.dropout", layer.attention.dropout, (nn.Dropout,))
+            yield Repeated(f"{name}.ffn", layer.ffn, (library.FFN,))
+
+    def problems(self) -> dict[str, bool]:
         return {}

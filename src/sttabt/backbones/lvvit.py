@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sttabt.backbones.base import check_factor
+from sttabt.backbones.base import check_factor, like_weights
 from sttabt.backbones.vit import ViT
-from sttabt.errors import UserError, nearest
-from sttabt.pretrained.vit_names import is_official
 
 NORM_EPS = 1e-5
 AUXILIARY_WEIGHT = 0.5  # of the patches' head beside the class token's, in the released model's prediction
@@ -71,6 +68,7 @@ class ConvolutionalStem(nn.Module):
         self.img_size = (img_size, img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.norm = nn.Identity()  # what timm's patch embeddings end with
+        self.dynamic_img_pad = False
         self.own = own
         if own:
             self.conv1 = nn.Conv2d(in_chans, stem_width, 7, stride=2, padding=3, bias=False)
@@ -116,8 +114,9 @@ class LvVit(ViT):
     paper's pruned models do. Where no patch is left the class head decides alone, too.
     """
 
+    serves: ClassVar[tuple[str, ...]] = ()  # no library has one
     head_prefixes = ("head.", "aux_head.")
-    own_start = ("classifier.", "aux_head.", "embeddings.patch_embeddings.")  # the stem is built afresh
+    narrow_prefixes = ("patch_embed.",)  # the stem is built afresh
 
     def __init__(
         self,
@@ -128,6 +127,8 @@ class LvVit(ViT):
         auxiliary: bool = False,
         own_stem: bool = True,
     ) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
         stem = partial(ConvolutionalStem, stem_width=sizes.stem_width, own=own_stem)
         model = VisionTransformer(
             img_size=image_size,
@@ -143,31 +144,42 @@ class LvVit(ViT):
             embed_layer=stem,
         )
         super().__init__(model)
-        self.sizes, self.image_size, self.reads_survivors = sizes, image_size, auxiliary
+        self.sizes, self.reads_survivors = sizes, auxiliary
         if auxiliary:
             model.aux_head = nn.Linear(sizes.embed_dim, classes)
             nn.init.trunc_normal_(model.aux_head.weight, std=0.02)
             nn.init.zeros_(model.aux_head.bias)
-        self.model.load_state_dict(self._fold(model.state_dict()))
+        self.model.load_state_dict(fold_branches(model.state_dict(), sizes.skip_lam))
         self.architecture = replace(self.architecture, stem=model.patch_embed.macs, auxiliary=auxiliary)
 
     def forward(self, inputs: Tensor | Stemmed) -> Tensor:
         """The model's own dense forward: the baseline that speed is measured against."""
+        self.grid_of(inputs)
         x = self.model.forward_features(inputs)
         return self._classify(x, None) if self.reads_survivors else self.model.forward_head(x)
 
     def real(self, inputs: Tensor | Stemmed) -> Tensor:
-        return super().real(inputs.images if isinstance(inputs, Stemmed) else inputs)
+        return super().real(images_of(inputs))
+
+    def grid_of(self, inputs: Tensor | Stemmed) -> tuple[int, int]:
+        return super().grid_of(images_of(inputs))
+
+    def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
+        return list(inputs.images if isinstance(inputs, Stemmed) else inputs)
 
     def prepare(self, inputs: Tensor | Stemmed) -> Stemmed:
         stem = self.model.patch_embed
         if isinstance(inputs, Stemmed) and inputs.stem is stem:
             return inputs
-        images = inputs.images if isinstance(inputs, Stemmed) else inputs
+        self.grid_of(inputs)
+        images = images_of(inputs)
         return Stemmed(images, stem.features(images), stem)
 
     def embed_tokens(self, inputs: Tensor | Stemmed, sample: Tensor, token: Tensor) -> Tensor:
-        return self._embed_patches(self.model.patch_embed.features(inputs), sample, token)
+        grid = self.grid_of(inputs)
+        if self.embeds_whole:
+            return self.embed(inputs)[sample, token]
+        return self._embed_patches(self.model.patch_embed.features(inputs), grid, sample, token)
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self._classify(self.model.norm(x), alive) if self.reads_survivors else super().head(x)
@@ -180,17 +192,12 @@ class LvVit(ViT):
             stem_width=self.sizes.stem_width if share_stem else math.ceil(self.sizes.stem_width / factor),
         )
         model: Any = self.model
-        return LvVit(sizes, model.num_classes, model.in_chans, self.image_size, own_stem=not share_stem)
+        size = model.patch_embed.img_size[0]
+        narrow = LvVit(sizes, model.num_classes, model.in_chans, size, own_stem=not share_stem)
+        return like_weights(narrow, model.blocks)
 
-    def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Folds skip_lam, and leaves the auxiliary head out where it takes no part."""
-        own = super().from_released(state)
-        kept = {name: value for name, value in own.items() if self.reads_survivors or not name.startswith("aux_head.")}
-        return kept if is_official(state) else self._fold(kept)
-
-    def _fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ends = {name for name in state if any(end in name for end in BRANCH_ENDS)}
-        return {name: value / self.sizes.skip_lam if name in ends else value for name, value in state.items()}
+    def _takes_patches(self, module: nn.Module) -> bool:
+        return isinstance(module, ConvolutionalStem)
 
     def _classify(self, normed: Tensor, alive: Tensor | None) -> Tensor:
         logits, patches = self.model.head(normed[:, 0]), normed[:, 1:]
@@ -204,20 +211,11 @@ class LvVit(ViT):
         return logits + AUXILIARY_WEIGHT * places.amax(1).where(left.any(1)[:, None], 0.0)
 
 
-def build_lvvit(
-    size: str, arguments: Mapping[str, Any], classes: int, channels: int, image_size: int, auxiliary: bool = False
-) -> LvVit:
-    """An LV-ViT by its size, with random weights; `arguments` change single sizes.
+def images_of(inputs: Tensor | Stemmed) -> Tensor:
+    return inputs.images if isinstance(inputs, Stemmed) else inputs
 
-    Raises UserError for a size or an argument that there is none of.
-    """
-    if size not in SIZES:
-        raise UserError(f"model.lvvit={size} is unknown: {nearest(size, SIZES)}")
-    known = [field.name for field in fields(Sizes)]
-    for name in arguments:
-        if name not in known:
-            raise UserError(f"model.arguments.{name} is unknown to LV-ViT: {nearest(name, known)}")
-    sizes = replace(SIZES[size], **arguments)
-    if sizes.patch_size % 2:
-        raise UserError(f"model.patch_size={sizes.patch_size} is odd, but LV-ViT's stem halves the image: make it even")
-    return LvVit(sizes, classes, channels, image_size, auxiliary)
+
+def fold_branches(state: Mapping[str, Tensor], skip_lam: float) -> dict[str, Tensor]:
+    """Weights by name whose residual branches are divided by `skip_lam` where they end."""
+    ends = {name for name in state if any(end in name for end in BRANCH_ENDS)}
+    return {name: value / skip_lam if name in ends else value for name, value in state.items()}

@@ -16,7 +16,8 @@ from sttabt.bench.table import SpeedRow
 from sttabt.bench.variants import GATED, Variant
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.masked import run_masked
-from sttabt.models.pruned import PrunedRun
+from sttabt.engine.run import Run
+from sttabt.methods.base import Planned
 from sttabt.timing.interleaved import time_interleaved
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest, and of each
@@ -92,10 +93,11 @@ def measure(
     return rows, wrong
 
 
-def difference(run: PrunedRun, base: Backbone, inputs: Tensor) -> str:
+def difference(run: Run, base: Backbone, inputs: Tensor) -> str:
     """Says how far the logits are from the masked engine's under the same plan; '' where they agree."""
     some = torch.linspace(0, len(inputs) - 1, min(len(inputs), CHECKED_SAMPLES)).long().to(inputs.device)
-    expected = run_masked(base, inputs[some], TokenPlan(run.plan.alive[some]))
+    assert isinstance(run.plan, TokenPlan), "what merges has no masked form"
+    expected = run_masked(base, inputs[some], TokenPlan(run.plan.lifetime[some], run.plan.layers))
     scale = expected.abs().max()
     found, expected = run.logits[some] / scale, expected / scale
     if torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
@@ -117,12 +119,12 @@ def _try(variant: Variant, base: Backbone, inputs: Tensor, precision: torch.dtyp
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     memory = torch.cuda.max_memory_allocated() / 2**20 if inputs.is_cuda else None
-    plan = result.plan if isinstance(result, PrunedRun) else result if isinstance(result, TokenPlan) else None
+    plan = result.plan if isinstance(result, Run | Planned) else None
     occupancy = None if plan is None else float(plan.occupancy().mean())
     error = ""
     if variant.group in GATED:
         error = difference(result if precision == torch.float32 else variant.run(), base, inputs)
-    return Trial(timed, variant.macs(plan), occupancy, min(seconds), memory), error
+    return Trial(timed, variant.macs(result), occupancy, min(seconds), memory), error
 
 
 def _rounds(seconds: float, inputs: Tensor) -> int:

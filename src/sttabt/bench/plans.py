@@ -40,7 +40,7 @@ def realistic_plan(
     order = torch.rand(batch, tokens, generator=generator)
     order[:, :outputs] = -1.0
     rank = order.argsort(-1).argsort(-1)
-    return TokenPlan(rank[:, None] < counts(middle)[..., None])
+    return TokenPlan.of_sets(rank[:, None] < counts(middle)[..., None])
 
 
 def reachable_mean(tokens: int, layers: int, outputs: int) -> float:

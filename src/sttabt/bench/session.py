@@ -109,7 +109,7 @@ def _measure_size(
 
 def _build(model: ModelSettings, size: int, bench: BenchSettings) -> Backbone:
     torch.manual_seed(0)
-    base = build_base(model, CLASSES, CHANNELS, size, pretrained=False).eval()
+    base = build_base(model, CLASSES, CHANNELS, size, pretrained=False).base.eval()
     low, high = base.outputs / base.tokens, reachable_mean(base.tokens, base.layers, base.outputs)
     for keep in bench.keeps:
         if not low <= keep <= high:

@@ -12,9 +12,9 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.bench.variants import DENSE, Variant, calibrated, dense_macs, make_model, middle_keep
 from sttabt.core.cost import trace_macs
-from sttabt.core.plan import TokenPlan
 from sttabt.data.base import Batch
 from sttabt.data.task import Task
+from sttabt.engine.run import Run
 from sttabt.lit.modules import Pruning
 from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
@@ -43,7 +43,7 @@ def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor, benc
     keep = middle_keep(bench)
     with torch.no_grad():
         sparse = calibrated(base, network, inputs, keep)[0]
-        plan = sparse.plan(inputs)
+        run = sparse.run(inputs)
 
     def step_of(p_logit: float, hard_from: float) -> Callable[[], None]:
         settings = ConcreteSettings(method="concrete", training=training, hard_from=hard_from)
@@ -75,7 +75,7 @@ def make_steps(base: Backbone, network: ApproximateNetwork, inputs: Tensor, benc
             TRAINING,
             f"{TRAINING}, hard masks, keep {keep:g}",
             step_of(sparse.method.settings.p_logit, hard_from=0.0),
-            lambda _: hard_step_macs(sparse, plan, inputs),
+            lambda _: hard_step_macs(sparse, run),
         ),
     ]
 
@@ -90,9 +90,9 @@ def pruning_step_macs(base: Backbone, network: ApproximateNetwork) -> float:
     return FORWARD_AND_BACKWARD * (dense_macs(base) + trace + planning) + dense_macs(base)
 
 
-def hard_step_macs(model: PrunedModel, plan: TokenPlan, inputs: Tensor) -> float:
-    """Multiply-adds of a sample: three forwards of what the plan keeps; one of the planner and of the teacher."""
-    parts = model.macs(plan, model.base.real(inputs))
+def hard_step_macs(model: PrunedModel, run: Run) -> float:
+    """Multiply-adds of a sample: three forwards of what a run kept; one of the planner and of the teacher."""
+    parts = model.macs(run)
     planner = parts["approximate_network"] + parts["planning"]
     return FORWARD_AND_BACKWARD * (sum(parts.values()) - planner) + planner + dense_macs(model.base)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,15 @@ from sttabt.backbones.base import Backbone
 from sttabt.bench.plans import realistic_plan, solve_increasing
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import mean_counts
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import keep_all
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
+from sttabt.engine.run import Run
 from sttabt.methods import find_method
+from sttabt.methods.base import Planned
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
-from sttabt.models.pruned import PrunedModel, PrunedRun
+from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
@@ -36,15 +38,15 @@ TOME_PATCHES, TOME_LAYERS = 196, 12  # the sizes that bench.merged is stated for
 
 @dataclass(frozen=True)
 class Variant:
-    """run: gives a PrunedRun, a TokenPlan, or something without a plan.
+    """run: gives a Run, a plan (Planned), or something without one.
 
-    macs: multiply-adds of a sample, mean over the batch, under the plan of that run (None where it has none).
+    macs: multiply-adds of a sample, mean over the batch, of what a run gave.
     """
 
     group: str
     name: str
     run: Callable[[], Any]
-    macs: Callable[[TokenPlan | None], float]
+    macs: Callable[[object], float]
 
 
 def make_variants(
@@ -67,13 +69,13 @@ def compiled_variants(
     """The dense forward and a pruned one of fixed counts, each compiled as one graph."""
     dense = _compiled(base, inputs)
     model = fixed_model(base, network, middle_keep(settings))
-    plan, pruned = model.pruned.plan(inputs), _compiled(model, inputs)
+    planned, pruned = _planned(model.pruned, inputs), _compiled(model, inputs)
     return [
         Variant(DENSE, "dense, compiled", dense, lambda _: dense_macs(base)),
         Variant(
             WHOLE,
             f"fixed counts, compiled, factor {network.factor}, keep {middle_keep(settings):g}",
-            lambda: PrunedRun(pruned(), plan, base.real(inputs)),
+            lambda: Run(pruned(), planned.plan, base.real(inputs), planned.scored),
             partial(_macs, model.pruned, inputs, PARTS),
         ),
     ]
@@ -104,13 +106,13 @@ def middle_keep(settings: BenchSettings) -> float:
 def calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep: float) -> list[PrunedModel]:
     """A model for each of CALIBRATED whose own plans of the first images have the mean occupancy `keep`."""
     some = inputs[:CALIBRATION_IMAGES]
-    real, trace = base.real(some), network(some)
+    trace = network(some)
     models = []
     for name, key, low, high in CALIBRATED:
         build = partial(make_model, name, base, network)
 
         def occupancy(value: float, build: Callable[..., PrunedModel] = build, key: str = key) -> float:
-            return float(build(**{key: value}).method.plan(some, real, trace).occupancy().mean())  # type: ignore[operator]
+            return float(build(**{key: value}).method.plan(base, some, trace).plan.occupancy().mean())
 
         value = solve_increasing(occupancy, keep, low, high, CALIBRATION_TOLERANCE, CALIBRATION_STEPS)
         models.append(build(**{key: value}))
@@ -119,17 +121,17 @@ def calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep
 
 def _given_plans(base: Backbone, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     batch, real = len(inputs), base.real(inputs)
-    costs = make_model("dense", base)  # the base model alone, under any plan
+    costs = make_model("random", base)  # counts the base model alone, under any plan
 
     def variant(group: str, name: str, keep: float, spread: float) -> Variant:
         plan = realistic_plan(batch, base.tokens, base.layers, keep, spread, 0, base.outputs)
-        plan = TokenPlan(plan.alive.to(inputs.device))
+        plan = replace(plan, lifetime=plan.lifetime.to(inputs.device))
         if group == MASKED:
-            return Variant(group, name, lambda: PrunedRun(run_masked(base, inputs, plan), plan, real), whole)
+            return Variant(group, name, lambda: Run(run_masked(base, inputs, plan), plan, real), whole)
         macs = partial(_macs, costs, inputs, PARTS)
-        return Variant(group, name, lambda: PrunedRun(run_dropped(base, inputs, plan), plan, real), macs)
+        return Variant(group, name, lambda: Run(run_dropped(base, inputs, plan), plan, real), macs)
 
-    def whole(_: TokenPlan | None) -> float:
+    def whole(_: object) -> float:
         return dense_macs(base)
 
     keep = middle_keep(settings)
@@ -151,9 +153,9 @@ def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, setti
         return network(inputs)
 
     def plan(model: PrunedModel) -> Variant:
-        name = f"trace and {model.method.card.title}, factor {network.factor}"
+        name = f"trace and {model.method.title}, factor {network.factor}"
         macs = partial(_macs, model, inputs, ("approximate_network", "planning"))
-        return Variant(PLANNER, name, partial(model.plan, inputs), macs)
+        return Variant(PLANNER, name, partial(_planned, model, inputs), macs)
 
     return [Variant(PLANNER, f"trace, factor {network.factor}", trace, tracing), *map(plan, models)]
 
@@ -163,8 +165,8 @@ def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings
     return [
         Variant(
             WHOLE,
-            f"{models[place].method.card.title}, factor {network.factor}, keep {keep:g}",
-            partial(models[place], inputs),
+            f"{models[place].method.title}, factor {network.factor}, keep {keep:g}",
+            partial(models[place].run, inputs),
             partial(_macs, models[place], inputs, PARTS),
         )
         for place in range(len(CALIBRATED))
@@ -177,10 +179,13 @@ def _fixed(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings
 
     def variant(keep: float) -> Variant:
         model = fixed_model(base, network, keep)
-        plan = model.pruned.plan(inputs)  # for the check: the timed forward makes its own
+        planned = _planned(model.pruned, inputs)  # for the check: the timed forward makes its own
         name = f"fixed counts, factor {network.factor}, keep {keep:g}"
         return Variant(
-            WHOLE, name, lambda: PrunedRun(model(inputs), plan, real), partial(_macs, model.pruned, inputs, PARTS)
+            WHOLE,
+            name,
+            lambda: Run(model(inputs), planned.plan, real, planned.scored),
+            partial(_macs, model.pruned, inputs, PARTS),
         )
 
     return [variant(keep) for keep in sorted(settings.keeps)]
@@ -191,7 +196,7 @@ def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant
     scaled = sorted({max(1, round(count * scale)) for count in counts})
     models = {merged: make_model("tome", base, merged=merged) for merged in scaled}
     return [
-        Variant(TOME, f"ToMe, {merged} a layer", partial(model, inputs), partial(_macs, model, inputs, PARTS))
+        Variant(TOME, f"ToMe, {merged} a layer", partial(model.run, inputs), partial(_macs, model, inputs, PARTS))
         for merged, model in models.items()
     ]
 
@@ -203,9 +208,16 @@ def _compiled(model: Backbone | FixedModel, inputs: Tensor) -> Callable[[], Tens
     return partial(compiled, inputs)
 
 
-def _macs(model: PrunedModel, inputs: Tensor, parts: Sequence[str], plan: TokenPlan | None) -> float:
-    """Without a plan: what is the same under any."""
-    if plan is None:
-        plan = TokenPlan(model.base.real(inputs)[:, None].repeat(1, model.base.layers + 1, 1))
-    found = model.macs(plan, model.base.real(inputs))
+def _planned(model: PrunedModel, inputs: Tensor) -> Planned:
+    """The plan of a model that decides beforehand, with the trace that it reads."""
+    return model.steps()["planning"](inputs)  # type: ignore[return-value]
+
+
+def _macs(model: PrunedModel, inputs: Tensor, parts: Sequence[str], result: object) -> float:
+    """Of what a run gave; without a plan: what is the same under any."""
+    if not isinstance(result, Run):
+        real = model.base.real(inputs)
+        planned = result if isinstance(result, Planned) else Planned(keep_all(real, model.base.layers))
+        result = Run(real.new_empty(0), planned.plan, real, planned.scored)
+    found = model.macs(result)
     return sum(found[part] for part in parts)

@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from sttabt.cli.checks import check
 from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.renamed import read_old_names
+from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings
 from sttabt.settings.renamed import new_override
@@ -69,6 +70,8 @@ def read_settings(config: DictConfig) -> Settings:
     _make_absolute(settings.approx, "checkpoint")
     if Path(to_absolute_path(settings.model.huggingface)).is_dir():  # else a hub id or package:...
         _make_absolute(settings.model, "huggingface")
+    data = settings.dataset
+    data.name = data.name or find_source(data.source).default_name(data)
     check(settings)
     return settings
 

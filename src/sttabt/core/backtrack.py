@@ -20,10 +20,13 @@ Keep = float | Sequence[float] | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Backtracking:
-    """plan: the tokens by layer; impacts: (B, L, N), how much of the output each layer's tokens carry, sums to 1."""
+    """plan: the tokens by layer; impacts: (B, L, N), how much of the output each layer's tokens carry, sums to 1;
+    scored: rows of attention a sample that were computed for it, by layer.
+    """
 
     plan: TokenPlan
     impacts: Tensor
+    scored: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -50,9 +53,8 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
         boundaries.append(alive)
         impacts.append(impact)
     boundaries.reverse()
-    scored = torch.stack(boundaries[1:], 1).sum(-1)
-    plan = TokenPlan(torch.stack(boundaries, 1), trace.rows_computed(scored))
-    return Backtracking(plan, torch.stack(impacts[::-1], 1))
+    plan = TokenPlan(torch.stack(boundaries, 1).sum(1), layers)
+    return Backtracking(plan, torch.stack(impacts[::-1], 1), trace.rows_computed(plan.counts[:, 1:]))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 from sttabt import native
-from sttabt.core.plan import TokenPlan, output_tokens, weighty_rows
+from sttabt.core.plan import SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
 
 EPSILON = 1e-7
@@ -18,8 +18,16 @@ FLOOR = 0.01  # the least importance of a real token, so that its logit stays fi
 
 
 @dataclass(frozen=True)
+class ConcretePlan:
+    """plan: the soft one; scored: rows of attention a sample that were computed for it, by layer."""
+
+    plan: SoftPlan
+    scored: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ConcreteLoss:
-    """The two scalar terms that a task loss is joined by: `p_logit` holds the logits, `keep` the share of tokens."""
+    """The two scalar terms that are added to a task loss: `p_logit` holds the logits, `keep` the share of tokens."""
 
     p_logit: Tensor
     keep: Tensor
@@ -32,8 +40,8 @@ def concrete_plan(
     temperature: float = 0.1,
     outputs: int = 1,
     negligible: float | None = None,
-) -> TokenPlan:
-    """The soft plan: `alive` (B, L+1, N) in [0, 1]; its `harden()` is the hard plan.
+) -> ConcretePlan:
+    """The soft plan; its `harden()` is the hard one.
 
     p_logit: (L,), one a layer. Differentiable in `p_logit` and in the trace. The last boundary is 1 on the output
     tokens and 0 elsewhere. negligible: rows that weigh no more than this are not scored, which moves a token's
@@ -57,7 +65,7 @@ def concrete_plan(
     scored: tuple[float, ...] = (real.shape[-1],) * trace.layers
     if negligible is not None:
         scored = trace.rows_computed(torch.stack(weights[::-1], 1).count_nonzero(-1))
-    return TokenPlan(torch.stack(boundaries[::-1], 1), scored)
+    return ConcretePlan(SoftPlan(torch.stack(boundaries[::-1], 1)), scored)
 
 
 def concrete_loss(
@@ -106,7 +114,7 @@ def _standing(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor
         standing = 0.5 * (weight.sum(-1, keepdim=True) + errors)
         return standing if padding is None else standing * padding
     if skip:
-        places, weight = weighty_rows(weight)
+        places, weight = rows_with_weight(weight)
         queries = trace.rows(layer, places).to(weight.dtype)
     return weighted_standing(queries, keys, weight, padding)
 

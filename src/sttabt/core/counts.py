@@ -24,14 +24,15 @@ def extend(order: Tensor, importance: Tensor, count: int) -> Tensor:
 
 def fixed_plan(order: Tensor, counts: Sequence[int], tokens: int) -> TokenPlan:
     """The plan that an order stands for."""
-    place = torch.full((len(order), tokens), counts[0], device=order.device)
-    place.scatter_(1, order, torch.arange(counts[0], device=order.device).expand_as(order))
-    return TokenPlan(place[:, None] < torch.tensor(counts, device=order.device)[:, None], tuple(counts[1:]))
+    place = torch.arange(counts[0], device=order.device)
+    lifetime = (place < torch.tensor(counts, device=order.device)[:, None]).sum(0)
+    kept = order.new_zeros(order.shape[0], tokens).scatter(1, order, lifetime.expand_as(order))
+    return TokenPlan(kept, len(counts) - 1)
 
 
 def mean_counts(plan: TokenPlan, outputs: int) -> list[int]:
     """Counts with the mean of a hard plan's, rounded to whole tokens."""
-    mean = plan.alive[:, :-1].sum(-1).double().mean(0).round().long().tolist()
+    mean = plan.counts[:, :-1].double().mean(0).round().long().tolist()
     return [*mean, outputs]
 
 

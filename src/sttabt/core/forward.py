@@ -29,7 +29,10 @@ def received_attention(probabilities: Tensor, rows: Tensor) -> Tensor:
     return (weight[:, None] @ probabilities.mean(1))[:, 0]
 
 
-def forward_select(probabilities: Tensor, alive: Tensor, count: Tensor, outputs: int = 1) -> Tensor:
-    """The `count` (B,) alive tokens that receive most attention, (B, N) bool; output tokens are always among them."""
-    importance = received_attention(probabilities, alive).masked_fill(output_tokens(alive, outputs), float("inf"))
+def forward_select(received: Tensor, alive: Tensor, count: Tensor, outputs: int = 1) -> Tensor:
+    """The `count` (B,) alive tokens that received most attention, (B, N) bool; output tokens are always among them.
+
+    received: (B, N), what `received_attention` gives.
+    """
+    importance = received.masked_fill(output_tokens(alive, outputs), float("inf"))
     return largest(importance, count.clamp_min(outputs), among=alive)

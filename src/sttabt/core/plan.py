@@ -1,4 +1,10 @@
-"""TokenPlan: which tokens live at which layer boundary. B batch, L layers, N tokens."""
+"""Which tokens live at which layer boundary. B batch, L layers, N tokens.
+
+An encoder of L layers has L+1 boundaries; layer l reads boundary l (keys, values) and writes boundary l+1 (queries,
+output projection, feed-forward). Three records say what lives there, and all are read alike (`alive`, `occupancy`): a
+hard plan (TokenPlan), a soft one that training differentiates (SoftPlan), and what a method that merges left
+(MergeRecord). 1 means keep.
+"""
 
 from __future__ import annotations
 
@@ -10,68 +16,135 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """An encoder of L layers has L+1 boundaries; layer l reads boundary l and writes boundary l+1.
+    """A hard plan, one number a token: at how many boundaries it lives.
 
-    alive: (B, L+1, N); bool is a hard plan, float in [0, 1] a soft one. 1 means keep. The sets are nested:
-    a token that is gone stays gone. scored: rows of attention a sample, by layer, that were computed to make
-    the plan; empty where none were.
+    lifetime: (B, N) int64 in 0..L+1; a token lives at the boundaries 0..lifetime-1, so that the sets are nested: what
+    is gone stays gone. 0 is padding, or a token that no layer reads; L+1 is a token that the head reads.
+    """
+
+    lifetime: Tensor
+    layers: int
+
+    @classmethod
+    def of_sets(cls, alive: Tensor) -> TokenPlan:
+        """The plan whose sets are `alive` (B, L+1, N) bool. Raises ValueError unless they are nested."""
+        if (alive[:, 1:] > alive[:, :-1]).any():
+            raise ValueError("a token plan must be nested: a token cannot come back after it was dropped")
+        return cls(alive.sum(1), alive.shape[1] - 1)
+
+    @property
+    def alive(self) -> Tensor:
+        """(B, L+1, N) bool: the tokens of each boundary."""
+        return self.lifetime[:, None] > self._boundaries()
+
+    @property
+    def counts(self) -> Tensor:
+        """(B, L+1) int64: how many tokens live at each boundary."""
+        return self.alive.sum(-1)
+
+    def reads(self, layer: int) -> Tensor:
+        """The tokens (B, N) that a layer computes keys and values for."""
+        return self.lifetime > layer
+
+    def writes(self, layer: int) -> Tensor:
+        """The tokens (B, N) that a layer computes queries, attention output and feed-forward for."""
+        return self.lifetime > layer + 1
+
+    def depth(self) -> Tensor:
+        """(B, N) int64: how many layers read each token."""
+        return self.lifetime.clamp_max(self.layers)
+
+    def order(self) -> Tensor:
+        """Tokens (B, N) by how long they live, the longest first: the set of a boundary is the first counts[b, l]."""
+        return self.lifetime.argsort(dim=-1, descending=True, stable=True)
+
+    def occupancy(self, real: Tensor | None = None) -> Tensor:
+        """Share of real tokens alive at each boundary, (B, L+1); `real` (B, N) bool, None for no padding."""
+        return _share(self.alive, real)
+
+    def with_survivors(self) -> TokenPlan:
+        """The plan whose last layer writes all that it reads, for a head that reads every token that is left."""
+        return TokenPlan(torch.where(self.lifetime < self.layers, self.lifetime, self.layers + 1), self.layers)
+
+    def check(self, outputs: int = 1) -> None:
+        """Raise ValueError unless the first `outputs` tokens live at every boundary."""
+        if not (self.lifetime[:, :outputs] > self.layers).all():
+            raise ValueError(
+                f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them"
+            )
+
+    def _boundaries(self) -> Tensor:
+        return torch.arange(self.layers + 1, device=self.lifetime.device)[:, None]
+
+
+@dataclass(frozen=True)
+class SoftPlan:
+    """alive: (B, L+1, N) float in [0, 1], falling from boundary to boundary; differentiable."""
+
+    alive: Tensor
+
+    @property
+    def layers(self) -> int:
+        return self.alive.shape[1] - 1
+
+    def reads(self, layer: int) -> Tensor:
+        """As TokenPlan's, (B, N) in [0, 1]."""
+        return self.alive[:, layer]
+
+    def writes(self, layer: int) -> Tensor:
+        """As TokenPlan's, (B, N) in [0, 1]."""
+        return self.alive[:, layer + 1]
+
+    def occupancy(self, real: Tensor | None = None) -> Tensor:
+        """Mean mask of the real tokens at each boundary, (B, L+1)."""
+        return _share(self.alive, real)
+
+    def with_survivors(self) -> SoftPlan:
+        """As TokenPlan's."""
+        return SoftPlan(torch.cat([self.alive[:, :-1], self.alive[:, -2:-1]], dim=1))
+
+    def harden(self, threshold: float = 0.5) -> TokenPlan:
+        """The hard plan: a token lives where its mask is at least `threshold` (METHOD section 3)."""
+        return TokenPlan.of_sets(self.alive >= threshold)
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """What merging or fusing left, after the fact.
+
+    alive: (B, L+1, N) bool, the tokens that still stand for themselves or for others; fused: (B, L+1) int64, rows at
+    each boundary that stand for none of the N tokens alone, None where there are none.
     """
 
     alive: Tensor
-    scored: tuple[float, ...] = ()
+    fused: Tensor | None = None
 
     @property
     def layers(self) -> int:
         return self.alive.shape[1] - 1
 
     @property
-    def is_hard(self) -> bool:
-        return self.alive.dtype == torch.bool
-
-    def reads(self, layer: int) -> Tensor:
-        """The tokens (B, N) that a layer computes keys and values for."""
-        return self.alive[:, layer]
-
-    def writes(self, layer: int) -> Tensor:
-        """The tokens (B, N) that a layer computes queries, attention output and feed-forward for."""
-        return self.alive[:, layer + 1]
+    def counts(self) -> Tensor:
+        """(B, L+1) int64: how many rows are computed at each boundary."""
+        standing = self.alive.sum(-1)
+        return standing if self.fused is None else standing + self.fused
 
     def depth(self) -> Tensor:
-        """A token's fate in one number, (B, N) int: how many layers read it. Hard plans only."""
-        if not self.is_hard:
-            raise ValueError("depth is defined for hard plans: call harden() first")
+        """(B, N) int64: how many layers read each token, itself or as the one that others merged into."""
         return self.alive[:, :-1].sum(1)
 
     def occupancy(self, real: Tensor | None = None) -> Tensor:
-        """Share of real tokens alive at each boundary, (B, L+1); `real` (B, N) bool, None for no padding."""
-        if real is None:
-            return self.alive.float().mean(-1)
-        return (self.alive * real[:, None]).float().sum(-1) / real.sum(-1, keepdim=True)
+        """Rows at each boundary as a share of the real tokens, (B, L+1)."""
+        tokens = self.alive.shape[-1] if real is None else real.sum(-1, keepdim=True)
+        return self.counts.float() / tokens
 
-    def with_survivors(self) -> TokenPlan:
-        """The plan whose last layer writes all that it reads, for a head that reads every token that is left."""
-        alive = torch.cat([self.alive[:, :-1], self.alive[:, -2:-1]], dim=1)
-        return TokenPlan(alive, self.scored)
 
-    def harden(self, threshold: float = 0.5) -> TokenPlan:
-        """The hard plan of a soft one: alive where the mask is at least `threshold` (METHOD section 3)."""
-        return self if self.is_hard else TokenPlan(self.alive >= threshold, self.scored)
-
-    def check(self, outputs: int = 1) -> None:
-        """Raise ValueError unless the sets are nested and hold the first `outputs` tokens at every boundary."""
-        if (self.alive[:, 1:] > self.alive[:, :-1]).any():
-            raise ValueError("a token plan must be nested: a token cannot come back after it was dropped")
-        if not (self.alive[:, :, :outputs] == 1).all():
-            raise ValueError(
-                f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them"
-            )
+Kept = TokenPlan | MergeRecord  # what cost, gallery and report read
 
 
 def keep_all(real: Tensor, layers: int, outputs: int = 1) -> TokenPlan:
     """Every real token (B, N) is read by every layer; the last layer writes the `outputs` first tokens alone."""
-    alive = real[:, None].repeat(1, layers + 1, 1)
-    alive[:, -1, outputs:] = False
-    return TokenPlan(alive)
+    return TokenPlan(real * layers + output_tokens(real, outputs).long(), layers)
 
 
 def output_tokens(real: Tensor, outputs: int) -> Tensor:
@@ -101,11 +174,17 @@ def largest(importance: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return (rank < count[:, None]) & among
 
 
-def weighty_rows(weight: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
+def rows_with_weight(weight: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:
     """The rows whose weight exceeds `threshold`: their places and weights, (B, n) each.
 
     weight: (B, N); n is the largest count in the batch, samples with fewer are filled up with rows of weight 0.
     """
-    heavy = weight > threshold
-    values, places = weight.topk(int(heavy.sum(-1).max()), dim=-1, sorted=False)
+    above = weight > threshold
+    values, places = weight.topk(int(above.sum(-1).max()), dim=-1, sorted=False)
     return places, values.masked_fill(values <= threshold, 0)
+
+
+def _share(alive: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return alive.float().mean(-1)
+    return (alive * real[:, None]).float().sum(-1) / real.sum(-1, keepdim=True)

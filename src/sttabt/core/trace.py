@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sttabt import native
-from sttabt.core.plan import weighty_rows
+from sttabt.core.plan import rows_with_weight
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class AttentionTrace:
                 weight = torch.zeros_like(self.real, dtype=weight.dtype).scatter(1, places, weight)
             return native.sum_rows(queries, keys, weight, self.padding, self.scale, 0.0, standing=False)
         if places is None:
-            places, weight = weighty_rows(weight)
+            places, weight = rows_with_weight(weight)
         return (weight[:, None, None] @ self.probabilities(layer, places))[:, :, 0].mean(1)
 
     def rows_computed(self, counts: Tensor) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Labelled images as a source finds them. Imports no torch."""
+"""Labelled images, and how each is decoded, whatever its source. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by dataset.channels
 # What Pillow raises for a file that is no image, or half of one.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+NEEDING_OTHERS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows, and other programs read
+LARGEST = 2**16 - 1  # of a 16-bit pixel
 
 
 class LabelledImages(ABC):
@@ -23,8 +28,55 @@ class LabelledImages(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """The image, as the transforms take it; raises one of UNREADABLE when it is broken."""
+        """The image as the transforms take it, of files through `decode`; raises one of UNREADABLE when broken."""
 
     @abstractmethod
     def where(self, index: int) -> str:
         """What a user finds the image by, mostly its path."""
+
+
+def decode(image: Image.Image, channels: int) -> Image.Image:
+    """Grey or coloured, 8 bits: turned as its EXIF data says, 16 bits scaled to 8, transparent parts blended on white.
+
+    Raises one of UNREADABLE for broken images, and for pixels of floating-point numbers or of 32 bits, since nothing
+    says which of them is white.
+    """
+    image.load()  # what is broken shows here, not where EXIF data are read
+    image = _upright(image)
+    if image.mode in SIXTEEN_BITS or (image.mode, image.format) == ("I", "PPM"):  # which Pillow scales to 16 bits
+        return _scaled(image).convert(MODES[channels])
+    if image.mode in ("F", "I"):
+        kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {kind}, of which none is known to be white: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+    return image.convert(MODES[channels])
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Broken EXIF data, of which cameras and editors write some, say nothing."""
+    kind = image.format  # which a turned copy does not have
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (*UNREADABLE, KeyError, TypeError):
+        return image
+    image.format = kind
+    return image
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8; the one shade that a file may declare transparent is white."""
+    pixels = np.asarray(image).astype(np.int64)
+    grey = (pixels * 255 + LARGEST // 2) // LARGEST
+    if (shade := image.info.get("transparency")) is not None:
+        grey[pixels == shade] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that Pillow reads by itself, in lower case."""
+    Image.init()
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset({suffix for suffix in readable if Image.EXTENSION[suffix] not in NEEDING_OTHERS} | {".mpo"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sttabt.settings import DatasetSettings, ModelSettings
@@ -15,6 +16,7 @@ COMMON = ("name", "source", "image_size", "classes", "task", "metric", "validati
 IMAGES = ("channels", "augment")  # every source of images reads these, too
 PREPARED = (*IMAGES, "augmentation", "mean", "std", "broken_share")  # and these if sttabt.data.images prepares them
 TEXT = ("columns", "label_column", "class_names", "max_tokens", "positive_above")  # every source of text
+PUBLISHED = ("imagenet", "glue_")  # how the names begin that figures show published results of
 
 
 class Source(ABC):
@@ -33,6 +35,13 @@ class Source(ABC):
     @abstractmethod
     def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
         """Train, validation and test data; the test split depends on no seed. Raises UserError."""
+
+    def default_name(self, dataset: DatasetSettings) -> str:
+        """What results call the data where `dataset.name` is empty: as its file, its folder or its hub id is called."""
+        path = Path(dataset.path)
+        own = path.name if path.is_dir() else path.name.partition(".")[0]
+        name = own or dataset.hub_id.rpartition("/")[2] or dataset.source
+        return f"own_{name}" if name.startswith(PUBLISHED) else name
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
         """Settings of a data set that change nothing here, each with the reason where there is a special one."""

@@ -35,7 +35,8 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         query, key, value = backbone.qkv(layer, x)
         queries.append(split_heads(query, backbone.heads))
         keys.append(split_heads(key, backbone.heads))
-        x = backbone.finish(layer, x, attend(query, key, value, backbone.heads, bias, backbone.attention_dropout))
+        attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout(layer))
+        x = backbone.finish(layer, x, attended)
     trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
     return DenseRun(backbone.head(x), tuple(hidden), trace)
 
@@ -53,9 +54,9 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
         packed, attend_layer = x, partial(attend_packed, read=tokens, write=tokens)
     else:
         x = backbone.embed(inputs)
-        tokens, packed, attend_layer = [x.shape[1]] * len(x), x.flatten(0, 1), attend
+        tokens, packed, attend_layer = None, x.flatten(0, 1), attend
     if (encoder := backbone.native_encoder(packed)) is not None:
-        found = encoder.trace(packed, backbone.heads, tokens)
+        found = encoder.trace(packed, backbone.heads, tokens or [x.shape[1]] * len(x))
     else:
         found = list(_trace_layers(backbone, x, attend_layer))
     queries, keys = (
@@ -76,7 +77,7 @@ def _trace_layers(
     for layer in range(backbone.layers - 1):
         query, key, value = backbone.qkv(layer, x)
         yield query, key
-        attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        attended = attend_layer(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended)
     yield backbone.queries_keys(backbone.layers - 1, x)
 

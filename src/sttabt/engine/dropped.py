@@ -23,10 +23,8 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     Rows of the samples are packed behind each other, (T, D), for the kernels that compute all layers in one call. Where
     they cannot, and all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice;
     otherwise rows are packed, and attention alone may compute padding (engine.packed).
-    Raises ValueError for a soft plan or one that is not nested.
+    Raises ValueError for a plan that drops what the head reads.
     """
-    if not plan.is_hard:
-        raise ValueError("only a hard plan can drop tokens: call harden() first")
     plan.check(backbone.outputs)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     layout = _layout(plan)
@@ -34,7 +32,7 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     if (encoder := backbone.native_encoder(x)) is not None:
         return _run_natively(backbone, encoder, x, layout.counts)
     if layout.uniform:
-        return _run_sliced(backbone, x.unflatten(0, (plan.alive.shape[0], -1)), layout.counts[0])
+        return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), layout.counts[0])
     return _run_packed(backbone, x, layout.counts)
 
 
@@ -44,7 +42,7 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
     No shape and no branch depends on a tensor: torch.compile takes it whole.
     """
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
-    sample = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+    sample = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
     if (encoder := backbone.native_encoder(x)) is not None:
         return _run_natively(backbone, encoder, x, [list(counts)] * len(order))
@@ -65,8 +63,7 @@ class _Layout:
 
 
 def _layout(plan: TokenPlan) -> _Layout:
-    order = plan.alive.sum(1).argsort(dim=-1, descending=True, stable=True)
-    counts = plan.alive.sum(-1)
+    order, counts = plan.order(), plan.counts
     first = torch.arange(order.shape[1], device=order.device) < counts[:, :1]
     sample, place = first.nonzero(as_tuple=True)
     return _Layout(counts.tolist(), sample, order[sample, place])
@@ -82,7 +79,7 @@ def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
         query, key, value = backbone.qkv(layer, x, written)
-        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout)
+        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
         x = backbone.finish(layer, x[:, :kept], attended)
     return backbone.head(x)
 
@@ -93,7 +90,7 @@ def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tenso
         write = [sample[layer + 1] for sample in counts]
         written = None if read == write else partial(torch.index_select, dim=0, index=_prefixes(read, write, x.device))
         query, key, value = backbone.qkv(layer, x, written)
-        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout)
+        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x if written is None else written(x), attended)
     return _classify(backbone, x, [sample[-1] for sample in counts])
 

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import SoftPlan, TokenPlan
 from sttabt.engine.attention import attend_weighted
 
 TINY = 1e-20  # keeps the logarithm of a mask that is 0, and its gradient, finite
 
 
-def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float = TINY) -> Tensor:
+def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan | SoftPlan, epsilon: float = TINY) -> Tensor:
     """Logits (B, classes) under a soft or a hard plan (STTABT section 3.3).
 
     The official implementation multiplies the attention probabilities by the mask and renormalises. Adding the
@@ -28,6 +28,6 @@ def run_masked(backbone: Backbone, inputs: Any, plan: TokenPlan, epsilon: float 
         query, key, value = backbone.qkv(layer, x)
         log_weight = (read[..., 0] + epsilon * real).clamp_min(TINY).log()
         gated = query * write, key * read, value * read
-        attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout)
+        attended = attend_weighted(*gated, backbone.heads, log_weight, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended, gate=write)
-    return backbone.head(x, plan.alive[:, -1] >= 0.5)
+    return backbone.head(x, plan.writes(backbone.layers - 1) >= 0.5)

@@ -8,16 +8,16 @@ import torch
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.merge import match_tokens
-from sttabt.core.plan import TokenPlan, output_tokens
+from sttabt.core.plan import MergeRecord, output_tokens
 from sttabt.engine.attention import attend, attend_weighted, split_heads
-from sttabt.engine.online import OnlineRun
+from sttabt.engine.run import Run
 
 
-def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
+def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     """Logits when every layer but the last merges its `merged` most alike pairs before its feed-forward (ToMe).
 
     Keys are compared, mean over heads; attention counts a merged token as often as it stands for one. The last layer
-    computes the output tokens alone. The plan says which tokens still stand for themselves or for others.
+    computes the output tokens alone. The record says which tokens still stand for themselves or for others.
     """
     real = backbone.real(inputs)
     x = backbone.embed(inputs)
@@ -28,10 +28,11 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
     for layer in range(backbone.layers):
         written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
         query, key, value = backbone.qkv(layer, x, written)
+        dropout = backbone.attention_dropout(layer)
         if layer == 0:
-            attended = attend(query, key, value, backbone.heads)
+            attended = attend(query, key, value, backbone.heads, dropout=dropout)
         else:
-            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log())
+            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log(), dropout)
         if layer == last:
             x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break
@@ -42,4 +43,4 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> OnlineRun:
         token = token.gather(1, matching.stay)
         boundaries.append(torch.zeros_like(real).scatter_(1, token, True))
     boundaries.append(boundaries[-1] if survivors else output_tokens(real, backbone.outputs))
-    return OnlineRun(backbone.head(x), TokenPlan(torch.stack(boundaries, 1)))
+    return Run(backbone.head(x), MergeRecord(torch.stack(boundaries, 1)), real)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,23 +13,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.engine.attention import attend, merge_heads, split_heads
 from sttabt.engine.dense import padding_bias
 from sttabt.engine.packed import unpack
+from sttabt.engine.run import Run
 
-# rule(layer, probabilities (B, H, n, n), alive (B, n) bool) -> (B, n) bool, the alive tokens that the layer writes
-Rule = Callable[[int, Tensor, Tensor], Tensor]
+
+class LayerAttention:
+    """A layer's attention as a rule sees it, computed when it is asked for.
+
+    query, key: (B, n, D), heads not split; present: (B, n) bool, the keys that are there.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, present: Tensor, heads: int) -> None:
+        self.query, self.key, self.present, self.heads = query, key, present, heads
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(B, H, n, n); rows are queries and sum to 1 over the keys that are there."""
+        query, key = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return scores.masked_fill(~self.present[:, None, None, :], -math.inf).softmax(-1)
+
+    def received(self, rows: Tensor) -> Tensor:
+        """The attention (B, n) that each token receives: mean over heads and over the `rows` (B, n) bool."""
+        return received_attention(self.probabilities, rows)
+
+
+# rule(layer, attention, alive (B, n) bool) -> (B, n) bool, the alive tokens that the layer writes
+Rule = Callable[[int, LayerAttention, Tensor], Tensor]
 # As a rule, of every layer and of real tokens; its mask (B, N) in [0, 1] multiplies what the layer writes.
-SoftRule = Callable[[int, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class OnlineRun:
-    """logits (B, classes), and what the rule decided as a plan like any other."""
-
-    logits: Tensor
-    plan: TokenPlan
+SoftRule = Callable[[int, LayerAttention, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,9 +67,9 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     masks: list[Tensor] = []
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        probabilities = attention_probabilities(query, key, real, backbone.heads)
-        attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
-        mask = rule(layer, probabilities, real)
+        attention = LayerAttention(query, key, real, backbone.heads)
+        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
+        mask = rule(layer, attention, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
             mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
         x = backbone.finish(layer, x, attended) * mask[..., None].to(x.dtype)
@@ -61,23 +78,32 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     return OnlineSoftRun(backbone.head(x, left), torch.stack(masks, 1))
 
 
-def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
-    """Computes every token and masks those that the rule drops; the last layer writes the output tokens alone."""
+def run_online_masked(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
+    """Computes every token and masks those that the rule drops; the last layer writes the output tokens alone.
+
+    Raises ValueError for a rule that brings a token back.
+    """
+    logits, alive = mask_online(backbone, inputs, rule)
+    return Run(logits, TokenPlan.of_sets(alive), backbone.real(inputs))
+
+
+def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Tensor]:
+    """As `run_online_masked`, of any rule: logits (B, classes), and the tokens of each boundary, (B, L+1, N) bool."""
     alive = backbone.real(inputs)
     x = backbone.embed(inputs)
     boundaries = [alive]
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        probabilities = attention_probabilities(query, key, alive, backbone.heads)
-        attended = merge_heads(_dropout(probabilities, backbone) @ split_heads(value, backbone.heads))
+        attention = LayerAttention(query, key, alive, backbone.heads)
+        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
-        alive = _last(alive, backbone) if last else rule(layer, probabilities, alive)
+        alive = _last(alive, backbone) if last else rule(layer, attention, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
         boundaries.append(alive)
-    return OnlineRun(backbone.head(x, alive), TokenPlan(torch.stack(boundaries, 1)))
+    return backbone.head(x, alive), torch.stack(boundaries, 1)
 
 
-def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun:
+def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     """Computes the kept tokens only; padding is not even embedded.
 
     The samples' rows are packed behind each other, (T, D): what is linear runs over kept rows alone. Attention runs on
@@ -90,30 +116,32 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> OnlineRun
         x = backbone.embed(inputs).flatten(0, 1)
     else:
         x = backbone.embed_tokens(inputs, sample, token)
-    boundaries = [real]
-    for layer in range(backbone.layers):
+    lifetime = real.long()
+    for layer in range(backbone.layers - 1):
         present = _first(torch.bincount(sample, minlength=batch))
-        if layer == backbone.layers - 1:
-            boundaries.append(_last(boundaries[-1], backbone))
-            written = boundaries[-1][sample, token]
-            left = _first(boundaries[-1].sum(1))
-            query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])  # noqa: B023
-            query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
-            attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout)
-            x = unpack(backbone.finish(layer, x[written], attended[left]), left)
-            break
         query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
-        probabilities = attention_probabilities(query, key, present, heads)
-        keep = rule(layer, probabilities, present)
+        attention = LayerAttention(query, key, present, heads)
+        keep = rule(layer, attention, present)
         written = _first(keep.sum(1))
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
-        picked = place[:, None, :, None].expand(-1, heads, -1, probabilities.shape[-1])
-        attended = merge_heads(_dropout(probabilities.gather(2, picked), backbone) @ split_heads(value, heads))
+        picked = place[:, None, :, None].expand(-1, heads, -1, present.shape[1])
+        probabilities = _dropout(attention.probabilities.gather(2, picked), backbone, layer)
+        attended = merge_heads(probabilities @ split_heads(value, heads))
         kept = keep[present]
         x = backbone.finish(layer, x[kept], attended[written])
         sample, token = sample[kept], token[kept]
-        boundaries.append(torch.zeros_like(real).index_put((sample, token), keep.new_ones(())))
-    return OnlineRun(backbone.head(x, left), TokenPlan(torch.stack(boundaries, 1)))
+        lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
+    layer = backbone.layers - 1
+    present = _first(torch.bincount(sample, minlength=batch))
+    last = _last(lifetime > layer, backbone)
+    lifetime = lifetime + last
+    written = last[sample, token]
+    left = _first(last.sum(1))
+    query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])
+    query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
+    attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout(layer))
+    x = unpack(backbone.finish(layer, x[written], attended[left]), left)
+    return Run(backbone.head(x, left), TokenPlan(lifetime, backbone.layers), real)
 
 
 def _last(alive: Tensor, backbone: Backbone) -> Tensor:
@@ -121,15 +149,9 @@ def _last(alive: Tensor, backbone: Backbone) -> Tensor:
     return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
 
-def _dropout(probabilities: Tensor, backbone: Backbone) -> Tensor:
-    return F.dropout(probabilities, backbone.attention_dropout) if backbone.attention_dropout else probabilities
-
-
-def attention_probabilities(query: Tensor, key: Tensor, alive: Tensor, heads: int) -> Tensor:
-    """(B, H, n, n) of queries and keys (B, n, D) with heads not split; alive: (B, n) bool, the keys that are there."""
-    query, key = split_heads(query, heads), split_heads(key, heads)
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    return scores.masked_fill(~alive[:, None, None, :], -math.inf).softmax(-1)
+def _dropout(probabilities: Tensor, backbone: Backbone, layer: int) -> Tensor:
+    share = backbone.attention_dropout(layer)
+    return F.dropout(probabilities, share) if share else probabilities
 
 
 def _first(counts: Tensor) -> Tensor:

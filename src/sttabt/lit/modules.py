@@ -112,7 +112,7 @@ class Pruning(TrainingStage):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
-            logits, own = self.trained(batch.inputs).logits, {}
+            logits, own = self.trained.run(batch.inputs).logits, {}
         else:
             run = self.trained.soft(batch.inputs)
             logits, own = run.logits, run.terms
@@ -125,7 +125,7 @@ class Pruning(TrainingStage):
         return terms
 
     def predict(self, inputs: Any) -> Tensor:
-        return self.trained(inputs).logits
+        return self.trained.run(inputs).logits
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -135,7 +135,7 @@ class Pruning(TrainingStage):
     def validation_step(self, batch: Batch, index: int) -> None:
         super().validation_step(batch, index)
         if self.averaged is not None:
-            logits = self.averaged(batch.inputs).logits
+            logits = self.averaged.module.run(batch.inputs).logits
             self.averaged_metric.update(self.task.readings(self.task.metric, logits), batch.labels)
             self.log(f"{self.stage}/validation_ema_{self.task.metric}", self.averaged_metric, on_epoch=True)
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.concrete import concrete_loss, concrete_plan
-from sttabt.core.plan import TokenPlan
+from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
-from sttabt.methods.base import Card, PlannedMethod, SoftRun, TrainedMethod
+from sttabt.methods.base import Planned, PlannedMethod, SoftRun, TrainedMethod
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
 
 class Concrete(PlannedMethod, TrainedMethod):
-    card = Card(title="concrete", source="STTABT section 3.3", trained=True)
-
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))
@@ -28,18 +26,19 @@ class Concrete(PlannedMethod, TrainedMethod):
     def attention(self) -> str:
         return "approximate"
 
-    def soft_plan(self, trace: AttentionTrace, negligible: float | None = None) -> TokenPlan:
+    def soft_plan(self, trace: AttentionTrace, negligible: float | None = None) -> ConcretePlan:
         """The differentiable plan that training runs on; `negligible`: as in `concrete_plan`."""
         settings = self.settings
         return concrete_plan(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs, negligible)
 
-    def plan(self, inputs: Any, real: Tensor, trace: AttentionTrace | None) -> TokenPlan:
+    def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         assert trace is not None, "concrete masks need an attention trace"
-        return self.soft_plan(trace, NEGLIGIBLE).harden()
+        soft = self.soft_plan(trace, NEGLIGIBLE)
+        return Planned(soft.plan.harden(), soft.scored)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         assert trace is not None, "concrete masks need an attention trace"
-        plan, settings = self.soft_plan(trace), self.settings
+        plan, settings = self.soft_plan(trace).plan, self.settings
         held = concrete_loss(
             self.p_logit, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
         )
@@ -48,6 +47,6 @@ class Concrete(PlannedMethod, TrainedMethod):
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.p_logit, self.settings.p_logit_rate)]
 
-    def planning_macs(self, scored: tuple[float, ...], tokens: int, width: int, heads: int) -> float:
+    def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:
         covariance = width // heads * width  # a key's part in the covariance of a head, and a query's product with it
         return sum(rows * tokens * (width + heads) + (rows + tokens) * covariance for rows in scored)

@@ -7,26 +7,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.forward import received_attention
 from sttabt.core.ltp import hard_mask, initial_thresholds, mask_loss, soft_mask
 from sttabt.core.plan import output_tokens
 from sttabt.core.trace import AttentionTrace
-from sttabt.engine.online import Rule, SoftRule, run_online_soft
-from sttabt.methods.base import Card, OnlineMethod, SoftRun, TrainedMethod
+from sttabt.engine.online import LayerAttention, Rule, SoftRule, run_online_soft
+from sttabt.methods.base import OnlineMethod, SoftRun, TrainedMethod
 
 
 class Ltp(OnlineMethod, TrainedMethod):
     """`threshold` (L,); the last one decides nothing, as the last layer writes the output tokens alone."""
-
-    card = Card(title="LTP", source="Kim et al., KDD 2022; STTABT section 4", trained=True)
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.threshold = nn.Parameter(initial_thresholds(layers))
 
     def rule(self, real: Tensor) -> Rule:
-        def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
-            attentive = hard_mask(received_attention(probabilities, alive), self.threshold[layer])
+        def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
+            attentive = hard_mask(attention.received(alive), self.threshold[layer])
             return (attentive | output_tokens(alive, self.outputs)) & alive
 
         return select
@@ -42,11 +39,11 @@ class Ltp(OnlineMethod, TrainedMethod):
         return tokens**2
 
     def _soft_rule(self) -> SoftRule:
-        def mask(layer: int, probabilities: Tensor, real: Tensor) -> Tensor:
+        def mask(layer: int, attention: LayerAttention, real: Tensor) -> Tensor:
             outputs = output_tokens(real, self.outputs)
             if layer == self.layers - 1:
-                return outputs.to(probabilities.dtype)
-            score = received_attention(probabilities, real)
+                return outputs.to(attention.query.dtype)
+            score = attention.received(real)
             soft = soft_mask(score, self.threshold[layer], self.settings.temperature)
             return soft.masked_fill(outputs, 1)
 

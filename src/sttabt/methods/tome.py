@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from sttabt.methods.base import Card, MergingMethod
+from sttabt.methods.base import MergingMethod
 
 
 class Tome(MergingMethod):
-    card = Card(title="ToMe", source="Bolya et al., ICLR 2023; its last layer computes the output tokens alone")
-
     @property
     def merged(self) -> int:
         return self.settings.merged

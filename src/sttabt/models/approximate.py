@@ -18,6 +18,8 @@ from sttabt.core.distill import attention_divergence, attention_squared_error, p
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import DenseRun, run_dense, trace_attention
 from sttabt.errors import UserError, nearest
+from sttabt.pretrained.names import load_official_state
+from sttabt.pretrained.states import without_unused
 
 ATTENTION_LOSSES = ("kldiv", "tinybert")
 
@@ -43,11 +45,11 @@ class ApproximateNetwork(nn.Module):
 
     def start_from(self, base: Backbone) -> None:
         """Interpolated start: each encoder parameter is the base's, flattened and resized by nearest neighbour."""
-        state = self.backbone.official_state()
+        parts = self.backbone.parts()
         with torch.no_grad():
-            for name, wide in base.official_state().items():
-                if not name.startswith(base.own_start):
-                    state[name].copy_(resize_flat(wide, state[name].shape))
+            for name, wide in base.parts().items():
+                if not name.startswith((*base.head_prefixes, *base.narrow_prefixes)):
+                    parts[name].copy_(resize_flat(wide, parts[name].shape))
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter of this name belongs to the head, which depends on the classes."""
@@ -60,13 +62,12 @@ class ApproximateNetwork(nn.Module):
 
     def load_official_state(self, state: Mapping[str, Tensor]) -> None:
         """Load an official checkpoint's `approx_bert` entry; its unused pruning parameters are left out."""
-        unused = ("concrete_prop_p_logit", "ltp_prune_token_module", ".p_logit")
         encoder = {
             name.removeprefix("bert."): value
-            for name, value in state.items()
-            if not name.startswith("transfer_") and not any(word in name for word in unused)
+            for name, value in without_unused(state).items()
+            if not name.startswith("transfer_")
         }
-        self.backbone.load_official_state(encoder)
+        load_official_state(self.backbone, encoder)
         own = {name: value for name, value in state.items() if name.startswith("transfer_")}
         transfer = nn.ModuleDict(
             {"transfer_hidden": self.transfer_hidden, "transfer_embedding": self.transfer_embedding}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sttabt.engine.dropped import run_fixed
 from sttabt.errors import UserError
-from sttabt.methods.backtracking import Backtracking
 from sttabt.models.pruned import PrunedModel
 
 
@@ -22,15 +21,15 @@ class FixedModel(nn.Module):
 
     def __init__(self, pruned: PrunedModel) -> None:
         super().__init__()
-        if not isinstance(pruned.method, Backtracking) or not pruned.method.settings.counts:
+        if pruned.method.counts is None:
             raise UserError(
-                f"{pruned.method.card.title} keeps as many tokens as an image needs: static shapes need"
+                f"{pruned.method.title} keeps as many tokens as an image needs: static shapes need"
                 " sparsity=backtracking sparsity.counts=[tokens of the first layer, ..., of the last]"
             )
-        self.pruned, self.method = pruned, pruned.method
+        self.pruned, self.counts = pruned, pruned.method.counts
 
     def forward(self, inputs: Any) -> Tensor:
         inputs = self.pruned.base.prepare(inputs)
         trace = self.pruned.trace(inputs)
-        assert trace is not None, "back-tracking reads a trace"
-        return run_fixed(self.pruned.base, inputs, self.method.order(trace), self.method.counts)
+        assert trace is not None, "fixed counts are planned from a trace"
+        return run_fixed(self.pruned.base, inputs, self.pruned.method.order(trace), self.counts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from sttabt.backbones.bert import Bert, new_model
+from sttabt.backbones.bert import Bert
 from sttabt.core.text import Text
 from sttabt.models.approximate import ApproximationWeights
 from sttabt.parity.case import Case, check_quantities
@@ -26,7 +26,7 @@ def check_bert(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
 
 def bert_case(folder: Path, meta: dict[str, Any]) -> Case:
     """The case in `folder`, whose `arch` is bert."""
-    return Case(folder, meta, Bert(new_model(BertConfig(**meta["config"]))), _text, "bert.", WEIGHTS)
+    return Case(folder, meta, Bert.from_config(BertConfig(**meta["config"])), _text, "bert.", WEIGHTS)
 
 
 def _text(vectors: dict[str, Tensor]) -> Text:

@@ -18,15 +18,16 @@ from sttabt.core.backtrack import Backtracking, Keep, backtrack
 from sttabt.core.concrete import EPSILON, concrete_loss, concrete_plan
 from sttabt.core.forward import received_attention
 from sttabt.core.ltp import hard_mask, mask_loss, soft_mask
-from sttabt.core.plan import TokenPlan, largest
+from sttabt.core.plan import SoftPlan, largest
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import merge_heads, split_heads
 from sttabt.engine.dense import DenseRun, run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.online import OnlineSoftRun, attention_probabilities, run_online_masked, run_online_soft
+from sttabt.engine.online import LayerAttention, OnlineSoftRun, mask_online, run_online_soft
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.parity.check import ABSOLUTE, EXACT, RELATIVE, Check
+from sttabt.pretrained.names import load_official_state, official_names, official_state
 
 UNDEFINED = "not compared: the official value is NaN"
 GIVEN = ("input.", "concrete.p_logit", "ltp.threshold")  # what the official implementation was given
@@ -52,7 +53,7 @@ class Case:
     def loaded_base(self) -> Backbone:
         """The base model with the weights of the folder."""
         weights = load_file(self.folder / "base.safetensors")
-        self.base.load_official_state({key.removeprefix(self.prefix): value for key, value in weights.items()})
+        load_official_state(self.base, {key.removeprefix(self.prefix): value for key, value in weights.items()})
         return self.base.eval()
 
 
@@ -62,7 +63,7 @@ def check_quantities(case: Case) -> Iterator[Check]:
     network = ApproximateNetwork(base, meta["factor"]).eval()
     network.start_from(base)
     start = load_file(folder / "approx_interpolated_init.safetensors")
-    started = network.backbone.official_state()
+    started = official_state(network.backbone)
     for key in sorted(set(start) | {key for key in started if not key.startswith("classifier")}):
         yield compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
     network.load_official_state(load_file(folder / "approx.safetensors"))
@@ -122,15 +123,15 @@ def _forward(base: Backbone, inputs: Any, keeps: list[float], official: Tensor, 
     """
     real = base.real(inputs)
 
-    def select(layer: int, probabilities: Tensor, alive: Tensor) -> Tensor:
-        received = received_attention(probabilities, alive)
+    def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
+        received = attention.received(alive)
         importance = received.where(received > 0, official[:, layer] - 1)
         count = (keeps[layer] * real.sum(-1).double()).floor().long().clamp_min(1)
         return largest(importance, count, among=real)
 
-    run = run_online_masked(base, inputs, select)
-    yield f"{name}.output_masks", run.plan.alive[:, 1:].float(), EXACT
-    yield f"{name}.logits", run.logits, ABSOLUTE
+    logits, alive = mask_online(base, inputs, select)
+    yield f"{name}.output_masks", alive[:, 1:].float(), EXACT
+    yield f"{name}.logits", logits, ABSOLUTE
 
 
 @torch.no_grad()
@@ -140,8 +141,8 @@ def _ltp(case: Case, vectors: dict[str, Tensor]) -> Iterator[Found]:
     labels, threshold = vectors["input.labels"], vectors["ltp.threshold"]
     every = torch.ones_like(base.real(inputs))
 
-    def soft(layer: int, probabilities: Tensor, real: Tensor) -> Tensor:
-        return soft_mask(received_attention(probabilities, every), threshold[layer], settings["temperature"])
+    def soft(layer: int, attention: LayerAttention, real: Tensor) -> Tensor:
+        return soft_mask(attention.received(every), threshold[layer], settings["temperature"])
 
     runs = {
         "soft": (run_online_soft(base, inputs, soft), ABSOLUTE),
@@ -160,7 +161,7 @@ def _official_hard_ltp(base: Backbone, inputs: Any, threshold: Tensor) -> Online
     every, masks = torch.ones_like(alive), []
     for layer in range(base.layers):
         query, key, value = base.qkv(layer, x)
-        probabilities = attention_probabilities(query, key, alive, base.heads)
+        probabilities = LayerAttention(query, key, alive, base.heads).probabilities
         x = base.finish(layer, x, merge_heads(probabilities @ split_heads(value, base.heads)))
         alive = alive & hard_mask(received_attention(probabilities, every), threshold[layer])
         x = x * alive[..., None]
@@ -173,7 +174,7 @@ def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor
     settings, labels = meta["concrete"], vectors["input.labels"]
     p_logit = vectors["concrete.p_logit"].clone().requires_grad_()
     trace = network(inputs)
-    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"])
+    soft = concrete_plan(trace, p_logit, meta["abt_p"], settings["temperature"]).plan
     hold = partial(_hold, p_logit, trace, settings)
 
     logits = run_masked(base, inputs, soft, EPSILON)
@@ -205,7 +206,7 @@ def _concrete(case: Case, network: ApproximateNetwork, vectors: dict[str, Tensor
         yield "concrete.hard.loss", (F.cross_entropy(logits, labels) + held.p_logit + held.keep)[None], RELATIVE
 
 
-def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: TokenPlan) -> Any:
+def _hold(p_logit: Tensor, trace: AttentionTrace, settings: dict, plan: SoftPlan) -> Any:
     return concrete_loss(
         p_logit, plan.alive, trace.real, settings["init_p_logit"], settings["lambda_p"], settings["lambda_mask"]
     )
@@ -217,7 +218,7 @@ def _gradients(backbone: Any) -> dict[str, Tensor]:
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in backbone.model.named_parameters()
     }
-    return {_short(name): value for name, value in backbone.official_names(gradients).items()}
+    return {_short(name): value for name, value in official_names(backbone, gradients).items()}
 
 
 def _short(name: str) -> str:

@@ -10,7 +10,7 @@ from sttabt.backbones.vit import ViT
 from sttabt.models.approximate import ApproximationWeights
 from sttabt.parity.case import Case, check_quantities
 from sttabt.parity.check import Check
-from sttabt.pretrained.vit import vit_of_config
+from sttabt.pretrained.huggingface_vit import vit_of_config
 
 WEIGHTS = {"kldiv": ApproximationWeights(), "tinybert": ApproximationWeights(attention=10.0)}
 

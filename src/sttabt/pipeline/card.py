@@ -16,11 +16,11 @@ from filelock import FileLock
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sttabt.data.sources import find_source
-from sttabt.methods import find_method
 from sttabt.report.files import write_atomically
+from sttabt.report.points import spell
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
-from sttabt.settings import TRAININGS
+from sttabt.settings import TRAININGS, method_settings
 from sttabt.store.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
 
 CARD = "README.md"
@@ -195,9 +195,9 @@ def _method(stage: str, settings: Mapping[str, Any]) -> str:
             f"distillation of attention ({approx['attention_loss']}) into a network {approx['factor']} times narrower,"
             f" start: {'interpolated' if stage == 'general' else approx['start']} (STTABT section 3.1)"
         )
-    card = find_method(sparsity["method"]).card
+    method = method_settings(sparsity["method"])
     own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training")]
-    return f"{card.title} ({card.source}): {', '.join(own)}"
+    return f"{method.title} ({method.source}): {', '.join(own)}"
 
 
 def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:
@@ -228,16 +228,15 @@ def _errors(errors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
 
 
 def _latency(row: Row) -> tuple[str, ...]:
-    setting = ", ".join(
-        f"{name} {value:g}"
-        for name in ("p_logit", "keep_ratio", "merged", "mask_weight")
-        if (value := getattr(row, name)) is not None
-    )
+    setting = "-" if row.knob is None else f"{row.knob} {spell(row.knob_value)}"
     device = f"{row.device}, {row.threads} thread(s)"
     if row.time is None:
-        return row.label, setting or "-", NOT_MEASURED, "-", "-", device, row.commit or "-"
-    ms, dense = f"{row.time['ms']:.3g}", f"{row.time['dense_ms']:.3g}"
-    return row.label, setting or "-", ms, dense, f"{row.time['batch_size']:g}", device, row.commit or "-"
+        return row.label, setting, NOT_MEASURED, "-", "-", "-", device, row.commit or "-"
+    frozen = row.time.get("dense_frozen_ms")
+    return (
+        *(row.label, setting, f"{row.time['ms']:.3g}", f"{row.time['dense_ms']:.3g}"),
+        *("-" if frozen is None else f"{frozen:.3g}", f"{row.time['batch_size']:g}", device, row.commit or "-"),
+    )
 
 
 def _limits(stage: str, settings: Mapping[str, Any], rows: list[Row]) -> list[str]:
@@ -265,4 +264,4 @@ def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
     arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
     inputs = "images" if find_source(settings["dataset"]["source"]).holds == "images" else "sttabt.text(tokenizer(...))"
-    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model({inputs}).logits'
+    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model.run({inputs}).logits'

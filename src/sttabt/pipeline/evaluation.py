@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
 from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod, PlannedMethod, TrainedMethod
-from sttabt.methods.dense import Dense
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
@@ -39,7 +37,8 @@ class Scores:
 
     others: further metrics of the dropped predictions, by name; occupancy: (L+1,) share of real tokens by boundary, a
     sample at a time; occupancy_padded: `padded_occupancy` of texts, None for images; macs: multiply-adds of a sample,
-    part by part; dense_macs: those of the base model without padding.
+    part by part; dense_macs: those of the base model without padding. Of each item, in the order of the data set:
+    indices (samples,) its place there, labels and predictions (samples,), logits (samples, classes), as deployed.
     """
 
     samples: int
@@ -52,6 +51,10 @@ class Scores:
     occupancy_padded: float | None
     macs: dict[str, float]
     dense_macs: dict[str, float]
+    indices: np.ndarray = field(repr=False, compare=False)
+    labels: np.ndarray = field(repr=False, compare=False)
+    predictions: np.ndarray = field(repr=False, compare=False)
+    logits: np.ndarray = field(repr=False, compare=False)
 
 
 @torch.inference_mode()
@@ -63,34 +66,38 @@ def evaluate(
     workers: processes that load the data, here as below.
     """
     device = next(model.base.parameters()).device
-    ways = _ways(model)
-    metrics = {(way, name): task.new_metric(name).to(device) for way in ways for name in task.metrics}
+    forms = model.forms()
+    metrics = {(way, name): task.new_metric(name).to(device) for way in ("dropped", *forms) for name in task.metrics}
     total: dict[str, Any] = {}
     kept: list[Tensor] = []
     real: list[Tensor] = []
+    said: dict[str, list[Tensor]] = {"labels": [], "predictions": [], "logits": []}
     samples = 0
     loader = evaluation_loader(dataset, batch_size, workers)
-    for batch in _progress(loader, batches, f"evaluate {model.method.card.title}"):
+    for batch in _progress(loader, batches, f"evaluate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
-        run = model(batch.inputs)
-        for way, logits in ways.items():
-            found_logits = run.logits if way == "dropped" else logits(batch.inputs)
-            for name in task.metrics:
-                metrics[way, name].update(task.readings(name, found_logits), batch.labels)
+        run = model.run(batch.inputs)
+        predicted = {"dropped": run.logits} | {way: form(batch.inputs).logits for way, form in forms.items()}
+        for way, name in metrics:
+            metrics[way, name].update(task.readings(name, predicted[way]), batch.labels)
         found = {
             "loss": task.loss(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
-            "macs": _values(model.macs(run.plan, run.real)) * size,
+            "macs": _values(model.macs(run)) * size,
             "dense_macs": _values(model.dense_macs(run.real)) * size,
         }
+        item_logits = run.logits.float().cpu()
+        said["labels"].append(batch.labels.cpu())
+        said["predictions"].append(task.read(item_logits))
+        said["logits"].append(item_logits)
         if isinstance(batch.inputs, Text):
-            alive = run.real[:, None] if isinstance(model.method, Dense) else run.plan.alive  # it leaves nothing out
-            kept.append(alive.sum(-1).cpu())
+            kept.append(run.plan.counts.cpu())
             real.append(run.real.sum(-1).cpu())
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         samples += size
-    back = torch.tensor(list(loader.sampler)[:samples]).argsort()  # texts come by length: to the data set's own order
+    order = torch.tensor(list(loader.sampler)[:samples])  # texts come by length
+    back = order.argsort()
     mean = {name: (value / samples).tolist() for name, value in total.items()}
     scores = {key: score_of(metric) for key, metric in metrics.items()}
     return Scores(
@@ -104,6 +111,8 @@ def evaluate(
         occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
         macs=dict(zip(PARTS, mean["macs"], strict=True)),
         dense_macs=dict(zip(PARTS, mean["dense_macs"], strict=True)),
+        indices=order[back].numpy(),
+        **{name: torch.cat(values)[back].numpy() for name, values in said.items()},
     )
 
 
@@ -125,13 +134,13 @@ def validate(
     metric = task.new_metric(task.metric).to(device)
     loss, macs, dense_macs, samples = 0.0, 0.0, 0.0, 0
     loader = evaluation_loader(dataset, batch_size, workers)
-    for batch in _progress(loader, batches, f"validate {model.method.card.title}"):
+    for batch in _progress(loader, batches, f"validate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
-        run = model(batch.inputs)
+        run = model.run(batch.inputs)
         metric.update(task.readings(task.metric, run.logits), batch.labels)
         loss += float(task.loss(run.logits, batch.labels, reduction="sum").double())
-        macs += float(_values(model.macs(run.plan, run.real)).sum()) * size
+        macs += float(_values(model.macs(run)).sum()) * size
         dense_macs += float(_values(model.dense_macs(run.real)).sum()) * size
         samples += size
     return Validation(score_of(metric), loss / samples, macs / dense_macs)
@@ -169,7 +178,7 @@ def time_against_dense(
     """Whole forwards of so many batches one after the other, planning included, beside the base model's own.
 
     Texts are drawn from the data set's lengths at even ranks. A pruned model leaves padding out, too; without a
-    baseline that does so, that would pass for pruning. The method `dense` is timed as the base model's forward itself.
+    baseline that does so, that would pass for pruning.
     """
     device = next(model.base.parameters()).device
     loader = evaluation_loader(_typical(dataset, batch_size * batches), batch_size)
@@ -178,9 +187,8 @@ def time_against_dense(
     if model.base.may_pad:
         plans = [keep_all(model.base.real(inputs), model.base.layers, model.base.outputs) for inputs in each]
         variants["unpadded"] = _over(list(zip(each, plans, strict=True)), lambda pair: run_dropped(model.base, *pair))
-    pruned = model.base if isinstance(model.method, Dense) else model
-    parts = _planning_parts(model, each)
-    timing = time_interleaved(variants | {"pruned": _over(each, pruned)} | parts, "batch", rounds)
+    parts = {name: _over(each, step) for name, step in model.steps().items()}
+    timing = time_interleaved(variants | {"pruned": _over(each, model.run)} | parts, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
     seconds = {name: timing[name].seconds for name in parts}
     if len(parts) > 1:  # a plan begins with the approximate network
@@ -232,7 +240,7 @@ def gallery(
     """
     picked = _one_of_each_class(splits.test, samples) if splits.class_names else _first(splits.test, samples)
     batch = next(iter(evaluation_loader(Subset(splits.test, picked), samples)))
-    run = model(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
+    run = model.run(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
     common = {
         "alive": run.plan.alive.cpu().numpy(),
         "layers": np.array(model.base.layers),
@@ -298,24 +306,6 @@ def _typical(dataset: Dataset, samples: int) -> Subset:
 
 def _first(dataset: Dataset, samples: int) -> list[int]:
     return list(range(min(samples, len(dataset))))  # type: ignore[arg-type]
-
-
-def _ways(model: PrunedModel) -> dict[str, Callable[[Any], Tensor]]:
-    """How the model can be run, by name: inputs to logits."""
-    ways: dict[str, Callable[[Any], Tensor]] = {"dropped": lambda inputs: model(inputs).logits}
-    if not isinstance(model.method, MergingMethod):
-        ways["masked"] = lambda inputs: model(inputs, masked=True).logits
-    if isinstance(model.method, TrainedMethod):
-        ways["soft"] = lambda inputs: model.soft(inputs).logits
-    return ways
-
-
-def _planning_parts(model: PrunedModel, each: Sequence[Any]) -> dict[str, Callable[[], object]]:
-    """What can be timed by itself of a plan that is made beforehand: up to the trace, and up to the plan."""
-    if not isinstance(model.method, PlannedMethod) or model.method.attention is None:
-        return {}
-    approx = {"approximate_network": _over(each, model.trace)} if model.method.attention == "approximate" else {}
-    return approx | {"planning": _over(each, model.plan)}
 
 
 def _values(macs: dict[str, float]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
+from sttabt.report.older import KNOBS, LABELS
+from sttabt.report.predictions import Predictions
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.store.job import Job
 
 SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
-
-# Settings of methods that have a field of their own in a row, or show in one.
-FIELDS = ("method", "attention", "p_logit", "keep_ratio", "dynamic", "merged", "mask_weight", "propagation")
 
 
 def make_row(
@@ -33,8 +33,10 @@ def make_row(
     job: Job,
     config_hash: str,
     notes: dict[str, dict[str, Any]],
-) -> Row:
-    """Evaluate `model` on the test split, once; `notes`: of the artifacts it is made of, by stage.
+) -> tuple[Row, Predictions]:
+    """Evaluate `model` on the test split, once: the row, and what was predicted of each item.
+
+    notes: of the artifacts it is made of, by stage.
 
     averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
     trained under its method is measured on the validation split too: choices go by that alone.
@@ -43,11 +45,10 @@ def make_row(
     how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
     scores = evaluate(model, splits.test, *how)
     beside = None if averaged is None else evaluate(averaged, splits.test, *how)
-    dense = model.method.card.title == "dense"
-    by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])  # the ratio has no effect
     trained = isinstance(sparsity, TrainedSettings)
+    label, knob = _label_and_knob(sparsity)
     validation = validate(model, splits.validation, *how) if trained else None
-    return Row(
+    row = Row(
         experiment=settings.name,
         sweep=job.sweep,
         config_hash=config_hash,
@@ -62,15 +63,10 @@ def make_row(
         samples=scores.samples,
         model=settings.model.name,
         method=sparsity.method,
-        attention=getattr(sparsity, "attention", None),
+        label=label,
+        knob=knob,
         factor=None if model.approx is None else model.approx.factor,
-        p_logit=getattr(sparsity, "p_logit", None),
-        keep_ratio=None if by_itself else getattr(sparsity, "keep_ratio", None),
-        merged=getattr(sparsity, "merged", None),
-        mask_weight=getattr(sparsity, "mask_weight", None),
-        propagation=getattr(sparsity, "propagation", None),
-        settings=_other_settings(asdict(sparsity))
-        | ({"training.global_batch_size": update_size(settings, "prune")} if trained else {}),
+        settings=settings_of_row(settings),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
@@ -81,10 +77,10 @@ def make_row(
         loss=scores.loss,
         validation_loss=None if validation is None else validation.loss,
         validation=None if validation is None else {"score": validation.score, "macs_share": validation.macs_share},
-        occupancy=1.0 if dense else sum(scores.occupancy) / len(scores.occupancy),
-        occupancy_by_boundary=[1.0] * len(scores.occupancy) if dense else scores.occupancy,
+        occupancy=sum(scores.occupancy) / len(scores.occupancy),
+        occupancy_by_boundary=scores.occupancy,
         occupancy_padded=scores.occupancy_padded,
-        macs=scores.dense_macs if dense else scores.macs,
+        macs=scores.macs,
         ema=_averages(beside),
         macs_dense=sum(scores.dense_macs.values()),
         time=None,  # `measure_time` gives it
@@ -92,6 +88,7 @@ def make_row(
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
+    return row, Predictions.of(scores.indices, scores.labels, scores.predictions, scores.logits)
 
 
 def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> tuple[dict[str, float], str]:
@@ -113,12 +110,26 @@ def _averages(scores: Scores | None) -> dict[str, float] | None:
     return {"score_soft": scores.soft, "occupancy": occupancy, "macs": sum(scores.macs.values())}
 
 
-def _other_settings(sparsity: dict[str, Any]) -> dict[str, Any]:
-    """The method's settings that no field of a row has, flat: `training.epochs`. No keep_ratio says `dynamic`."""
-    own = {name: value for name, value in sparsity.items() if name not in FIELDS}
-    training = own.pop("training", {})
-    own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own.items()}
-    return own | {f"training.{name}": value for name, value in training.items()}
+def settings_of_row(settings: Settings) -> dict[str, Any]:
+    """All settings of the method, flat, with the samples of an update that training has on this hardware."""
+    own = dict(_flat(asdict(settings.sparsity)))
+    del own["method"]
+    size = "training.global_batch_size"
+    return own | ({size: update_size(settings, "prune")} if size in own else {})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _label_and_knob(sparsity: Any) -> tuple[str, str | None]:
+    by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])
+    knob = None if by_itself else KNOBS.get(sparsity.method)
+    return LABELS[sparsity.method, getattr(sparsity, "attention", None)], knob
 
 
 def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:

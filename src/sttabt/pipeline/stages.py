@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +45,11 @@ from sttabt.pipeline.result import device_name, make_row, measure_time
 from sttabt.pretrained.build import build_base
 from sttabt.pretrained.weights import load_approx, load_weights
 from sttabt.report.build import make_report
+from sttabt.report.files import write_atomically
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
+from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.settings import LoggerSettings, Settings
+from sttabt.settings import LoggerSettings, Settings, TrainedSettings
 from sttabt.store.artifacts import AVERAGED, fingerprint
 from sttabt.store.job import Job
 
@@ -98,8 +99,8 @@ class Stages:
         """The dense base model: trained here, from its start or from given weights, or given weights as they are."""
         model, classes = self.settings.model, self.settings.dataset.classes
         trained = model.fine_tune or not (model.checkpoint or model.pretrained)
-        base = self._build(classes)
-        if base.head_is_new and not model.fine_tune:
+        base, new_head = self._build(classes)
+        if new_head and not model.fine_tune:
             raise UserError(
                 f"model.pretrained=true gives no head for dataset.classes={classes}, so that it would guess:"
                 " set model.fine_tune=true"
@@ -123,7 +124,7 @@ class Stages:
         def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             from sttabt.data.corpus import load_corpus  # transformers takes seconds to import
 
-            encoder = self._build(ENCODER_CLASSES)
+            encoder, _ = self._build(ENCODER_CLASSES)
             self._load_checkpoint(encoder, new_head=True)
             network = self._new_approx(encoder, interpolated=True)
             module = GeneralApproximation(network, encoder, settings, Task("accuracy", ENCODER_CLASSES))
@@ -184,7 +185,7 @@ class Stages:
         else:
             (base, artifacts["base"]), network = self.base(), None
         model = PrunedModel(base, kind(sparsity, base.layers, base.outputs), network)
-        if kind.card.trained:
+        if isinstance(sparsity, TrainedSettings):
 
             def make(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
                 module = Pruning(model, base, sparsity, self.task)
@@ -205,7 +206,7 @@ class Stages:
         return model.eval(), None, artifacts
 
     def evaluate(self) -> None:
-        """The result row of this job, and the images of its gallery, in paths.output."""
+        """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
         model, averaged, artifacts = self.pruned()
         settings = self.settings
         hardware = {"device": device_name(self.device), "threads": torch.get_num_threads()}
@@ -216,7 +217,9 @@ class Stages:
             if averaged is not None:
                 averaged.to(self.device)
             notes = self._notes(artifacts)
-            row = make_row(model, averaged, self.splits, settings, self.job, fingerprint(described), notes)
+            key = fingerprint(described)
+            row, predictions = make_row(model, averaged, self.splits, settings, self.job, key, notes)
+            predictions.write(folder / PREDICTIONS_FILE)
             if settings.evaluation.gallery:
                 gallery(model, self.splits, self.task, settings.evaluation.gallery, self._words()).write(
                     folder / GALLERY_FILE
@@ -235,8 +238,9 @@ class Stages:
         output = Path(settings.paths.output)
         output.mkdir(parents=True, exist_ok=True)
         row.write(output / ROW_FILE)
-        if (folder / GALLERY_FILE).exists():
-            shutil.copyfile(folder / GALLERY_FILE, output / GALLERY_FILE)
+        for name in (GALLERY_FILE, PREDICTIONS_FILE):  # results of older versions have no predictions
+            if (folder / name).exists():
+                write_atomically(output / name, (folder / name).read_bytes())
 
     def _timed(self, row: Row, model: PrunedModel, described: dict[str, Any]) -> Row:
         """The row with its times, which are kept apart from its scores: a quieter hour asks for them alone."""
@@ -250,13 +254,14 @@ class Stages:
         notes = self.maker.obtain("timing", describe_timing(self.settings, described), make).notes
         return replace(row, time=notes["time"], time_baseline=notes["baseline"])
 
-    def _build(self, classes: int) -> Backbone:
+    def _build(self, classes: int) -> tuple[Backbone, bool]:
+        """The base model, and whether its head is new though its weights are pretrained."""
         L.seed_everything(self.settings.seed, verbose=False)
         model, data = self.settings.model, self.settings.dataset
-        base = build_base(model, classes, data.channels, data.image_size, model.pretrained)
-        if base.normalised_by:
-            self._check_normalisation(*base.normalised_by)
-        return base
+        built = build_base(model, classes, data.channels, data.image_size, model.pretrained)
+        if built.normalised_by:
+            self._check_normalisation(*built.normalised_by)
+        return built.base, built.new_head
 
     def _check_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Pretrained weights know images normalised as when they were trained; fine-tuned ones may learn another."""

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sttabt.errors import UserError
+from sttabt.pretrained.states import below, without_unused
 from sttabt.pretrained.vit_names import from_official, is_official, to_official
-from sttabt.pretrained.weights import APPROXIMATE, below, read_file, tensors_of, without_unused
+from sttabt.pretrained.weights import APPROXIMATE, read_file, tensors_of
 
 BASE, APPROX = "base.model.", "approx."
 ARTIFACTS = {"model.": BASE, "backbone.": f"{APPROX}backbone.", "transfer_": f"{APPROX}transfer_"}  # of single stages
 ENCODER = "approx.backbone.model."
 TRANSFER = "transfer_"
-STALE = "embeddings.position_ids"  # a buffer that transformers before 4.31 saved; it holds 0, 1, 2, ...
 
 _KNOWN = {
     "vit": r"cls_token|dist_token|pos_embed|patch_embed\..+|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\..+"
@@ -58,7 +58,7 @@ def _from_official(content: Any, flat: dict[str, Tensor], source: Path, target: 
     ours: dict[str, Tensor] = {}
     lines = []
     for entry, state in parts.items():
-        used = without_unused({name: value for name, value in state.items() if not name.endswith(STALE)})
+        used = without_unused(state)
         transfer = {name: value for name, value in used.items() if name.startswith(TRANSFER)}
         encoder = {name: value for name, value in used.items() if name not in transfer}
         bert = any(".attention.self." in name for name in encoder)

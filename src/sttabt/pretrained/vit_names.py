@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sttabt.backbones.vit import QKV, split_qkv
+
 ENCODERS = ("vit.", "deit.", "bert.")  # what files have before the names; of the approximate network it is `bert.`
 POOLER = "pooler."  # of a transformers model without a classifier; nothing reads it
 
@@ -34,22 +36,13 @@ _INNER = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_FUSED = ("query", "key", "value")
 _STEM = ("patch_embed.", "embeddings.patch_embeddings.")
 
 
 def to_official(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's names to the official ones; parts of a fused projection are views of it."""
     outer = _DISTILLED if any(name.startswith("head_dist.") for name in values) else _OUTER
-    official: dict[str, Tensor] = {}
-    for name, value in values.items():
-        if ".attn.qkv." in name:
-            block, kind = name.split("attn.qkv.")
-            for part, piece in zip(_FUSED, value.chunk(3), strict=True):
-                official[_to_official(f"{block}attn.{part}.{kind}", outer)] = piece
-        else:
-            official[_to_official(name, outer)] = value
-    return official
+    return {_to_official(name, outer): value for name, value in split_qkv(values).items()}
 
 
 def is_official(names: Mapping[str, Tensor]) -> bool:
@@ -66,7 +59,7 @@ def from_official(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[_from_official(name)] = value
     for query in [name for name in ours if ".attn.query." in name]:
         block, kind = query.split("attn.query.")
-        parts = [f"{block}attn.{part}.{kind}" for part in _FUSED]
+        parts = [f"{block}attn.{part}.{kind}" for part in QKV]
         if all(part in ours for part in parts):
             ours[f"{block}attn.qkv.{kind}"] = torch.cat([ours.pop(part) for part in parts])
     return ours

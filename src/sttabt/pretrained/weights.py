@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sttabt.errors import UserError
+from sttabt.pretrained.names import from_released
+from sttabt.pretrained.positions import fit_positions
+from sttabt.pretrained.states import below, load_views, mismatches, without_unused
 from sttabt.store.artifacts import checksum
 
 if TYPE_CHECKING:
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
 ENTRIES = ("model", "state_dict")  # where torch files keep a model's weights
 APPROXIMATE = "approx_bert"  # where official files keep the approximate network's
-OFFICIAL_UNUSED = ("concrete_prop_p_logit", "ltp_prune_token_module", ".p_logit")  # pruning parameters nobody reads
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]")  # PyTorch's convention: NAME-SHA256.pth
 
 log = logging.getLogger(__name__)
@@ -42,13 +44,13 @@ def load_weights(base: Backbone, path: Path, setting: str, new_head: bool = Fals
     for prefix in ("base.model.", "model."):  # this project's pruned models, and base models
         own = below(prefix, state)
         if own and all(name.startswith((prefix, "approx.", "method.")) for name in state):
-            return _load(base, base.fit_positions(own), f"{setting}={path}", new_head)
+            return _load(base, fit_positions(base, own), f"{setting}={path}", new_head)
     return load_released(base, state, f"{setting}={path}", new_head)
 
 
 def load_released(base: Backbone, state: Mapping[str, Tensor], source: str, new_head: bool = False) -> bool:
     """As `load_weights`, of a published model's weights by name; `source` names them in errors."""
-    return _load(base, base.fit_positions(base.from_released(without_unused(state))), source, new_head)
+    return _load(base, fit_positions(base, from_released(base, without_unused(state))), source, new_head)
 
 
 def load_approx(network: ApproximateNetwork, path: Path, setting: str) -> None:
@@ -78,33 +80,6 @@ def verify(path: Path, expected: str, setting: str) -> str:
             " it is damaged, fetch it again, or rename it if that is no checksum"
         )
     return found
-
-
-def without_unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the official implementation's pruning parameters, which no computation here reads."""
-    return {name: value for name, value in state.items() if not any(word in name for word in OFFICIAL_UNUSED)}
-
-
-def load_views(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> None:
-    """Copy `state` into a module's tensors, given as views by name; raises UserError naming what does not fit."""
-    wrong = mismatches(state, views)
-    if wrong:
-        raise UserError(f"these weights belong to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
-    with torch.no_grad():
-        for name, target in views.items():
-            target.copy_(state[name])
-
-
-def mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded as `expected`, one phrase a tensor; empty when all names and shapes fit."""
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unexpected" for name in state if name not in expected]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    return wrong
 
 
 def read_weights(path: Path, setting: str, entries: tuple[str, ...] = ENTRIES) -> dict[str, Tensor]:
@@ -147,11 +122,6 @@ def tensors_of(state: Any) -> dict[str, Tensor]:
         {name: value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
     )
     return below("module.", tensors) or tensors
-
-
-def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _load(base: Backbone, state: dict[str, Tensor], source: str, new_head: bool) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sttabt.report.points import ONE_TABLE, SWEPT, VARIANTS, Point, spell
+from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS, Point, describe, spell
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Ablation:
 
 
 def ablations(points: Sequence[Point], names: Sequence[str]) -> list[Ablation]:
-    """Groups points by everything but `names`: fields of a row, or names in its `settings`.
+    """Groups points by everything but `names`: the field `factor`, or names in the rows' `settings`.
 
     Groups with fewer than two values of any of the names are left out.
     """
@@ -43,11 +43,8 @@ def ablations(points: Sequence[Point], names: Sequence[str]) -> list[Ablation]:
     for key, group in kept.items():
         label = next(iter(group.values())).label
         rivals = [dict(other) for other, own in kept.items() if next(iter(own.values())).label == label]
-        telling = [
-            f"{name} {spell(value)}"
-            for name, value in key
-            if value is not None and len({other.get(name) for other in rivals}) > 1
-        ]
+        differing = [(name, value) for name, value in key if len({other.get(name) for other in rivals}) > 1]
+        telling = [text for name, value in differing if (text := describe(name, value))]
         ordered = dict(sorted(group.items()))
         found.append(Ablation(", ".join([label, *telling]), label, ordered))
     return found
@@ -56,5 +53,5 @@ def ablations(points: Sequence[Point], names: Sequence[str]) -> list[Ablation]:
 def _describe(point: Point) -> dict[str, Any]:
     """Everything that says what a point is, but for its seeds."""
     first = point.rows[0]
-    fields = {name: getattr(first, name) for name in ("method", "attention", *ONE_TABLE, *VARIANTS, *SWEPT)}
+    fields = {name: getattr(first, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS)}
     return fields | first.settings

@@ -14,7 +14,8 @@ from matplotlib.ticker import NullLocator
 
 from sttabt.report.ablation import Ablation, ablations
 from sttabt.report.curves import DASHED, LINES, MARKERS
-from sttabt.report.figures import COLOURS, FULL_WIDTH, figure_style, save
+from sttabt.report.figures import FULL_WIDTH, figure_style, save
+from sttabt.report.labels import colours
 from sttabt.report.literature import Curve, published_propagation
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS, Row
@@ -55,7 +56,7 @@ def _draw(
     columns: Sequence[str],
     published: Callable[[Row], Published],
 ) -> Path | None:
-    """A line of panels a data set; setting: (field of the rows, what the axis calls it)."""
+    """A line of panels a data set; setting: (a field of the rows or one of their settings, what the axis calls it)."""
     found = {key: own for key, points in datasets.items() if (own := ablations(points, setting[:1]))}
     if not found:
         return None
@@ -67,12 +68,14 @@ def _draw(
         for part, (key, own) in zip(parts, found.items(), strict=True):
             panels = part.subplots(1, len(columns))
             handles = []
-            for each, style in zip(own, _styles(own), strict=True):
+            theirs = published(firsts[key])
+            colour = colours([*(each.label for each in own), *(label for label, _ in theirs)])
+            for each, style in zip(own, _styles(own, colour), strict=True):
                 for panel, field in zip(panels, columns, strict=True):
                     _draw_line(panel, each, field, style)
                 handles.append(Line2D([], [], label=each.title, **style))
-            for index, ((label, factor), curve) in enumerate(published(firsts[key]).items()):
-                style = DASHED | {"color": COLOURS[label], "marker": "x+"[index % 2]}
+            for index, ((label, factor), curve) in enumerate(theirs.items()):
+                style = DASHED | {"color": colour[label], "marker": "x+"[index % 2]}
                 title = f"{label}, factor {factor}: {LABEL}"
                 handles += panels[0].plot([x for x, _ in curve], [100 * y for _, y in curve], label=title, **style)
             for panel, field in zip(panels, columns, strict=True):
@@ -109,11 +112,11 @@ def _scale(panel: Axes, field: str, values: Sequence[float], doubling: bool) -> 
         panel.set_ylim(0, 1.08 * panel.dataLim.ymax)
 
 
-def _styles(own: Sequence[Ablation]) -> list[dict[str, Any]]:
+def _styles(own: Sequence[Ablation], colour: dict[str, str]) -> list[dict[str, Any]]:
     """Colour by method, marker by ablation, line by ablation within the method."""
     before = [sum(other.label == each.label for other in own[:index]) for index, each in enumerate(own)]
     return [
-        {"color": COLOURS.get(each.label, "#555555"), "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5,
+        {"color": colour[each.label], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5,
          "linestyle": LINES[nth % len(LINES)], "linewidth": 1.3}
         for index, (each, nth) in enumerate(zip(own, before, strict=True))
     ]  # fmt: skip
@@ -128,7 +131,7 @@ def _frame(own: Sequence[Ablation], name: str, columns: Sequence[str], published
             line = common | {"from": "rows", "curve": each.title, name: x, "seeds": len(point.rows)}
             for field in columns:
                 value = point.value(field)
-                line |= {field: value and value.mean, f"{field}_deviation": value and value.std}
+                line |= {field: value and value.mean, f"{field}_std": value and value.std}
             lines.append(line)
     for (label, factor), curve in published.items():
         title = f"{label}, factor {factor}"

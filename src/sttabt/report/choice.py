@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sttabt.errors import UserError, nearest
-from sttabt.report.points import ONE_TABLE, SWEPT, VARIANTS
+from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS
 from sttabt.report.rows import Row
 
 Values = tuple[object, ...]
@@ -38,7 +38,7 @@ def best_by_validation(rows: Sequence[Row], over: Sequence[str]) -> list[Row]:
 
 
 def _shared(row: Row, over: Sequence[str]) -> Values:
-    fields = ("method", "attention", *ONE_TABLE, *VARIANTS, *SWEPT)
+    fields = (*METHOD, *ONE_TABLE, *VARIANTS)
     settings = tuple(sorted((name, value) for name, value in row.settings.items() if name not in over))
     return (*(getattr(row, name) for name in fields), settings)
 
@@ -48,8 +48,8 @@ def _best(tried: dict[Values, list[Row]], over: Sequence[str]) -> list[Row]:
     if len(tried) == 1:
         return every
     first = every[0]
-    swept = [f"{name} {getattr(first, name)}" for name in SWEPT if getattr(first, name) is not None]
-    where = ", ".join([first.dataset, first.label, *swept])
+    knob = [] if first.knob is None or first.knob in over else [f"{first.knob} {first.knob_value}"]
+    where = ", ".join([first.dataset, first.label, *knob])
     losses = {values: [row.validation_loss for row in own] for values, own in tried.items()}
     seeds = {tuple(sorted(row.seed for row in own)) for own in tried.values()}
     if any(loss is None for own in losses.values() for loss in own) or len(seeds) > 1:

@@ -1,19 +1,54 @@
-"""Rows from the table.csv of a report, so that recorded results can be drawn again."""
+"""table.csv: rows as one table, a column a value, so that recorded results can be drawn again. Owns that format.
+
+A column `macs.stem` or `occupancy_by_boundary.0` is a value of a field that has several. Numbers are as in JSON; text
+stays as it is, in JSON's quotes only where it would be read as something else. An empty cell says that the row has no
+such value.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sttabt.report.rows import Row
+from sttabt.report.files import write_atomically
+from sttabt.report.older import FIELDS as SETTINGS_ONCE
+from sttabt.report.older import OLDER
+from sttabt.report.rows import Row, Setting
 
-DERIVED = ("label", "macs_total", "macs_share")  # columns that a row computes
+DERIVED = ("macs_total", "macs_share")  # columns that a row computes
 
 log = logging.getLogger(__name__)
+
+
+def flat_row(row: Row) -> dict[str, Any]:
+    """The columns of a row, those it computes first, with their values. None has a column, but for nested fields."""
+    flat: dict[str, Any] = {name: getattr(row, name) for name in DERIVED}
+    hints = _hints()
+    for name, value in row.to_dict().items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": each for key, each in value.items()}
+        elif isinstance(value, list):
+            flat |= {f"{name}.{index}": each for index, each in enumerate(value)}
+        elif not _nested(hints[name]):
+            flat[name] = value
+    return flat
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Writes the rows in their order; a killed process leaves no half-written file."""
+    lines = [flat_row(row) for row in rows]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(name, line[name]) if name in line else "" for name in columns] for line in lines)
+    write_atomically(path, text.getvalue().encode())
 
 
 def read_table(path: Path) -> tuple[list[Row], int]:
@@ -21,14 +56,16 @@ def read_table(path: Path) -> tuple[list[Row], int]:
 
     A line that is cut off or makes no row is named in a warning and skipped.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     rows: list[Row] = []
     broken = 0
     head = next(csv.reader(lines[:1]), [])
+    complete = lines[-1] == ""
+    lines = lines[:-1] if complete else lines
     for number, line in enumerate(lines[1:], 2):
         try:
-            if number == len(lines) and not text.endswith("\n"):
+            if number == len(lines) and not complete:
                 raise ValueError("it is cut off: it ends without a line break")  # its last number may lack digits
             # Each by itself: a quotation mark that a cut line lacks would swallow the next ones.
             (cells,) = csv.reader([line], strict=True)
@@ -41,40 +78,92 @@ def read_table(path: Path) -> tuple[list[Row], int]:
     return rows, broken
 
 
+def _hints() -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(Row).items() if name != "folder"}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is UnionType else (hint,)
+
+
+def _nested(hint: Any) -> bool:
+    return any(get_origin(kind) in (list, dict) for kind in _kinds(hint))
+
+
+def _cell(column: str, value: object) -> str:
+    """How a value is written; None is `null` where an empty cell would mean that the row lacks the setting."""
+    name, dot, _ = column.partition(".")
+    if value is None:
+        return "null" if dot else ""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    hint = _hints().get(name)
+    plain = value.isprintable() and not value.startswith('"')
+    if name == "settings":
+        plain = plain and value != "" and _literal(value) == value
+    elif dot or NoneType in _kinds(hint):
+        plain = plain and value != ""
+    return value if plain else json.dumps(value)
+
+
 def _unflatten(cells: Mapping[str, str]) -> dict[str, Any]:
-    """What `table.to_frame` made flat, by the types of a row's fields; an empty cell has no value."""
-    hints = {name: hint for name, hint in get_type_hints(Row).items() if name != "folder"}
+    """What `flat_row` made flat, by the types of a row's fields; of older tables the fields of their rows."""
+    older = cells.get("schema") in {str(schema) for schema in OLDER}
+    read = _older_literal if older else _literal
+    hints = _hints()
     values: dict[str, Any] = {}
     for name, hint in hints.items():
-        nested = {key.partition(".")[2]: text for key, text in cells.items() if key.startswith(f"{name}.") and text}
-        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        prefix = f"{name}."
+        nested = {key.removeprefix(prefix): text for key, text in cells.items() if key.startswith(prefix) and text}
+        kinds = _kinds(hint)
         origins = [get_origin(kind) for kind in kinds]
         if list in origins:
-            values[name] = [float(nested[key]) for key in sorted(nested, key=int)]
+            own = get_args(kinds[origins.index(list)])
+            values[name] = [_scalar(nested[key], own) for key in sorted(nested, key=int)]
         elif dict in origins:
-            read = _literal if name == "settings" else float
-            values[name] = {key: read(text) for key, text in nested.items()} or (None if type(None) in kinds else {})
+            found = {key: read(text) if name == "settings" else _number(text) for key, text in nested.items()}
+            values[name] = found or (None if NoneType in kinds else {})
         elif cells.get(name):
             values[name] = _scalar(cells[name], kinds)
-        elif type(None) in kinds:
+        elif name in cells and NoneType in kinds:
             values[name] = None
-        elif str in kinds and name in cells:
+        elif name in cells and str in kinds:
             values[name] = ""
-    known = (*hints, *DERIVED)
-    unknown = [key for key in cells if key.partition(".")[0] not in known]
-    return values | {key: cells[key] for key in unknown}  # which a row refuses by name
+    known = {*hints, *DERIVED}
+    for key, text in cells.items():
+        if older and key in SETTINGS_ONCE:
+            values[key] = read(text) if text else None
+        elif key.partition(".")[0] not in known:
+            values[key] = text  # which a row refuses by name
+    return values
 
 
 def _scalar(text: str, kinds: tuple[Any, ...]) -> object:
-    """A cell by the type of its field; a column that has gaps holds whole numbers as 4.0."""
+    """A cell by the type of its field; older tables have whole numbers as 4.0 in columns with gaps."""
     if str in kinds:
-        return text
-    number = float(text)
-    return int(number) if int in kinds and number.is_integer() else number
+        return json.loads(text) if text.startswith('"') else text
+    number = _number(text)
+    return int(number) if int in kinds and number == number // 1 else number
 
 
-def _literal(text: str) -> float | int | bool | str:
+def _number(text: str) -> float:
+    value = _literal(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{text!r} is no number")
+    return value
+
+
+def _literal(text: str) -> Setting:
     """A setting, whose type is that of its method."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, (list, dict)) else value
+
+
+def _older_literal(text: str) -> Setting:
+    """A setting of older tables, which had 4.0 for 4, True for true, and no empty texts."""
     if text in ("True", "False"):
         return text == "True"
     try:

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sttabt.report.figures import COLOURS, OTHER_COLOURS
+from sttabt.report.labels import DENSE, colours, rank
 from sttabt.report.literature import Published
 from sttabt.report.points import Point, Value
-from sttabt.report.rows import LABELS
 
 MARKERS = "osD^vPX<>p"
 DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "marker": "x", "markersize": 4, "alpha": 0.75}
@@ -35,22 +34,28 @@ class Style:
     size: int
 
 
-def curve_styles(points: Sequence[Point]) -> dict[str, Style]:
-    """A style for each curve of all data sets of a figure, in the order in which tables show methods."""
-    known = list(LABELS.values())
-    labels = {point.series: point.label for point in points}
-    ranks = {label: known.index(label) if label in known else len(known) for label in labels.values()}
-    others = sorted({label for label in labels.values() if label not in COLOURS})
+def palette(points: Iterable[Point], published: Iterable[Published] = ()) -> dict[str, str]:
+    """The colour of every label of a figure: of its rows and of the curves that others published."""
+    return colours([*(point.label for point in points), *(label for found in published for label in found.curves)])
+
+
+def curve_styles(points: Sequence[Point], colour: Mapping[str, str] | None = None) -> dict[str, Style]:
+    """A style for each curve of all data sets of a figure, in the order in which tables show methods.
+
+    colour: by label, where the figure has more labels than the points.
+    """
+    colour = colour or palette(points)
+    firsts: dict[str, Point] = {}
+    for point in points:
+        firsts.setdefault(point.series, point)
     scattered = {point.series for point in points if point.scattered}
     seen: dict[str, int] = {}
     styles: dict[str, Style] = {}
-    for series, label in sorted(labels.items(), key=lambda item: (ranks[item[1]], item[1])):
-        colour = COLOURS.get(label) or OTHER_COLOURS[others.index(label) % len(OTHER_COLOURS)]
-        nth = seen[label] = seen.get(label, -1) + 1
-        dense = label == "dense"
-        marker = "*" if dense else MARKERS[len(styles) % len(MARKERS)]
-        line = ":" if dense else "none" if series in scattered else LINES[nth % len(LINES)]
-        styles[series] = Style(colour, marker, line, 10 if dense else 5)
+    for series, point in sorted(firsts.items(), key=lambda item: rank(item[1].label)):
+        nth = seen[point.label] = seen.get(point.label, -1) + 1
+        marker = "*" if point.dense else MARKERS[len(styles) % len(MARKERS)]
+        line = ":" if point.dense else "none" if series in scattered else LINES[nth % len(LINES)]
+        styles[series] = Style(colour[point.label], marker, line, 10 if point.dense else 5)
     return styles
 
 
@@ -60,7 +65,7 @@ def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
         own, style = list(group), styles[series]
         known = [(x, y) for point in own if (x := place(point, name)) and (y := point.value("score"))]
         known.sort(key=lambda pair: pair[0].mean)
-        if own[0].label == "dense":
+        if own[0].dense:
             for _, score in known:
                 panel.axhline(100 * score.mean, color=style.colour, linestyle=":", linewidth=1)
         panel.errorbar(
@@ -76,31 +81,23 @@ def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
 def place(point: Point, name: str) -> Value | None:
     """Where the point is on the panel's axis; the dense model's time is its own reference, measured or not."""
     value = point.value(name)
-    return Value(1.0, None) if value is None and name == "time_ratio" and point.label == "dense" else value
+    return Value(1.0, None) if value is None and name == "time_ratio" and point.dense else value
 
 
-def draw_published(panel: Axes, published: Published, colours: Mapping[str, str] = COLOURS) -> None:
-    """Dashed curves of others, with crosses, in the colours of their methods."""
-    panel.axhline(
-        100 * published.dense, color=COLOURS["dense"], linestyle=DASHED["linestyle"], linewidth=0.8, alpha=0.6
-    )
+def draw_published(panel: Axes, published: Published, colour: Mapping[str, str]) -> None:
+    """Dashed curves of others, with crosses; colour: by label."""
+    panel.axhline(100 * published.dense, color=DENSE, linestyle=DASHED["linestyle"], linewidth=0.8, alpha=0.6)
     for label, curve in published.curves.items():
         places, scores = zip(*curve, strict=True)
-        panel.plot(places, [100 * score for score in scores], color=colours[label], **DASHED)
+        panel.plot(places, [100 * score for score in scores], color=colour[label], **DASHED)
 
 
-def published_colours(published: Iterable[Published]) -> dict[str, str]:
-    """The colour of every method, of those too that only others have."""
-    others = sorted({label for found in published for label in found.curves} - set(COLOURS))
-    return COLOURS | dict(zip(others, OTHER_COLOURS, strict=False))
-
-
-def published_handles(published: Sequence[Published], styles: Iterable[str], label: str) -> list[Artist]:
-    """For the legend: one for all published curves of methods that it has already, one each for the others."""
-    colours = published_colours(published)
-    known = {series.partition(",")[0] for series in styles}
-    others = sorted({method for found in published for method in found.curves} - known)
-    handles: list[Artist] = [Line2D([], [], color=colours[method], label=method, **DASHED) for method in others]
+def published_handles(
+    published: Sequence[Published], points: Iterable[Point], colour: Mapping[str, str], label: str
+) -> list[Artist]:
+    """For the legend: one for all published curves of methods that the points have, one each for the others."""
+    others = sorted({method for found in published for method in found.curves} - {point.label for point in points})
+    handles: list[Artist] = [Line2D([], [], color=colour[method], label=method, **DASHED) for method in others]
     return handles + ([Line2D([], [], color="#555555", label=label, **DASHED)] if published else [])
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: fonts, a palette safe for colour-blind readers, and files that repeat byte for byte."""
+"""What all figures share: fonts, and files that repeat byte for byte."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008).
-COLOURS = {
-    "dense": "#000000",
-    "concrete": "#0072B2",
-    "back-tracking (approximate attention)": "#D55E00",
-    "back-tracking (actual attention)": "#CC79A7",
-    "forward top-k": "#009E73",
-    "LTP": "#E69F00",
-    "ToMe": "#56B4E9",
-    "random": "#7F7F7F",
-}
-OTHER_COLOURS = ("#8C6D00", "#004B73")
 WRONG = "#B03A00"
 FONT = "DejaVu Sans"
 FULL_WIDTH = 6.9  # inches: the text of a page in two columns, so that figures are printed as large as they are drawn

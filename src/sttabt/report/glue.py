@@ -7,7 +7,15 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sttabt.report.curves import add_legend, curve_styles, draw_curves, draw_published, legend_height, published_handles
+from sttabt.report.curves import (
+    add_legend,
+    curve_styles,
+    draw_curves,
+    draw_published,
+    legend_height,
+    palette,
+    published_handles,
+)
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.literature import LABEL, curve_lines, glue_tasks, published_curves
 from sttabt.report.points import Point, point_frame
@@ -26,14 +34,16 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     of_glue = {name: points for name, points in datasets.items() if points[0].rows[0].dataset in glue_tasks()}
     if not of_glue or not all(point.value(PADDED) for points in of_glue.values() for point in points):
         return None
-    styles = curve_styles([point for points in of_glue.values() for point in points])
+    every = [point for points in of_glue.values() for point in points]
     with_rows = {points[0].rows[0].dataset for points in of_glue.values()}
     panels = [(points[0].rows[0].dataset, points) for points in of_glue.values()]
     panels += [(dataset, []) for dataset in glue_tasks() if dataset not in with_rows]
     panels.sort(key=lambda panel: panel[0])
     found = {dataset: own for dataset, metric in glue_tasks().items() if (own := published_curves(dataset, metric))}
     lines = -(-len(panels) // COLUMNS)
-    handles = published_handles(list(found.values()), styles, LABEL)
+    colour = palette(every, found.values())
+    styles = curve_styles(every, colour)
+    handles = published_handles(list(found.values()), every, colour, LABEL)
     below = 0.3 + legend_height([*styles, *(str(handle.get_label()) for handle in handles)], FULL_WIDTH)
     with figure_style():
         figure = Figure(figsize=(FULL_WIDTH, below + lines * HEIGHT), layout="constrained")
@@ -41,7 +51,7 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         for panel, (dataset, points) in zip(axes, panels, strict=False):
             metric = points[0].rows[0].metric if points else glue_tasks()[dataset]
             if metric == glue_tasks()[dataset]:
-                draw_published(panel, found[dataset])
+                draw_published(panel, found[dataset], colour)
             draw_curves(panel, points, styles, PADDED)
             task = dataset.removeprefix("glue_")
             title = f"{task}, {points[0].rows[0].model}" if points else f"{task} (no rows: published alone)"

@@ -18,7 +18,7 @@ from sttabt.report.curves import (
     draw_curves,
     draw_published,
     legend_height,
-    published_colours,
+    palette,
     published_handles,
 )
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
@@ -39,8 +39,10 @@ def draw_keep_ratio(datasets: dict[str, list[Point]], folder: Path) -> Path | No
     if not models:
         return None
     published = {model: found for model in models if (found := published_imagenet(model))}
-    styles = curve_styles([point for points in models.values() for point in points])
-    handles = published_handles(list(published.values()), styles, LABEL)
+    every = [point for points in models.values() for point in points]
+    colour = palette(every, published.values())
+    styles = curve_styles(every, colour)
+    handles = published_handles(list(published.values()), every, colour, LABEL)
     columns = min(len(models), 2)
     lines = -(-len(models) // columns)
     width = FULL_WIDTH if columns > 1 else 4.6
@@ -50,7 +52,7 @@ def draw_keep_ratio(datasets: dict[str, list[Point]], folder: Path) -> Path | No
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, (model, points) in zip(panels, models.items(), strict=False):
             if model in published:
-                draw_published(panel, published[model], published_colours(published.values()))
+                draw_published(panel, published[model], colour)
             draw_curves(panel, points, styles, "occupancy")
             panel.set_xlim(0, 1.04)
             panel.set(xlabel="keep ratio", ylabel="accuracy on ImageNet (%)")

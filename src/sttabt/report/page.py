@@ -17,12 +17,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from sttabt.report.catalogue import CATALOGUE
-from sttabt.report.chart import COSTS, chart
+from sttabt.report.chart import chart
 from sttabt.report.curves import Style, curve_styles
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.images import STRENGTH, faded_colour
 from sttabt.report.overhead import TITLE as OVERHEAD
 from sttabt.report.overhead import overhead_frame, overhead_lines
+from sttabt.report.pareto import panel_axes
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS
 from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
@@ -66,7 +67,7 @@ def write_page(
             facts=_facts(points),
             style=Markup(_file("page.css")),
             script=Markup(_file("page.js")),
-            costs=COSTS,
+            costs=dict(panel_axes(points)),
             sections=[_section(own, styles, first) for own, first in zip(datasets.values(), firsts, strict=False)],
             overhead_title=OVERHEAD,
             overhead_heads=overhead_heads,

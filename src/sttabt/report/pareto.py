@@ -18,6 +18,7 @@ PANELS = (
     ("occupancy", "keep ratio (share of real tokens)"),
     ("macs_share", "multiply-adds (share of dense)"),
     ("time_ratio", "measured time (share of dense)"),
+    ("time_ratio_frozen", "measured time (share of frozen dense)"),  # where it was measured
 )
 
 
@@ -27,7 +28,8 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
     A block of panels a data set, with one axis of scores; soft scores are not drawn. More than two data sets have
     smaller blocks, two beside each other.
     """
-    styles = curve_styles([point for points in datasets.values() for point in points])
+    every = [point for points in datasets.values() for point in points]
+    styles, panels_of = curve_styles(every), panel_axes(every)
     many = len(datasets) > 2
     columns = 2 if many else 1
     lines = -(-len(datasets) // columns)
@@ -37,8 +39,8 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
         figure = Figure(figsize=(width, height), layout="constrained")
         blocks = figure.subfigures(lines, columns, squeeze=False).flat
         for block, points in zip(blocks, datasets.values(), strict=False):  # an odd number leaves a block empty
-            panels = block.subplots(1, len(PANELS), sharey=True)
-            for panel, (name, title) in zip(panels, PANELS, strict=True):
+            panels = block.subplots(1, len(panels_of), sharey=True)
+            for panel, (name, title) in zip(panels, panels_of, strict=True):
                 _draw_panel(panel, points, styles, name)
                 panel.set_xlabel(_axis(name, title, points))
             metric = METRICS[points[0].rows[0].metric]
@@ -46,14 +48,19 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
             block.suptitle(heading(points), fontsize=9 if many else 10)
         add_legend(figure, styles)
         path = save(figure, folder, "pareto")
-    point_frame(datasets, [name for name, _ in PANELS]).to_csv(folder / "pareto.csv", index=False)
+    point_frame(datasets, [name for name, _ in panels_of]).to_csv(folder / "pareto.csv", index=False)
     return path
+
+
+def panel_axes(points: Sequence[Point]) -> list[tuple[str, str]]:
+    """(name, title) of the costs; the last one only if any of the points has it."""
+    return [each for each in PANELS if each != PANELS[-1] or any(point.value(each[0]) for point in points)]
 
 
 def _axis(name: str, title: str, points: Sequence[Point]) -> str:
     """The label of an axis; times of batches of several sizes stand in one panel, which says so."""
     sizes = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
-    return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name == "time_ratio" and sizes else title
+    return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name.startswith("time_ratio") and sizes else title
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], name: str) -> None:

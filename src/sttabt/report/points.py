@@ -14,20 +14,21 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sttabt.errors import UserError
-from sttabt.report.rows import LABELS, Row
+from sttabt.report.labels import rank
+from sttabt.report.rows import DENSE, Row
 
 ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
 ONE_TABLE = ("dataset", "model", *ONE_PANEL)
-# Where rows of one method differ here or in their `settings`, each value gets a curve of its own.
-VARIANTS = ("experiment", "factor", "propagation", "samples", "device", "threads", "version", "commit")
-SWEPT = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what moves along a curve
+# Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
+VARIANTS = ("experiment", "factor", "samples", "device", "threads", "version", "commit")
+METHOD = ("method", "label", "knob")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Value:
-    """Mean and sample standard deviation over seeds; no deviation for one seed."""
+    """Mean and sample standard deviation over seeds; std is None for one seed."""
 
     mean: float
     std: float | None
@@ -43,6 +44,11 @@ class Point:
     rows: tuple[Row, ...]
     chosen: tuple[str, ...] = ()  # its settings that were chosen by validation
     scattered: bool = False  # of a search: its curve has no order, and no line
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is the model that all others are compared with."""
+        return self.rows[0].method == DENSE
 
     @property
     def series(self) -> str:
@@ -95,20 +101,18 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
     """
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
-        key = (row.method, row.attention, *(getattr(row, name) for name in (*ONE_TABLE, *VARIANTS, *SWEPT)))
-        key += tuple(sorted(row.settings.items()))
-        groups[key].append(row)
+        key = tuple(getattr(row, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS))
+        groups[(*key, *sorted(row.settings.items()))].append(row)
     named = (*chosen, *along)
     varying = {label: [name for name in names if name not in named] for label, names in _varying(rows).items()}
     points = []
     for group in groups.values():
         first = group[0]
-        variant = [f"{name} {spell(_variant(first, name))}" for name in varying[first.label]]
-        if first.method == "backtracking" and first.keep_ratio is None:
-            variant.append("dynamic count")
-        setting = [f"{name} {spell(getattr(first, name))}" for name in SWEPT if getattr(first, name) is not None]
-        own = tuple(name for name in named if name not in SWEPT and _variant(first, name) is not None)
-        setting += [f"{name} {spell(_variant(first, name))}" for name in own]
+        values = [(name, value_of(first, name)) for name in varying[first.label] if name != first.knob]
+        variant = [text for name, value in values if (text := describe(name, value))]
+        setting = [] if first.knob is None else [f"{first.knob} {spell(first.knob_value)}"]
+        own = tuple(name for name in named if name != first.knob and value_of(first, name) is not None)
+        setting += [f"{name} {spell(value_of(first, name))}" for name in own]
         kind = tuple(name for name in own if name in chosen), bool(along)
         if len({row.seed for row in group}) == len(group):
             points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), *kind))
@@ -131,12 +135,30 @@ def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.Da
             line |= {"curve": point.series, "setting": point.setting, "seeds": len(point.rows), "metric": first.metric}
             for name in ("score", *names):
                 value = point.value(name)
-                line |= {name: value and value.mean, f"{name}_deviation": value and value.std}
+                line |= {name: value and value.mean, f"{name}_std": value and value.std}
             lines.append(line)
     return pd.DataFrame(lines)
 
 
+def value_of(row: Row, name: str) -> object:
+    """Of a field that tells curves apart, or of a setting; None where the row's method has no such setting."""
+    return getattr(row, name) if name in VARIANTS else row.settings.get(name)
+
+
+def describe(name: str, value: object) -> str:
+    """What a value says of a curve, e.g. `factor 4`, or `dynamic` of what is on; "" of what is off or not set."""
+    if value is None or value is False or value == "":
+        return ""
+    return name if value is True else f"{name} {spell(value)}"
+
+
+def spell(value: object) -> str:
+    """A setting's value for readers."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """By label: in what its rows differ, apart from what moves along their curves."""
     by_label: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_label[row.label].append(row)
@@ -144,14 +166,10 @@ def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
         label: [
             name
             for name in (*VARIANTS, *sorted({name for row in group for name in row.settings}))
-            if len({_variant(row, name) for row in group}) > 1
+            if len({value_of(row, name) for row in group if row.knob != name}) > 1
         ]
         for label, group in by_label.items()
     }
-
-
-def _variant(row: Row, name: str) -> object:
-    return getattr(row, name) if name in VARIANTS else row.settings.get(name)
 
 
 def _value(row: Row, name: str) -> float | None:
@@ -161,15 +179,8 @@ def _value(row: Row, name: str) -> float | None:
 
 
 def _order(point: Point) -> tuple:
-    known = list(LABELS.values())
-    rank = known.index(point.label) if point.label in known else len(known)
     first = point.rows[0]
     variants = tuple((value is None, str(value)) for value in (getattr(first, name) for name in VARIANTS))
     cost = statistics.fmean(row.macs_share for row in point.rows)
     one_table = tuple(getattr(first, name) for name in ONE_TABLE)
-    return (rank, point.label, one_table, variants, point.variant, cost, point.setting)
-
-
-def spell(value: object) -> str:
-    """A setting's value for readers."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return (rank(point.label), one_table, variants, point.variant, cost, point.setting)

@@ -89,7 +89,7 @@ def quality_frame(rows: Iterable[Row]) -> pd.DataFrame:
             if own:
                 lines.append(
                     _line(place, start, "rows", {kind: statistics.fmean(v) for kind, v in own.items()})
-                    | {f"{kind}_deviation": statistics.stdev(v) if len(v) > 1 else None for kind, v in own.items()}
+                    | {f"{kind}_std": statistics.stdev(v) if len(v) > 1 else None for kind, v in own.items()}
                 )
     for place in sorted({place for place, _, _ in found}):
         published = published_attention(place[0])
@@ -112,7 +112,7 @@ def _draw_panel(panel: Axes, frame: pd.DataFrame, places: list[Place], shown: li
         x = place + 0.16 * (shown.index(line["start"]) - (len(shown) - 1) / 2)
         colour, marker = STYLES[line["start"]]
         if line["from"] == "rows":
-            std = line[f"{kind}_deviation"]
+            std = line[f"{kind}_std"]
             error = None if pd.isna(std) else [std]
             panel.errorbar([x], [line[kind]], yerr=error, color=colour, marker=marker, markersize=5, capsize=2)
         else:

@@ -9,12 +9,14 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sttabt.report.files import write_atomically
+from sttabt.report.older import OLDER, from_older
 
 ROW_FILE = "row.json"
-SCHEMA = 5
-OLDER = (1, 2, 3, 4)  # are read too
+SCHEMA = 6
+DENSE = "dense"  # the method that all others are compared with
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 EMA_KEYS = ("score_soft", "occupancy", "macs")
+FROZEN_KEYS = ("dense_frozen_ms", "ratio_frozen", "ratio_frozen_low", "ratio_frozen_high")  # all or none
 VALIDATION_KEYS = ("score", "macs_share")
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
 
@@ -37,17 +39,7 @@ METRICS = {
     "spearman": Metric("Spearman correlation", "x 100", -1.0),
 }
 
-# What a reader calls each method, in the order in which tables and figures show them.
-LABELS = {
-    ("dense", None): "dense",
-    ("concrete", None): "concrete",
-    ("backtracking", "approximate"): "back-tracking (approximate attention)",
-    ("backtracking", "actual"): "back-tracking (actual attention)",
-    ("ltp", None): "LTP",
-    ("forward_topk", None): "forward top-k",
-    ("tome", None): "ToMe",
-    ("random", None): "random",
-}
+Setting = float | int | bool | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +47,8 @@ class Row:
     """One measured model: where it comes from, what it is, how good it is and what it costs.
 
     Raises:
-        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, or `time`,
-            `approx`, `ema` or `validation` lacks a key.
+        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, the knob is
+            none of the settings, or `time`, `approx`, `ema` or `validation` lacks a key.
     """
 
     schema: int = SCHEMA
@@ -74,14 +66,10 @@ class Row:
     samples: int  # images or texts scored
     model: str
     method: str
-    attention: str | None  # approximate | actual, for back-tracking
+    label: str  # the method's name for readers, e.g. `back-tracking (approximate attention)`
+    knob: str | None  # the one of `settings` that moves along the method's curve
     factor: int | None  # how many times narrower the approximate network is
-    p_logit: float | None
-    keep_ratio: float | None  # asked for
-    merged: int | None  # pairs of tokens that a layer merges
-    mask_weight: float | None  # of the tokens that LTP keeps, in its loss
-    propagation: float | None
-    settings: dict[str, float | int | bool | str]  # the method's other settings, training.epochs among them
+    settings: dict[str, Setting]  # all of the method's, flat: `training.epochs`; lists as `18 10 4`
     parameters: int
     metric: str  # of METRICS: what the four scores are
     score: float  # of the dropped engine, in [0, 1], correlations in [-1, 1]
@@ -99,9 +87,11 @@ class Row:
     ema: dict[str, float] | None  # EMA_KEYS: with averaged weights, whose masks are others; macs of all parts
     macs_dense: float  # multiply-adds a sample of the dense model, without padding
     # TIME_KEYS: medians a batch in ms, ratio = median over rounds, with its quartiles; parts of it, as planning_ratio;
+    # FROZEN_KEYS: the same beside the frozen dense model, which runs every token in the kernels of the pruned one;
     # single_...: one sample at a time
     time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
+    left_to_torch: list[str] = field(default_factory=list)  # parts of the frozen model that ran in plain torch
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
     folder: Path | None = field(default=None, compare=False)  # where the row was read; not part of the file
@@ -126,16 +116,22 @@ class Row:
                 raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
         if not self.macs_dense > 0:
             raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
+        if self.knob is not None and self.knob not in self.settings:
+            raise ValueError(f"knob is {self.knob!r}, which is none of the settings: {', '.join(self.settings)}")
         required = {"time": TIME_KEYS, "approx": APPROX_KEYS, "ema": EMA_KEYS, "validation": VALIDATION_KEYS}
         for name, keys in required.items():
-            missing = set(keys) - set(getattr(self, name) or keys)
-            if missing:
+            value = getattr(self, name)
+            if value is not None and (missing := set(keys) - set(value)):
                 raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        for prefix in ("", "single_"):
+            missing = {f"{prefix}{key}" for key in FROZEN_KEYS} - set(self.time or ())
+            if 0 < len(missing) < len(FROZEN_KEYS):
+                raise ValueError(f"time lacks {', '.join(sorted(missing))}")
 
     @property
-    def label(self) -> str:
-        """The method's name for readers, e.g. `back-tracking (approximate attention)`."""
-        return LABELS.get((self.method, self.attention)) or self.method.replace("_", " ")
+    def knob_value(self) -> Setting:
+        """Where the row is on its method's curve; None where nothing moves along it."""
+        return None if self.knob is None else self.settings[self.knob]
 
     @property
     def macs_total(self) -> float:
@@ -156,6 +152,16 @@ class Row:
     def single_time_ratio(self) -> float | None:
         """As `time_ratio`, of samples that come one at a time; None where that was not measured."""
         return (self.time or {}).get("single_ratio")
+
+    @property
+    def time_ratio_frozen(self) -> float | None:
+        """Measured time as a share of the frozen dense model's; None where that was not measured."""
+        return (self.time or {}).get("ratio_frozen")
+
+    @property
+    def single_time_ratio_frozen(self) -> float | None:
+        """As `time_ratio_frozen`, of samples that come one at a time."""
+        return (self.time or {}).get("single_ratio_frozen")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the file, in its order."""
@@ -178,23 +184,12 @@ class Row:
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         if values.get("schema") in OLDER:
-            values = _from_older(values)
+            values = from_older(values, SCHEMA)
         names = {each.name for each in fields(cls)} - {"folder"}
         for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if found:
                 raise ValueError(f"it {problem} {', '.join(sorted(found))}")
         return cls(**values, folder=folder)
-
-
-def _from_older(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation;
-    schema 3 no averaged weights; schema 4 of validation the loss alone.
-    """
-    added: dict[str, Any] = {"validation_loss": None, "ema": None, "validation": None}
-    if values["schema"] == 1:
-        baseline = "batch" if values.get("time") else None
-        added |= {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline}
-    return added | values | {"schema": SCHEMA}
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sttabt.report.curves import MARKERS
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.front import front
-from sttabt.report.points import SWEPT, Point, point_frame
+from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 
 COST, SCORE = "validation.macs_share", "validation.score"
@@ -25,7 +25,7 @@ HEIGHT = 3.2  # inches of a panel
 def draw_search(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     """Writes search.*; None where no method was tried with several values of two settings or more.
 
-    A panel a data set. Colour is what moves along curves, as p_logit, where several values of it were tried.
+    A panel a data set, a marker a method. Colour is the method's knob, where several values of it were tried.
     """
     panels = {name: own for name, points in datasets.items() if (own := _searched(points))}
     if not panels:
@@ -61,7 +61,7 @@ def _searched(points: list[Point]) -> list[Point]:
 
 def _settings(point: Point) -> dict[str, object]:
     first = point.rows[0]
-    return first.settings | {name: getattr(first, name) for name in (*SWEPT, "factor")}
+    return {**first.settings, "factor": first.factor}
 
 
 def _results(points: list[Point]) -> list[tuple[float, float]]:
@@ -78,22 +78,26 @@ def _draw(panel: Axes, points: list[Point]) -> None:
     panel.step(costs[best], scores[best], where="post", color=FRONT, linewidth=1, zorder=1)
     ring: dict[str, Any] = {"facecolors": "none", "edgecolors": FRONT, "linewidths": 1.2}
     panel.scatter(costs[best], scores[best], s=70, zorder=3, label="front", **ring)
-    name = next((name for name in SWEPT if len({_moved(point, name) for point in points}) > 1), None)
-    values = np.array([_moved(point, name) if name else np.nan for point in points])
     for label, marker in zip(dict.fromkeys(point.label for point in points), MARKERS, strict=False):
         own = [index for index, point in enumerate(points) if point.label == label]
-        coloured = name is not None and not np.isnan(values[own]).any()
-        look: dict[str, Any] = {"c": values[own], "cmap": "viridis"} if coloured else {"color": PLAIN}
+        knob, values = _knob([points[index] for index in own])
+        look: dict[str, Any] = {"c": values, "cmap": "viridis"} if knob else {"color": PLAIN}
         shown = panel.scatter(costs[own], scores[own], s=22, marker=marker, label=label, zorder=2, **look)
-        if coloured:
+        if knob:
             assert panel.figure is not None
-            panel.figure.colorbar(shown, ax=panel, fraction=0.05, label=name or "")
+            panel.figure.colorbar(shown, ax=panel, fraction=0.05, label=knob)
     panel.set_xlabel("multiply-adds on validation (share of dense)")
     panel.set_ylabel(f"{metric.title} on validation ({metric.unit})")
     panel.set_title(f"{first.model} on {first.dataset}", fontsize=9)
     panel.legend(frameon=False, fontsize=7.5, loc="lower right")
 
 
-def _moved(point: Point, name: str) -> float:
-    value = getattr(point.rows[0], name)
-    return np.nan if value is None else float(value)
+def _knob(points: list[Point]) -> tuple[str, list[float]]:
+    """The setting that moves along the curve of one method and its values; ("", []) where it has but one number."""
+    firsts = [point.rows[0] for point in points]
+    values = [row.knob_value for row in firsts]
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    names = {row.knob for row in firsts}
+    if len(names) > 1 or len(numbers) < len(values) or len(set(numbers)) < 2:
+        return "", []
+    return firsts[0].knob or "", numbers

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from sttabt.report.csv_rows import flat_row, write_table
 from sttabt.report.markup import markdown_table, write_latex
-from sttabt.report.points import ONE_TABLE, SWEPT, Point, Value, to_points
+from sttabt.report.points import ONE_TABLE, Point, Value, to_points
 from sttabt.report.rows import APPROX_KEYS, METRICS, Row
 
 
@@ -56,7 +56,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
     metric = METRICS[points[0].rows[0].metric]
     columns = [
         Column("method", lambda p: p.series, lambda p: p.series, number=False),
-        Column("setting", lambda p: p.setting or "-", lambda p: _swept(p), number=False),
+        Column("setting", lambda p: p.setting or "-", lambda p: _moved(p), number=False),
         Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
         _column(f"{metric.title} {metric.unit}", "score", 100, 2),
         *(_column(f"{other.title} {other.unit}", f"other_scores.{name}", 100, 2) for name, other in METRICS.items()),
@@ -68,7 +68,9 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         _column(unit, "macs_total", 1 / scale, 3),
         _column("share of dense MACs", "macs_share", 1, 3),
         _time_column("share of dense time (quartiles)", "time_ratio", "ratio"),
+        _time_column("share of frozen dense time (quartiles)", "time_ratio_frozen", "ratio_frozen"),
         _time_column("single samples (quartiles)", "single_time_ratio", "single_ratio"),
+        _time_column("single samples, frozen dense (quartiles)", "single_time_ratio_frozen", "single_ratio_frozen"),
     ]
     return [column for column in columns if any(column.key(point) is not None for point in points)]
 
@@ -83,7 +85,7 @@ def write_tables(datasets: dict[str, list[Point]], folder: Path) -> Path:
         tables.append((heading(points), [column.title for column in columns], lines))
     write_latex(folder / "table.tex", tables)
     rows = [row for points in datasets.values() for point in points for row in point.rows]
-    to_frame(rows).to_csv(folder / "table.csv", index=False)
+    write_table(rows, folder / "table.csv")
     return folder / "table.md"
 
 
@@ -119,10 +121,19 @@ def notes(points: Sequence[Point]) -> list[str]:
         found.append("Dense texts ran faster without padding than as a padded batch: that is the dense time.")
     if any(point.value("time_ratio") for point in points):
         found.append("Time is the median over interleaved rounds of this model's time divided by the dense model's.")
+        if any(row.time_ratio_frozen is not None for row in rows):
+            found.append(
+                "The frozen dense model runs every token in the kernels that the pruned one runs in, so that its share"
+                " is what pruning alone gives; the share of dense time is what both give."
+            )
         sizes = sorted({int(row.time["batch_size"]) for row in rows if row.time})
         found.append(f"Samples in a timed batch: {', '.join(map(str, sizes))}.")
     else:
         found.append("Timing was off.")
+    for label in dict.fromkeys(point.label for point in points):
+        parts = sorted({part for row in rows if row.label == label for part in row.left_to_torch})
+        if parts:
+            found.append(f"Of {label}, {', '.join(parts)} ran in plain torch, without kernels.")
     return found
 
 
@@ -147,11 +158,8 @@ def approx_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line a row, in the order given, and every field a flat column: `macs.stem`, `occupancy_by_boundary.0`."""
-    return pd.DataFrame(
-        {"label": row.label, "macs_total": row.macs_total, "macs_share": row.macs_share, **_flat(row.to_dict())}
-        for row in rows
-    )
+    """A line a row, in the order given, with the columns of table.csv: `macs.stem`, `occupancy_by_boundary.0`."""
+    return pd.DataFrame(map(flat_row, rows))
 
 
 def _column(title: str, name: str, scale: float, digits: int) -> Column:
@@ -182,23 +190,9 @@ def _mean(value: Value | None) -> float | None:
     return None if value is None else value.mean
 
 
-def _swept(point: Point) -> float | None:
-    first = point.rows[0]
-    values = (getattr(first, name) for name in SWEPT)
-    return next((value for value in values if value is not None), None)
+def _moved(point: Point) -> float | str | None:
+    return point.rows[0].knob_value
 
 
 def _comparable(row: Row) -> tuple[str, ...]:
     return tuple(getattr(row, name) for name in ONE_TABLE)
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": each for key, each in value.items()}
-        elif isinstance(value, list):
-            flat |= {f"{name}.{index}": each for index, each in enumerate(value)}
-        elif not (value is None and name in ("time", "approx", "ema", "validation")):
-            flat[name] = value
-    return flat

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published
+from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published, palette
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.literature import LABEL, Published, curve_lines, published_curves
 from sttabt.report.points import Point, point_frame
@@ -41,7 +41,8 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     texts = {name: points for name, points in datasets.items() if all(point.value(PADDED) for point in points)}
     if not texts:
         return None
-    styles = curve_styles([point for points in texts.values() for point in points])
+    colour = palette(point for points in texts.values() for point in points)
+    styles = curve_styles([point for points in texts.values() for point in points], colour)
     published = {name: found for name, points in texts.items() if (found := _published(points))}
     alone = len(texts) == 1
     lines = -(-len(texts) // MOST_COLUMNS)
@@ -57,7 +58,7 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
             beside = published if cost == PADDED else {}
             title += "; dashed: published" if beside else ""
             own = list(np.array_split(panels, len(COSTS))[index])
-            _draw_panels(own, texts, styles, cost, beside)
+            _draw_panels(own, texts, styles, cost, beside, colour)
             if alone:
                 own[0].set_xlabel(fill(title, 32))
             else:
@@ -83,10 +84,11 @@ def _draw_panels(
     styles: dict[str, Style],
     cost: str,
     published: dict[str, Published],
+    colour: dict[str, str],
 ) -> None:
     for panel, (dataset, points) in zip(panels, texts.items(), strict=False):
         if dataset in published:
-            draw_published(panel, published[dataset])
+            draw_published(panel, published[dataset], colour)
         draw_curves(panel, points, styles, cost)
         panel.set_xlim(left=0)
         metric = METRICS[points[0].rows[0].metric]

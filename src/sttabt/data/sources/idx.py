@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sttabt.data.checks import check_class_names, check_folder
-from sttabt.data.labelled import MODES, LabelledImages
+from sttabt.data.labelled import LabelledImages, decode
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings, ModelSettings
@@ -56,7 +56,7 @@ class IdxImages(LabelledImages):
     """Grey images, all in memory. Raises UserError naming a file that is missing, damaged or does not fit."""
 
     def __init__(self, folder: Path, part: str, settings: DatasetSettings) -> None:
-        self.name, self.mode = f"{folder.name}, {part}", MODES[settings.channels]
+        self.name, self.channels = f"{folder.name}, {part}", settings.channels
         paths = [find_file(folder, name) for name in FILES[part]]
         self.images, labels = (read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1), strict=True))
         if len(self.images) != len(labels):
@@ -73,7 +73,7 @@ class IdxImages(LabelledImages):
         self.class_names = tuple(settings.class_names) or tuple(map(str, range(found)))
 
     def read(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index]).convert(self.mode)
+        return decode(Image.fromarray(self.images[index]), self.channels)
 
     def where(self, index: int) -> str:
         return f"{self.name}, image {index}"

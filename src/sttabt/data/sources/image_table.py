@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sttabt.data.checks import check_folder, check_label_column
-from sttabt.data.labelled import MODES, LabelledImages
+from sttabt.data.labelled import LabelledImages, decode
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.hub import use_hub
@@ -56,10 +56,10 @@ class TableImages(LabelledImages):
         from datasets import Image as ImageFeature
 
         table = open_split(settings, split)
-        self.name, self.column, self.mode = (
+        self.name, self.column, self.channels = (
             f"{_origin(settings)} {split}",
             settings.image_column,
-            MODES[settings.channels],
+            settings.channels,
         )
         for setting in ("image_column", "label_column"):
             if (column := getattr(settings, setting)) not in table.column_names:
@@ -88,7 +88,7 @@ class TableImages(LabelledImages):
         self.images = table.select_columns([self.column])
 
     def read(self, index: int) -> Image.Image:
-        return self.images[index][self.column].convert(self.mode)
+        return decode(self.images[index][self.column], self.channels)
 
     def where(self, index: int) -> str:
         from datasets import Image as ImageFeature

@@ -18,8 +18,9 @@ from transformers import AutoConfig, DeiTConfig, ViTConfig
 
 from sttabt.backbones.vit import ViT
 from sttabt.errors import UserError, nearest
+from sttabt.pretrained.built import Built, Normalisation
 from sttabt.pretrained.hub import use_hub
-from sttabt.pretrained.library import quiet_library, read_hub
+from sttabt.pretrained.reading import quiet_library, read_hub
 from sttabt.pretrained.weights import load_weights
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 def build_huggingface_vit(
     huggingface: str, arguments: Mapping[str, Any], classes: int, channels: int, image_size: int, pretrained: bool
-) -> ViT:
+) -> Built:
     """timm's module with the sizes, and `pretrained` the weights, of a hub id or local folder.
 
-    Weights without a head of these classes get a fresh one (`head_is_new`). Raises UserError when nothing can be read
+    Weights without a head of these classes get a fresh one. Raises UserError when nothing can be read
     there, when it is another kind of model, or when any other weight does not fit.
     """
     use_hub()
@@ -46,11 +47,11 @@ def build_huggingface_vit(
     for name in arguments:
         raise UserError(f"model.arguments.{name}: model.huggingface says what the model is, give none")
     base = ViT(vit_of_config(config.to_dict(), classes, channels, image_size))
-    if pretrained:
-        base.normalised_by = _normalisation(huggingface)
-        file = read_hub(huggingface, lambda: _weight_file(huggingface))
-        base.head_is_new = load_weights(base, file, "model.huggingface", new_head=True)
-    return base
+    if not pretrained:
+        return Built(base)
+    normalised_by = _normalisation(huggingface)
+    file = read_hub(huggingface, lambda: _weight_file(huggingface))
+    return Built(base, load_weights(base, file, "model.huggingface", new_head=True), normalised_by)
 
 
 def vit_of_config(config: Mapping[str, Any], classes: int, channels: int, image_size: int) -> VisionTransformer:
@@ -91,7 +92,7 @@ def _file(huggingface: str, name: str) -> Path | None:
         return None
 
 
-def _normalisation(huggingface: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _normalisation(huggingface: str) -> Normalisation | None:
     """Mean and std of the images that the weights were trained on, where a file says so."""
     found = _file(huggingface, "preprocessor_config.json")
     if found is None:

@@ -1,47 +1,31 @@
-"""A BERT or DistilBERT from the Hugging Face hub or a local folder, loaded by transformers and checked strictly."""
+"""A text classifier from the Hugging Face hub or a local folder, loaded by transformers and checked strictly.
+
+Which families there are, their adapters say (backbones/text.py).
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, DistilBertConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from sttabt.backbones.bert import Bert, new_model
-from sttabt.backbones.distilbert import DistilBert
+from sttabt.backbones.registry import served
+from sttabt.backbones.text import TextBackbone
 from sttabt.errors import UserError, nearest
-from sttabt.pretrained.library import quiet_library, read_hub
+from sttabt.pretrained.built import Built
+from sttabt.pretrained.reading import quiet_library, read_hub
 
 log = logging.getLogger(__name__)
 
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
-STALE = {"bert.embeddings.position_ids", "embeddings.position_ids"}  # constants that older versions saved
+STALE = "embeddings.position_ids"  # what constants that older versions saved end with
 
 
-@dataclass(frozen=True)
-class Family:
-    """adapter: of these models; pretraining: what the names of their pretraining head begin with; pooler: its names."""
-
-    adapter: type[Bert]
-    pretraining: tuple[str, ...]
-    pooler: frozenset[str]
-
-
-FAMILIES: dict[type[PreTrainedConfig], Family] = {
-    BertConfig: Family(Bert, ("cls.",), frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})),
-    DistilBertConfig: Family(
-        DistilBert,
-        ("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
-        frozenset({"pre_classifier.weight", "pre_classifier.bias"}),
-    ),
-}
-
-
-def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapping[str, Any] | None = None) -> Bert:
-    """A model of one of the FAMILIES by hub id or local folder, with a head of `classes` outputs.
+def build_text(huggingface: str, classes: int, pretrained: bool, arguments: Mapping[str, Any] | None = None) -> Built:
+    """A text classifier by hub id or local folder, with a head of `classes` outputs.
 
     pretrained: load the weights too; weights without a classification head get a fresh one, which is logged.
     arguments: on top of the configuration (`hidden_dropout_prob`, ...). Raises UserError when nothing can be read
@@ -49,18 +33,13 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
     """
     with quiet_library():
         config = read_hub(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
-        family = FAMILIES.get(type(config))
-        if family is None:
-            raise UserError(
-                f"model.huggingface={huggingface} is a {config.model_type}, not a BERT or DistilBERT: choose one"
-            )
-        adapter = family.adapter
+        adapter = _adapter(huggingface, config.model_type)
         _change(config, {**(arguments or {}), "num_labels": classes})
         if not pretrained:
-            return adapter(read_hub(huggingface, lambda: new_model(config, adapter.library)))
+            return Built(read_hub(huggingface, lambda: adapter.from_config(config)))
         loaded: Any = read_hub(
             huggingface,
-            lambda: adapter.library.from_pretrained(
+            lambda: adapter.library().from_pretrained(
                 huggingface,
                 config=config,
                 attn_implementation="sdpa",
@@ -70,10 +49,18 @@ def build_bert(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
             ),
         )
     model, found = loaded
-    fresh = _check(huggingface, found, family)
-    base = adapter(model.train())  # as every new module: the library hands it out in evaluation mode
-    base.head_is_new = bool(fresh)
-    return base
+    fresh = _check(huggingface, found, adapter)
+    return Built(adapter(model.train()), new_head=bool(fresh))  # as every new module: it comes in evaluation mode
+
+
+def _adapter(huggingface: str, model_type: str) -> type[TextBackbone]:
+    adapters = {kind.model_type: kind for kind in served().values() if issubclass(kind, TextBackbone)}
+    if model_type not in adapters:
+        raise UserError(
+            f"model.huggingface={huggingface} is a {model_type}, which cannot be pruned here: choose one of"
+            f" {', '.join(sorted(adapters))}"
+        )
+    return adapters[model_type]
 
 
 def _change(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
@@ -88,11 +75,12 @@ def _change(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
             raise UserError(f"model.arguments.{name}={value} does not fit {config.model_type}: {reason}") from error
 
 
-def _check(huggingface: str, found: Mapping[str, Any], family: Family) -> set[str]:
+def _check(huggingface: str, found: Mapping[str, Any], adapter: type[TextBackbone]) -> set[str]:
     """The parameters that start from random weights; raises UserError when any but a head's do."""
-    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"]) - STALE
-    fresh = {name for head in (CLASSIFIER, family.pooler) if head <= missing for name in head}
-    pretraining = {name for name in unexpected if name.startswith(family.pretraining)}
+    missing = set(found["missing_keys"])
+    unexpected = {name for name in found["unexpected_keys"] if not name.endswith(STALE)}
+    fresh = {name for head in (CLASSIFIER, adapter.pooler) if head <= missing for name in head}
+    pretraining = {name for name in unexpected if name.startswith(adapter.pretraining_heads)}
     if "classifier.weight" not in missing:
         fresh = set()  # a classifier without its pooler is a broken file
     wrong = [f"{name} is missing" for name in sorted(missing - fresh)]

@@ -1,0 +1,137 @@
+"""What text classifiers of Hugging Face transformers have in common: how they are built, called, and answer."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.backbones.base import Backbone, Finish
+from sttabt.core.text import Text
+from sttabt.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+READ = ("input_ids", "attention_mask", "token_type_ids", "labels", "return_dict")  # arguments of a call
+
+
+class TextBackbone(Backbone):
+    """Wraps a live transformers module, so that its weights, its own forward and its state names stay usable.
+
+    Inputs are `Text`. A file of one more family says which class and configurations it serves, how its files name
+    their heads, and computes the steps of a layer. Raises UserError for a variant whose computation it would not
+    reproduce.
+    """
+
+    model_type: ClassVar[str]  # of the library's configurations that are served
+    pretraining_heads: ClassVar[tuple[str, ...]] = ()  # what the names of a pretraining head's weights begin with
+    pooler: ClassVar[frozenset[str]] = frozenset()  # names of the weights that a file without a classifier may lack
+    head_prefixes = ("classifier.",)
+    may_pad = True
+    outputs = 1
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        wrong = config.model_type != self.model_type
+        problems = {f"model_type={config.model_type!r} instead of {self.model_type!r}": wrong}
+        found = [what for what, present in (problems if wrong else self.problems()).items() if present]
+        if found:
+            raise UserError(f"this text model cannot be pruned: it has {', '.join(found)}")
+        self.check()
+
+    @classmethod
+    def library(cls) -> type[PreTrainedModel]:
+        """The library's class."""
+        module, _, name = cls.serves[0].rpartition(".")
+        return getattr(import_module(module), name)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> Self:
+        """Random weights, fused attention."""
+        return cls(cls.library()._from_config(config, attn_implementation="sdpa"))
+
+    @abstractmethod
+    def problems(self) -> Mapping[str, bool]:
+        """What this adapter would not reproduce, and whether the model has it."""
+
+    @property
+    def tokens(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return 0, 0
+
+    def real(self, inputs: Text) -> Tensor:
+        return inputs.real
+
+    def read_call(self, *args: Any, **kwargs: Any) -> tuple[Text, Finish]:
+        """As the library's model is called: ids (B, N), mask and token types by position or by name, labels, or a Text.
+
+        Gives what the library gives: a SequenceClassifierOutput, with the loss where there are labels, or a tuple with
+        return_dict=False. Without a mask all tokens are real. Raises UserError for a mask with padding in front of a
+        text or inside it, and naming any other argument that is given.
+        """
+        self.check_call()
+        given = _bound(type(self.model), args, kwargs)
+        ids, mask, types, labels, return_dict = (given.pop(name, None) for name in READ)
+        config = self.model.config
+        given |= {f"config.{name}": getattr(config, name) for name in ("output_attentions", "output_hidden_states")}
+        for name, value in given.items():
+            if value is not None and value is not False:
+                raise UserError(f"a pruned model does not take {name}: leave it out")
+        if not isinstance(ids, Tensor | Text):
+            raise UserError("a pruned model of text reads input_ids: give a tokenizer's encoding")
+        if isinstance(ids, Text):
+            if mask is not None or types is not None:
+                raise UserError("input_ids is a Text: leave attention_mask and token_type_ids out")
+            inputs = ids
+        else:
+            inputs = Text(ids, torch.zeros_like(ids) if types is None else types.expand_as(ids), _real(ids, mask))
+        return inputs, lambda logits: self._answer(logits, labels, return_dict)
+
+    def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        config = self.model.config
+        loss = None
+        if labels is not None:
+            loss = self.model.loss_function(labels=labels, pooled_logits=logits, config=config)
+        answer = SequenceClassifierOutput(loss=loss, logits=logits)
+        as_mapping = config.return_dict if return_dict is None else return_dict
+        return answer if as_mapping else answer.to_tuple()
+
+
+def _bound(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call of `library` by name."""
+    order = [name for name in inspect.signature(library.forward).parameters if name not in ("self", "kwargs")]
+    if len(args) > len(order):
+        raise UserError(f"{library.__name__} takes {len(order)} arguments by position, not {len(args)}")
+    named = dict(zip(order, args, strict=False))
+    for name in named.keys() & kwargs.keys():
+        raise UserError(f"{name} is given twice, by position and by name")
+    return named | dict(kwargs)
+
+
+def _real(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, N) bool; raises UserError unless each text stands whole in front of its padding."""
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.shape != ids.shape:
+        raise UserError(f"attention_mask has the shape {tuple(mask.shape)}, not {tuple(ids.shape)} as input_ids")
+    real = mask.bool()
+    if torch.compiler.is_compiling():  # a graph takes no decision by numbers
+        return real
+    if not real[:, :1].all():
+        raise UserError("attention_mask has padding in front of a text: set tokenizer.padding_side='right'")
+    if (real[:, 1:] > real[:, :-1]).any():
+        raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
+    return real
