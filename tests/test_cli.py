@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from sttabt.cli.checks.effects import Unused, without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.cli.sweep import Progress, assignments, duration, union_of_grids
 from sttabt.run import main
+from sttabt.settings import method_names, method_settings
+from sttabt.settings.fields import walk
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 MISTAKES = {
@@ -166,18 +169,55 @@ def test_the_traceback_shows_on_demand() -> None:
     assert ended.stderr.endswith("approx.factor=0 is out of range: it must be at least 1\n")
 
 
+def _help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `--help` prints; no line is longer than 100 columns, but for a key with a long value."""
+    monkeypatch.setattr(sys, "argv", ["sttabt", "--help", *arguments])
+    main()
+    text = capsys.readouterr().out
+    assert all(len(line) <= 100 or "=" in line for line in text.splitlines())
+    return text
+
+
+def test_help_names_every_setting_with_value_meaning_and_range(monkeypatch, capsys) -> None:
+    text = " ".join(_help(monkeypatch, capsys).split())
+    for key, value, description in walk(compose_settings(["name=test", "sparsity=concrete"])):
+        if not is_dataclass(value) and "training." not in key and key != "sparsity.method":
+            assert f" {key}" in text and description.meaning in text, key
+    for method in method_names():
+        assert f"sparsity={method}: {method_settings(method).title} (" in text
+    for name in ("TRAINING.epochs=???", "resume=auto", "(one of auto, never)", "(above 0 and at most 1)"):
+        assert name in text
+
+
+def test_help_shows_what_is_chosen(monkeypatch, capsys) -> None:
+    text = " ".join(_help(monkeypatch, capsys, "sparsity=tome", "model=lvvit_small", "sparsity.merged=3").split())
+    assert "sparsity=tome: ToMe (Bolya" in text
+    assert "sparsity.merged=3 pairs that every layer but the last merges (at least 0)" in text
+    assert "model=lvvit_small: the base model" in text
+    assert (
+        "model.width=384 " in text
+        and "model.training.* how the base stage trains: see TRAINING; here epochs=300" in text
+    )
+    assert "p_logit" not in text, "other methods are left out"
+    assert "every job of a sweep chooses one" in _help(monkeypatch, capsys, "experiment=quickstart")
+
+
+def test_help_names_a_mistake(monkeypatch, capsys) -> None:
+    assert "did you mean 'sparsity.merged'?" in _mistake(
+        ["--help", "sparsity=tome", "sparsity.mergd=3"], monkeypatch, capsys
+    )
+    assert "did you mean 'tome'?" in _mistake(["--help", "sparsity=tom"], monkeypatch, capsys)
+
+
 def test_help_and_cfg_and_own_experiments(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [debug]\nname: mine\nseed: 3\n")
-    monkeypatch.setattr(sys, "argv", ["sttabt", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = _help(monkeypatch, capsys, "--config-dir", str(tmp_path))
     assert "experiment=NAME" in text
-    (shown,) = re.findall(r"experiment: (.*)", text)
+    groups = " ".join(text.split("Groups (group=choice):")[1].split("Settings (key=value):")[0].split())
+    shown = groups.partition(" experiment ")[2].partition(" hardware ")[0].split(", ")
     expected = {"ablation_p", "debug", "deit_topk", "fashion_mnist", "glue_concrete", "lvvit_concrete", "quickstart"}
-    assert expected <= set(shown.split(", "))
+    assert expected | {"mine"} <= set(shown)
     monkeypatch.setattr(sys, "argv", ["sttabt", "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job"])
     main()
     text = capsys.readouterr().out

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
+from sttabt.cli.reference import FILE, reference
 from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings, steps_of, update_size
@@ -27,7 +28,7 @@ from sttabt.settings.fields import walk
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
 CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
-CHOSEN.remove(("sparsity", "undecided"))  # for sweeps: each job decides
+CHOSEN.remove(("sparsity", "each_job"))  # for sweeps: each job decides
 CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
 TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
 IMAGE_FILES = ("image_folder", "imagenet", "image_table", "imagenet_hub", "cifar10", "cifar100")
@@ -247,3 +248,10 @@ def test_settings_compose_without_torch() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def test_the_reference_of_settings_is_current() -> None:
+    page = (Path(__file__).parents[1] / FILE).read_text(encoding="utf-8")
+    assert page == reference(), "run `python -m sttabt.cli.reference`"
+    for line in ("| `seed` | `0` |", "### `sparsity=tome`", "| `bench.spread` | `0.25` |", "above 0 and at most 1 |"):
+        assert line in page

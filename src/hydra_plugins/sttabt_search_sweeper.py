@@ -23,6 +23,7 @@ from sttabt.search.report import report_search
 from sttabt.search.space import WHERE, Space, fit_space, read_space
 from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
 from sttabt.settings import TrainedSettings, method_names
+from sttabt.settings.renamed import new_name
 
 
 @dataclass
@@ -108,7 +109,7 @@ class SearchSweeper(CheckedSweeper):
                     f"{key}={listed} names several values, but in a search each trial has one: give one, or leave"
                     " hparams_search out"
                 )
-        space = read_space(self.space)
+        space = {new_name(key): domain for key, domain in read_space(self.space).items()}
         searched = {key: domain for key, domain in space.items() if key not in {name.lstrip("+") for name in given}}
         if not searched:
             raise UserError(f"{', '.join(space)}: all are given, so that nothing is left to search: leave one out")

@@ -5,6 +5,7 @@ Exit codes: 0, 2 for a user's mistake (one line on stderr), 1 when jobs of a swe
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -13,10 +14,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from sttabt.cli.composition import VERSION_BASE, config_folder
+from sttabt.cli.help import help_text
 from sttabt.cli.messages import explain, is_mistake
 from sttabt.cli.sweep import JobsFailedError
 from sttabt.cli.task import run_task
 from sttabt.errors import UserError
+from sttabt.settings.renamed import new_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -26,7 +29,11 @@ def main() -> None:
     given = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print over many lines
     try:
-        _refuse_unknown_options()
+        sys.argv[1:] = [new_override(argument) for argument in sys.argv[1:]]
+        arguments = _read_arguments()
+        if arguments.help:
+            sys.stdout.write(help_text(arguments.overrides, arguments.config_dir))
+            return
         hydra.main(version_base=VERSION_BASE, config_path=str(config_folder()), config_name="config")(run_task)()
     except JobsFailedError as failed:
         sys.stderr.write(f"{failed}\n")
@@ -45,10 +52,12 @@ def main() -> None:
             os.environ[FULL_ERROR] = given
 
 
-def _refuse_unknown_options() -> None:
-    _, unknown = get_args_parser().parse_known_args()
+def _read_arguments() -> argparse.Namespace:
+    """Hydra's options and overrides. Raises UserError for an unknown option."""
+    arguments, unknown = get_args_parser().parse_known_args()
     if unknown:
         raise UserError(f"cannot read '{unknown[0]}': give options first (sttabt --help), then key=value pairs")
+    return arguments
 
 
 if __name__ == "__main__":

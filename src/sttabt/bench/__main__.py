@@ -21,6 +21,7 @@ from sttabt.cli.composition import OPEN_NODES, VERSION_BASE, config_folder
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.errors import UserError
 from sttabt.settings import BenchSettings, SpeedSettings
+from sttabt.settings.renamed import new_override
 from sttabt.settings.values import check_values
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(USAGE + (config_folder() / "bench.yaml").read_text(encoding="utf-8"))
             return 0
-        settings = read_settings(arguments)
+        settings = read_settings([new_override(argument) for argument in arguments])
         # Imported after the checks: torch and timm take seconds to load.
         from sttabt.bench.session import run_benchmark
 

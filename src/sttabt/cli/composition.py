@@ -22,9 +22,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from sttabt.cli.checks import check
 from sttabt.cli.checks.effects import without_effect
+from sttabt.cli.renamed import read_old_names
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings
+from sttabt.settings.renamed import new_override
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
@@ -91,8 +93,9 @@ def read_job(config: DictConfig, output: str | Path) -> Settings:
 
 def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebook") -> Settings:
     """The settings of one job, from Python: `compose_settings(["experiment=debug", "seed=1"])`."""
+    overrides = [new_override(override) for override in overrides]
     with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE, job_name="sttabt"):
-        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+        config = compose("config", overrides=overrides, return_hydra_config=True)
         with open_dict(config):
             config.hydra.runtime.cwd = str(Path.cwd())
         settings = read_job(config, output)
@@ -181,9 +184,10 @@ def _register() -> None:
     for method in method_names():
         store.store(name=f"schema_sparsity_{method}", node=method_settings(method))
     # A sweep over methods chooses one in each job; until then any method's setting may stand on the command line.
-    undecided = OmegaConf.create({"method": MISSING}, flags={"struct": False})
-    store.store(name="schema_sparsity_undecided", node=undecided)
+    each_job = OmegaConf.create({"method": MISSING}, flags={"struct": False})
+    store.store(name="schema_sparsity_each_job", node=each_job)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+    read_old_names()
 
 
 _register()

@@ -19,6 +19,7 @@ from sttabt.cli.messages import MISTAKES, explain
 from sttabt.cli.sweep import Grid, JobsFailedError, Progress, assignments, failure, log
 from sttabt.errors import UserError
 from sttabt.settings import Settings
+from sttabt.settings.renamed import new_values
 
 
 @dataclass
@@ -39,7 +40,9 @@ class CheckedSweeper(BasicSweeper, ABC):
     ) -> None:
         super().__init__(max_batch_size, params)
         listed: list[dict[str, Any]] = OmegaConf.to_container(OmegaConf.create(list(grids)))  # type: ignore[assignment]
-        self.grids: list[Grid] = [{key: assignments(key, values) for key, values in grid.items()} for grid in listed]
+        self.grids: list[Grid] = [
+            {key: assignments(key, values) for key, values in new_values(grid).items()} for grid in listed
+        ]
 
     @abstractmethod
     def sweep(self, arguments: list[str]) -> list[JobReturn]:

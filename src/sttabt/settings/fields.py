@@ -92,6 +92,11 @@ def at(settings: Any, path: str) -> Any:
     return settings
 
 
+def is_node(declared: Field[Any]) -> bool:
+    """Whether the field holds settings of its own."""
+    return is_dataclass(declared.default_factory)
+
+
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Description]]:
     """(full key, value, description) of every setting below a settings object; a node comes before what it holds."""
     for declared in fields(node):

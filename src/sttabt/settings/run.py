@@ -97,7 +97,7 @@ class Settings:
     resume: str = setting(
         "auto", "go on with an interrupted stage (auto), or begin it again (never)", choices=("auto", "never")
     )
-    seed: int = setting(0, "of everything that is random but the splits", at_least(0))
+    seed: int = setting(0, "of all that is random, except the splits", at_least(0))
     fast_dev_run: int = setting(0, "above 0: so many steps a stage, on as many batches; for tests", at_least(0))
 
 

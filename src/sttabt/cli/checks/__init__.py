@@ -1,7 +1,7 @@
 """Checks of all settings, before anything is built. Imports no torch.
 
-`settings.values` looks at one setting at a time, the files here at several together; `effects` names what changes
-nothing.
+`sttabt.settings.values` looks at one setting at a time, the files here at several together; `effects` names what
+changes nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""A package of a user's own, found by its entry point: its method is listed, composed, checked and explained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sttabt
+
+SOURCE = str(Path(sttabt.__file__).parents[1])
+SETTINGS = """
+from dataclasses import dataclass
+
+from sttabt.settings.fields import at_least, setting
+from sttabt.settings.methods.base import MethodSettings
+
+
+@dataclass
+class StrideSettings(MethodSettings):
+    title = "every other"
+    source = "this test"
+    implementation = "my_tokens.stride:Stride"
+
+    stride: int = setting(2, "how far apart the tokens are that stay", at_least(2), knob=True)
+"""
+FILES = {
+    "my_tokens/__init__.py": "raise ImportError('a broken package')\n",
+    "my_tokens/conf/sparsity/stride.yaml": (
+        "defaults: [/schema_sparsity_stride@_here_, _self_]\nmethod: stride\nstride: 3\n"
+    ),
+    "my_tokens-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: my-tokens\nVersion: 1.0\n",
+    "my_tokens-1.0.dist-info/entry_points.txt": "[sttabt.methods]\nstride = my_tokens.settings:StrideSettings\n",
+    "my_tokens/settings.py": SETTINGS,
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The folder that the package is installed in."""
+    for name, content in {**FILES, "my_tokens/__init__.py": ""}.items():
+        file = tmp_path / "site" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return tmp_path / "site"
+
+
+def _python(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{package}"}
+    folder = package.parent / "work"
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=folder
+    )
+
+
+def test_help_lists_the_method_and_its_settings(package: Path) -> None:
+    listed = _python(package, "-m", "sttabt.run", "--help")
+    assert listed.returncode == 0 and listed.stderr == ""
+    assert ", stride, tome" in " ".join(listed.stdout.split())
+    assert "sparsity=stride: every other (this test)" in listed.stdout
+    chosen = " ".join(_python(package, "-m", "sttabt.run", "--help", "sparsity=stride").stdout.split())
+    assert "sparsity.stride=3 how far apart the tokens are that stay (at least 2)" in chosen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("sparsity=strid", "sparsity=strid is unknown: did you mean 'stride'?\n"),
+        ("sparsity=stride sparsity.strde=4", "sparsity.strde is not a setting: did you mean 'sparsity.stride'?\n"),
+        ("sparsity=stride sparsity.stride=1", "sparsity.stride=1 is out of range: it must be at least 2\n"),
+        ("sparsity=tome sparsity.stride=4", "sparsity.stride is not a setting of this method but of stride: choose"),
+        (
+            "-m sparsity=stride sparsity.stride=2,1",
+            "job 2/2 (experiment=debug sparsity=stride sparsity.stride=1): sparsity.stride=1 is out of range",
+        ),
+    ],
+)
+def test_a_mistake_in_its_settings_is_one_line(arguments: str, line: str, package: Path) -> None:
+    option, *rest = arguments.split() if arguments.startswith("-m") else ["", *arguments.split()]
+    ended = _python(package, "-m", "sttabt.run", *([option] if option else []), "experiment=debug", *rest)
+    assert ended.returncode == 2
+    assert line in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_python_composes_it_and_its_knob_is_known(package: Path) -> None:
+    code = (
+        "import sys; from sttabt.cli.composition import compose_settings; from sttabt.settings import method_names;"
+        "found = compose_settings(['experiment=debug', 'sparsity=stride']).sparsity;"
+        "print(found.label, found.knob, method_names()[-1], 'torch' in sys.modules)"
+    )
+    assert _python(package, "-c", code).stdout == "every other ('stride', 3) stride False\n"
+
+
+def test_a_package_that_cannot_be_used_is_named_and_left_out(package: Path) -> None:
+    (package / "my_tokens" / "__init__.py").write_text(FILES["my_tokens/__init__.py"])
+    ended = _python(package, "-m", "sttabt.run", "--help", "sparsity=tome")
+    assert ended.returncode == 0 and "sparsity=tome: ToMe" in ended.stdout
+    line = "the method 'stride' of the package my-tokens is left out: ImportError: a broken package\n"
+    assert ended.stderr == line
