@@ -253,9 +253,9 @@ def test_sums_over_rows_hand_on_what_is_not_finite(vectors: int, operand: int, s
     given[operand] = spoilt(given[operand], what)
     found = ops.column_sums(*given, None, 0.3, 0.1, standard)
     expected = sums_of(*given, None, 0.3, 0.1, standard)
-    if standard and what != what or not standard or operand == 2:
+    if not standard or what != what or (operand == 2 and what < 0):
         assert_like(found, expected)
-    else:  # an infinite score has no place among standardised ones: the two formulas need not fail alike
+    else:  # an infinite score has no place among standardised ones: the formulas need not fail alike
         assert_like(found[:1], expected[:1])
         assert not found[1].isfinite().all()
 
@@ -369,7 +369,7 @@ def test_plans_of_concrete_masks_are_those_of_the_reference(
     """On all tokens but those that stand at the threshold; here on each."""
     width, heads = [(48, 3), (12, 3), (64, 2)][seed]
     x, packed, counts, kept, precise = traced(width, heads, seed)
-    p_logit = torch.linspace(-1.5, 0.5, 4)
+    p_logit = torch.linspace(-3.0, -1.0, 4)
     mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).alive
     for rows in (x, kept):
         lifetime, scored = ops.plan_concrete(

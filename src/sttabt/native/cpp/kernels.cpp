@@ -399,7 +399,7 @@ PUBLIC int64_t sttabt_attend(
         segment[b] = {to, writes[b], from, reads[b]};
     const Rows q = {query, 0, width, query_row}, k = {key, 0, width, key_row}, v = {value, 0, width, value_row};
     const float scale = 1.0f / sqrtf((float)width);
-    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, memory.data, room, threads);
+    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, false, memory.data, room, threads);
     return 1;
 }
 
