@@ -31,4 +31,15 @@ KERNELS = Extension(
     optional=True,
 )
 
-setup(cmdclass={"build_py": BuildWithConf}, ext_modules=[KERNELS])
+OPERATORS = Extension(
+    "sttabt.native._cpu",
+    ["src/sttabt/native/cpp/kernels.cpp"],
+    depends=[
+        f"src/sttabt/native/cpp/{part}.inc" for part in ("vectors", "attention", "product", "encoder", "planning")
+    ],
+    extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_link_args=["-fopenmp"],
+    optional=True,
+)
+
+setup(cmdclass={"build_py": BuildWithConf}, ext_modules=[KERNELS, OPERATORS])
