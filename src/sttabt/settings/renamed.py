@@ -30,7 +30,7 @@ def new_name(key: str) -> str:
 
 def new_choice(group: str, choice: Any) -> Any:
     """What a group's choice is called now."""
-    if not isinstance(choice, str) or (group, choice) not in CHOICES:  # a list chooses several
+    if not isinstance(choice, str) or (group, choice) not in CHOICES:
         return choice
     _say(f"{group}={choice}", f"{group}={CHOICES[group, choice]}")
     return CHOICES[group, choice]
