@@ -59,10 +59,10 @@ class RayLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Every job's result, in their order. Raises UserError when the machine cannot run a single one."""
-        before, told_to_end = signal.getsignal(signal.SIGTERM), list[int]()
+        before, received = signal.getsignal(signal.SIGTERM), list[int]()
         ray = _start(self.resources)
         # Ray's own handler, and any that raises while it waits, would end with another exit code.
-        signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
         try:
             # A process a job (max_calls), so that none inherits another's state.
             run = ray.remote(**self.resources, max_calls=1, max_retries=0)(_run)
@@ -76,7 +76,7 @@ class RayLauncher(Launcher):
             results: dict[int, JobReturn] = {}
             while waiting:
                 ended, _ = ray.wait(list(waiting), timeout=1)
-                if told_to_end:
+                if received:
                     raise SystemExit(TERMINATED)
                 if not ended:
                     continue

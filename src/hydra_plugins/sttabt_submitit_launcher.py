@@ -45,7 +45,7 @@ else:
     store.store(group="hydra/launcher", name="sttabt_submitit_local", node=LocalSettings, provider="sttabt")
 
     class _Launcher(BaseSubmititLauncher):
-        """A job that fails or dies leaves the others alone, one that is told to end is not one that failed."""
+        """A job that fails or dies leaves the others alone, one that a signal ends has not failed."""
 
         progress: Progress | None = None  # the sweeper sets it
         _decision_s = 0  # how long a job that SIGTERM ended waits for what comes
@@ -68,19 +68,19 @@ else:
         def __call__(self, *arguments: Any, **named: Any) -> JobReturn:
             """In the job's process: run it."""
             _leave_slurm_to_submitit()
-            told_to_end = _catch_signals()
+            exits = _catch_signals()
             try:
                 result = super().__call__(*arguments, **named)
-                if result.status == JobStatus.COMPLETED or not told_to_end:
+                if result.status == JobStatus.COMPLETED or not exits:
                     return result
-                # Told to end, a stage fails where its loading processes were told as well, and are gone.
+                # After SIGTERM a stage fails where its loading processes got it as well, and are gone.
             except SystemExit as stop:
-                told_to_end.append(stop)
-            if told_to_end[0].code == TERMINATED:
+                exits.append(stop)
+            if exits[0].code == TERMINATED:
                 # Only SLURM knows what that meant: SIGUSR2 may follow, which puts the job into the queue again, or
                 # SIGKILL, after which it is in the queue already, or cancelled.
                 time.sleep(self._decision_s)
-            raise told_to_end[0]
+            raise exits[0]
 
         def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
             import submitit
@@ -144,8 +144,8 @@ def _catch_signals() -> list[SystemExit]:
     """
     import submitit
 
-    told_to_end: list[SystemExit] = []
-    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(SystemExit(TERMINATED)))
+    exits: list[SystemExit] = []
+    signal.signal(signal.SIGTERM, lambda *_: exits.append(SystemExit(TERMINATED)))
     preemption = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
     requeue, process = signal.getsignal(preemption), os.getpid()
     assert callable(requeue)
@@ -156,8 +156,8 @@ def _catch_signals() -> list[SystemExit]:
         try:
             requeue(*given)
         except SystemExit as requeued:
-            told_to_end.insert(0, requeued)
+            exits.insert(0, requeued)
             raise
 
     signal.signal(preemption, requeue_once)
-    return told_to_end
+    return exits

@@ -30,9 +30,9 @@ from sttabt.settings.renamed import new_override
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
-log = logging.getLogger(__name__)
-
 OPEN_NODES = ("model.arguments", "trainer", "callbacks")  # their keys belong to another library
+
+log = logging.getLogger(__name__)
 
 
 def config_folder() -> Path:

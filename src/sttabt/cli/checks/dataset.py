@@ -53,4 +53,4 @@ def check_images(settings: Settings) -> None:
                 f"{key}={values} has {len(values)} numbers: give one for each of {dataset.channels} channels"
             )
         if not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
-            raise UserError(f"{key}={values} is out of range: give finite numbers, deviations above 0")
+            raise UserError(f"{key}={values} is out of range: give finite numbers, standard deviations above 0")
