@@ -30,7 +30,6 @@ from conftest import (
     make_distilbert,
     make_inputs,
     make_text,
-    pad_text,
 )
 from sttabt.backbones import adapt, registry
 from sttabt.backbones.base import Backbone
@@ -43,6 +42,7 @@ from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
+from sttabt.testing.models import pad_text
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 
@@ -130,6 +130,7 @@ def test_only_the_library_of_a_model_is_imported() -> None:
     code = """
 import sys
 from sttabt.backbones.registry import adapt, served
+from sttabt.testing.models import pad_text
 served()
 assert not {"timm", "transformers", "huggingface_hub", "sttabt.pretrained", "sttabt.store"} & set(sys.modules)
 import timm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from sttabt.errors import UserError
 Finish = Callable[[Tensor], Any]  # from logits (B, classes) to what the library's model returns
 Kind = TypeVar("Kind", bound="Backbone")
 Rows = Callable[[Tensor], Tensor]  # picks the rows that a layer writes from those that it reads
+
+
+class Example(NamedTuple):
+    """A small model for tests, and what its tests need.
+
+    inputs: a batch of four samples; factor: of its approximate network, which shares its stem or does not.
+    """
+
+    model: Backbone
+    inputs: Any
+    factor: int = 2
+    share_stem: bool = False
 
 
 class Backbone(nn.Module, ABC):
@@ -38,6 +50,11 @@ class Backbone(nn.Module, ABC):
     may_pad: bool = False  # whether samples of a batch may differ in length
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
     _checked: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        """Small models of this kind by name, random weights, on which sttabt.testing runs every method."""
+        return {}
 
     @property
     def layers(self) -> int:

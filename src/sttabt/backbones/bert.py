@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from sttabt import native
-from sttabt.backbones.base import Rows, check_factor, like_weights
+from sttabt.backbones.base import Example, Rows, check_factor, like_weights
 from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.slicing import gated, linear, linear_activated
-from sttabt.backbones.text import TextBackbone
+from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
@@ -30,6 +31,14 @@ class Bert(TextBackbone):
     pretraining_heads: ClassVar[tuple[str, ...]] = ("cls.",)
     pooler: ClassVar[frozenset[str]] = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
     feed_forward_setting = "intermediate_size"  # what the library's configuration calls that width
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        from transformers import BertConfig
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+        config: Any = partial(BertConfig, **EXAMPLE_SIZES, **sizes)  # type: ignore[arg-type]
+        return {"bert": lambda: Example(cls.from_config(config()), example_text(), 4)}
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)

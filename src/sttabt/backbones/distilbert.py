@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sttabt import native
-from sttabt.backbones.base import Rows
+from sttabt.backbones.base import Example, Rows
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.slicing import gated, linear, linear_activated
+from sttabt.backbones.text import EXAMPLE_SIZES, example_text
 from sttabt.core.text import Text
 
 
@@ -25,6 +27,14 @@ class DistilBert(Bert):
     pretraining_heads = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.")
     pooler = frozenset({"pre_classifier.weight", "pre_classifier.bias"})
     feed_forward_setting = "hidden_dim"
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        from transformers import DistilBertConfig
+
+        sizes: dict[str, Any] = {**EXAMPLE_SIZES, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
+        config = partial(DistilBertConfig, **sizes)
+        return {"distilbert": lambda: Example(cls.from_config(config()), example_text(), 4)}
 
     def attention_dropout(self, layer: int) -> float:
         attention = self._layer(layer).attention

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt import native
-from sttabt.backbones.base import Backbone, Finish, Rows, check_factor, like_weights
+from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import deferred, gated, linear, linear_activated
 from sttabt.core.cost import Architecture
@@ -53,6 +53,25 @@ class ViT(Backbone):
             classifiers=2 if hasattr(model, "head_dist") else 1,
         )
         self.outputs = model.num_prefix_tokens
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        import timm
+
+        def example(channels: int = 3, size: int = 32, factor: int = 2, **arguments: Any) -> Example:
+            sizes = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, **arguments}
+            name = sizes.pop("name", "vit_tiny_patch16_224")
+            model: Any = timm.create_model(name, num_classes=5, in_chans=channels, img_size=size, **sizes)
+            return Example(cls(model), example_images(channels, size), factor)
+
+        registers: dict[str, Any] = {"init_values": 0.5, "reg_tokens": 2, "no_embed_class": True}
+        return {
+            "test_vit": partial(example, name="test_vit", embed_dim=64, depth=6),
+            "digits": partial(example, 1, 28, 4, patch_size=4, embed_dim=48, num_heads=3),
+            "no_bias": partial(example, size=24, depth=2, qkv_bias=False),
+            "layer_scale_registers": partial(example, factor=4, **registers),
+            "distilled": partial(example, name="deit_tiny_distilled_patch16_224"),
+        }
 
     @property
     def tokens(self) -> int:
@@ -294,3 +313,8 @@ def split_qkv(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _is_plain(block: Any, scale: nn.Module) -> bool:
     """Whether a branch goes into its residual as it is: no layer scale, no dropout and no dropped path at work."""
     return not block.training and isinstance(scale, nn.Identity)
+
+
+def example_images(channels: int, size: int) -> Tensor:
+    """Four random images, the same each time."""
+    return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(3))
