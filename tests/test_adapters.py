@@ -21,6 +21,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
+import sttabt
 from conftest import (
     BERT,
     TEXTS,
@@ -520,3 +521,36 @@ def test_a_call_of_a_text_model_that_cannot_be_read_is_refused() -> None:
     base.model.config.output_hidden_states = True
     with pytest.raises(UserError, match=r"does not take config\.output_hidden_states"):
         base.read_call(text.ids)
+
+
+# --- pruned
+
+
+@pytest.mark.parametrize("method", ["backtracking", "concrete", "random", "forward_topk", "ltp", "tome", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_pruned_vit_follows_dtype_and_image_size(method: str, dtype: torch.dtype) -> None:
+    model = timm_vit(dynamic_img_size=True).to(dtype)
+    pruned = sttabt.prune(model, method, approx=2)
+    for shape in ((2, 3, 32, 32), (3, 3, 16, 64), (1, 3, 48, 24)):
+        images = images_of(*shape).to(dtype)
+        found, run = pruned(images), pruned.run(images)
+        assert found.dtype == model(images).dtype == dtype and found.isfinite().all()
+        assert torch.equal(found, run.logits) and run.plan.alive.shape[2] == base_tokens(shape)
+
+
+def base_tokens(shape: tuple[int, ...]) -> int:
+    return shape[2] * shape[3] // 64 + 1
+
+
+@torch.inference_mode()
+def test_a_pruned_bert_is_called_as_the_library_calls_it() -> None:
+    model, text = make_backbone("bert").model, make_text()
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    found, expected = (each(**given, labels=torch.arange(4)) for each in (pruned, model))
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="does not take output_attentions"):
+        pruned(**given, output_attentions=True)
