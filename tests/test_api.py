@@ -64,9 +64,9 @@ def test_one_line_gives_the_model_of_the_long_way(name: str) -> None:
     pruned = sttabt.prune(base.model, keep_ratio=0.4, approx=network)
     with torch.inference_mode():
         expected = PrunedModel(base, method, network).eval().run(inputs)
-        given = sttabt.text(given) if isinstance(given, dict) else given
-        found = pruned.run(given)
-        assert torch.equal(pruned(given), found.logits)
+        found = pruned.run(sttabt.text(given) if isinstance(given, dict) else given)
+        answer = pruned(**given).logits if isinstance(given, dict) else pruned(given)
+    assert torch.equal(answer, found.logits)
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(found.plan.alive, expected.plan.alive)
     assert not pruned.training

@@ -179,7 +179,7 @@ class LvVit(ViT):
         return super().grid_of(images_of(inputs))
 
     def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
-        return list(inputs.images if isinstance(inputs, Stemmed) else inputs)
+        return list(images_of(inputs))
 
     def prepare(self, inputs: Tensor | Stemmed) -> Stemmed:
         stem = self.model.patch_embed
