@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.run import Run
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.settings import BenchSettings
+from sttabt.settings.fields import describe
 
 SMALL = ["model=test_vit", "bench.image_sizes=[28]", "bench.train_batch=2", "bench.rounds=1"]
 SETTINGS = BenchSettings(image_sizes=[28], keeps=[0.3, 0.4, 0.6], factors=[4, 2], merged=[4, 20, 60])
@@ -245,6 +246,13 @@ def test_a_mistake_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith(MISTAKES[arguments])
     assert not Path("runs").exists()
+
+
+def test_help_names_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(BenchSettings):
+        assert f" bench.{field.name}=" in text and describe(field).meaning in text
 
 
 def test_settings_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:

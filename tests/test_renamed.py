@@ -13,7 +13,7 @@ from sttabt.cli.sweep import assignments
 from sttabt.run import main
 from sttabt.settings import renamed
 from sttabt.settings.fields import walk
-from sttabt.settings.renamed import NAMES, new_override, new_values
+from sttabt.settings.renamed import NAMES, new_choice, new_override, new_values
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -51,6 +51,7 @@ def test_old_names_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None
 def test_what_an_override_holds_stays_as_it_is() -> None:
     for kept in ("--multirun", "name=undecided", "name='a=b'", "sparsity=concrete", "~model.arguments", "-m", "x"):
         assert new_override(kept) == kept
+    assert new_choice("callbacks", ["default"]) == ["default"]
     assert new_override("sparsity=undecided") == "sparsity=each_job"
     assert new_values({"a": {1: 2, "clip": 3}, "model": {"training": {"clip": 3}}}) == {
         "a": {1: 2, "clip": 3},

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sttabt.cli.composition import OPEN_NODES, VERSION_BASE, config_folder
+from sttabt.cli.help import names_of, section
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.errors import UserError
 from sttabt.settings import BenchSettings, SpeedSettings
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
         if {"-h", "--help"} & set(arguments):
-            sys.stdout.write(USAGE + (config_folder() / "bench.yaml").read_text(encoding="utf-8"))
+            sys.stdout.write(help_text())
             return 0
         settings = read_settings([new_override(argument) for argument in arguments])
         # Imported after the checks: torch and timm take seconds to load.
@@ -62,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result.wrong:
         sys.stderr.write(f"wrong logits, so not timed: {'; '.join(result.wrong)}\n")
     return 1 if result.wrong else 0
+
+
+def help_text() -> str:
+    """What `--help` prints: the settings of the benchmark, with values and meanings."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "bench.yaml"))
+    own = section("Settings (key=value):", BenchSettings, values["bench"], "bench.", names_of(BenchSettings))
+    return f"{USAGE}{own}\n\nThose of model and hardware: sttabt --help model=NAME hardware=NAME\n"
 
 
 def read_settings(overrides: Sequence[str]) -> SpeedSettings:

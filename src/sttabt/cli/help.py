@@ -52,6 +52,21 @@ def help_text(overrides: Sequence[str], own_folder: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def section(title: str, node: type, values: dict[str, Any] | None, prefix: str, names: Iterable[str]) -> str:
+    """A title, and a line or more for each of those settings of a class. values: what they are; None: its defaults."""
+    lines = textwrap.wrap(title, WIDTH)
+    for key, each in rows(node, prefix, names):
+        description = describe(each)
+        if each.default_factory is TrainingSettings:
+            lines.append(_line(f"{key}.*", f"{description.meaning}: see TRAINING{_given(values, each.name)}"))
+            continue
+        value = default_of(each) if values is None else _at(values, key.removeprefix(prefix))
+        allowed = may_be(key, description)
+        meaning = f"{description.meaning} ({allowed})" if allowed else description.meaning
+        lines.append(_line(_assignment(key, value), meaning))
+    return "\n".join(lines)
+
+
 def may_be(key: str, description: Description) -> str:
     """What a setting may be, in words; "" where any value will do."""
     choices = tuple(source_names()) if key == "dataset.source" else description.allowed
@@ -83,18 +98,17 @@ def default_of(declared: Field[Any]) -> Any:
 def _settings(config: DictConfig, chosen: Mapping[str, str | None], every_method: bool) -> Iterator[str]:
     """A paragraph a node, with the values of the composed config."""
     values: Any = OmegaConf.to_container(config, resolve=False)
-    yield _section(
+    yield section(
         "Settings (key=value):", Settings, values, "", [name for name in names_of(Settings) if name not in NODES]
     )
     for name, node in NODES.items():
         if name == "sparsity":
             yield from _methods(values["sparsity"], chosen.get("sparsity"), every_method)
         else:
-            title = (
-                f"{f'{name}={chosen[name]}' if chosen.get(name) else name}: {describe(_field(Settings, name)).meaning}"
-            )
-            yield _section(title, node, values[name], f"{name}.", names_of(node))
-    yield _section(
+            choice = f"{name}={chosen[name]}" if chosen.get(name) else name
+            meaning = describe(_field(Settings, name)).meaning
+            yield section(f"{choice}: {meaning}", node, values[name], f"{name}.", names_of(node))
+    yield section(
         f"TRAINING is one of {', '.join(TRAININGS.values())}:",
         TrainingSettings,
         None,
@@ -117,22 +131,7 @@ def _methods(values: dict[str, Any], choice: str | None, every_method: bool) -> 
 def _method(name: str, choice: str | None, values: dict[str, Any] | None) -> str:
     node = method_settings(name)
     title = f"sparsity={choice}: {node.title} ({node.source})"
-    return _section(title, node, values, "sparsity.", names_of(node))
-
-
-def _section(title: str, node: type, values: dict[str, Any] | None, prefix: str, names: Iterable[str]) -> str:
-    """values: of the composed config; None: the defaults of the class."""
-    lines = textwrap.wrap(title, WIDTH)
-    for key, each in rows(node, prefix, names):
-        description = describe(each)
-        if each.default_factory is TrainingSettings:
-            lines.append(_line(f"{key}.*", f"{description.meaning}: see TRAINING{_given(values, each.name)}"))
-            continue
-        value = default_of(each) if values is None else _at(values, key.removeprefix(prefix))
-        allowed = may_be(key, description)
-        meaning = f"{description.meaning} ({allowed})" if allowed else description.meaning
-        lines.append(_line(_assignment(key, value), meaning))
-    return "\n".join(lines)
+    return section(title, node, values, "sparsity.", names_of(node))
 
 
 def _given(values: dict[str, Any] | None, name: str) -> str:
