@@ -58,7 +58,7 @@ def panel_axes(points: Sequence[Point]) -> list[tuple[str, str]]:
 
 
 def _axis(name: str, title: str, points: Sequence[Point]) -> str:
-    """The label of an axis; times of batches of several sizes stand in one panel, which says so."""
+    """The label of an axis; times of batches of several sizes share a panel, which says so."""
     sizes = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
     return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name.startswith("time_ratio") and sizes else title
 
