@@ -9,8 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from sttabt.report.build import make_report
 from sttabt.report.choice import best_by_validation
@@ -95,6 +97,29 @@ def test_labels_keep_their_colours_whatever_the_order() -> None:
     assert sorted(given, key=rank) == [*known_labels(), *others]
     assert [label for label in given if from_elsewhere(label)] == others
     assert len(colours(f"{number:02d}" for number in range(20))) == 20
+
+
+# What readers see, in linear RGB: as it is, with protanopia and with deuteranopia (Machado et al., TVCG 2009).
+VISIONS = (
+    np.eye(3),
+    np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+)
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def cielab(colour: str, vision: np.ndarray) -> np.ndarray:
+    coded = np.array(to_rgb(colour))
+    linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    share = TO_XYZ @ np.clip(vision @ linear, 0, 1) / TO_XYZ.sum(1)
+    x, y, z = np.where(share > 0.008856, np.cbrt(share), 7.787 * share + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_colours_of_unknown_labels_are_told_apart_by_all_readers() -> None:
+    for one, other in itertools.combinations([*known_labels().values(), *OTHERS], 2):
+        apart = min(float(np.linalg.norm(cielab(one, vision) - cielab(other, vision))) for vision in VISIONS)
+        assert apart > (15 if other in OTHERS else 9), (one, other)
 
 
 def test_curves_of_one_label_share_its_colour() -> None:
@@ -185,5 +210,10 @@ def test_the_figure_has_a_panel_a_baseline(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sttabt.report.pareto.save", lambda figure, *_: figures.append(figure) or tmp_path)
     row = make_row()
     draw_pareto(points_by_dataset([make_row("dense"), replace(row, time=(row.time or {}) | FROZEN)]), tmp_path)
-    labels = [axes.get_xlabel().replace("\n", " ") for axes in figures[0].subfigs[0].axes]
+    panels = figures[0].subfigs[0].axes
+    labels = [axes.get_xlabel().replace("\n", " ") for axes in panels]
     assert labels[2:] == ["measured time (share of dense) batch 32", "measured time (share of frozen dense) batch 32"]
+    figures[0].canvas.draw()
+    boxes = [axes.xaxis.label.get_window_extent() for axes in panels]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), "no label runs into the next"
+    assert panels[3].get_title() == "not measured for 1 point"

@@ -8,10 +8,9 @@ from functools import cache
 from sttabt.settings.methods import method_names, method_settings
 
 DENSE = "#000000"  # also of the dense score that others published
-# For labels that have no colour of their own: dark tones that colour-blind readers tell from each other and from those
-# of this package's methods (Okabe and Ito, "Color Universal Design", 2008); the last four are Tol's, "Colour Schemes"
-# (2021), muted.
-OTHERS = ("#8C6D00", "#004B73", "#882255", "#332288", "#117733", "#AA4499")
+# For labels that have no colour of their own: all readers, colour-blind ones among them, tell them from each other
+# and from those of this package's methods (Okabe and Ito, "Color Universal Design", 2008).
+OTHERS = ("#4B0092", "#543005", "#DDCC77", "#004D40", "#1B7837", "#40004B")
 
 
 @cache

@@ -42,7 +42,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
             panels = block.subplots(1, len(panels_of), sharey=True)
             for panel, (name, title) in zip(panels, panels_of, strict=True):
                 _draw_panel(panel, points, styles, name)
-                panel.set_xlabel(_axis(name, title, points))
+                panel.set_xlabel(_axis(name, title if len(panels_of) < 4 else title.replace(" (", "\n("), points))
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
             block.suptitle(heading(points), fontsize=9 if many else 10)
@@ -74,5 +74,6 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
     panel.set_xlim(0, 1.07 * max(found.mean + (found.std or 0) for found in places))
     missing = len(points) - len(places)
     if missing:
-        note = f"timing was off for {missing} point{'s' * (missing > 1)}"
+        what = "timing was off" if name == "time_ratio" else "not measured"
+        note = f"{what} for {missing} point{'s' * (missing > 1)}"
         panel.set_title(note, fontsize=8, color="#555555")
