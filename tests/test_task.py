@@ -393,7 +393,7 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
     page = report.page.read_text()
     data = json.loads(page.split('id="galleries">')[1].split("</script>")[0])
     assert data["sets"][0]["words"][0] == [word for word in read.words[0] if word]
-    assert data["sets"][0]["lives"][0] == read.alive[0].sum(0)[: read.length(0)].tolist()
+    assert data["sets"][0]["lifetimes"][0] == read.alive[0].sum(0)[: read.length(0)].tolist()
 
 
 # --- given weights

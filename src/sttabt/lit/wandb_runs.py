@@ -20,6 +20,7 @@ from wandb.sdk.lib.wbauth import authenticate_session
 
 from sttabt.lit.logged import result_values, shaded, strips, table
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.report.points import spell
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
 from sttabt.store.artifacts import RECORD, WEIGHTS, parents, read_record
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 EVALUATE = "evaluate"
 LONGEST_TAG = 64  # characters; W&B refuses longer ones
 PATIENCE = 30.0  # seconds for the server to answer before a job goes on offline
-KNOBS = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what a run's name tells of its method
 
 log = logging.getLogger(__name__)
 
@@ -170,5 +170,5 @@ def _say_offline(reason: str) -> None:
 
 def _name(settings: Settings) -> str:
     sparsity = settings.sparsity
-    knobs = [f"{name} {getattr(sparsity, name):g}" for name in KNOBS if hasattr(sparsity, name)]
-    return ", ".join([sparsity.method.replace("_", " "), *knobs, f"seed {settings.seed}"])
+    knob = [] if sparsity.knob is None else [f"{sparsity.knob[0]} {spell(sparsity.knob[1])}"]
+    return ", ".join([sparsity.label, *knob, f"seed {settings.seed}"])
