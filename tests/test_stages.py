@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
 from sttabt.pipeline.evaluation import find_device
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -61,6 +62,10 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def _settings(*overrides: str) -> Settings:
     return compose_settings(["name=test", *TWO_STEPS, *overrides], output="output")
+
+
+def _context(settings: Settings) -> Context:
+    return Context(settings, JOB, JobLoggers(settings, JOB))
 
 
 def _run(*overrides: str) -> Row:
@@ -403,19 +408,18 @@ def _given(path: Path, depth: int = 1, seed: int = 1) -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["plain.pth", "nested.pt", "weights.safetensors"])
 def test_a_checkpoint_of_timm_is_the_base_model(name: str, tmp_path: Path) -> None:
     model = _given(tmp_path / name)
-    stages = Stages(_settings(f"model.checkpoint={name}"), JOB)
-    stages.maker.loggers = JobLoggers(stages.settings, JOB)
-    base, artifact = stages.base()
+    settings = _settings(f"model.checkpoint={name}")
+    base, artifacts = base_model(_context(settings))
     images = torch.randn(3, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(base(images), model(images))
-    assert "training" not in asdict(stages.settings.model) or artifact.notes["seconds"] < 5
+    assert "weights" not in artifacts["base"].notes, "nothing is trained"
     # Other weights under the same name are other weights.
     model = _given(tmp_path / name, seed=2)
-    base, other = stages.base()
+    base, others = base_model(_context(settings))
     with torch.no_grad():
         assert torch.equal(base(images), model(images))
-    assert other.key != artifact.key
+    assert others["base"].key != artifacts["base"].key
 
 
 def test_a_given_base_model_is_pruned_and_evaluated(tmp_path: Path) -> None:
@@ -460,7 +464,7 @@ def test_a_size_that_the_built_model_does_not_have_is_named(name: str, value: in
     for key, size in stated.items():
         setattr(settings.model, key, size)
     with pytest.raises(UserError, match=rf"model\.{name}={value}, but test_vit .*{built}.*set model\.{name}={built}"):
-        Stages(settings, JOB).base()
+        base_model(_context(settings))
 
 
 def test_a_row_says_how_ltp_was_set() -> None:
