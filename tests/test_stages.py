@@ -25,10 +25,14 @@ from safetensors.torch import load_file, save_file
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
+from sttabt.lit.fit import fit
 from sttabt.lit.loggers import JobLoggers
+from sttabt.lit.modules import BaseTraining
+from sttabt.lit.stage import TrainingStage
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.stage import Context
 from sttabt.pipeline.stages import base_model, run_stages
+from sttabt.pipeline.stages.base import BaseStage
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -482,3 +486,62 @@ def test_a_row_says_how_ltp_was_set() -> None:
 def test_a_dynamic_count_is_no_keep_ratio() -> None:
     assert _run("sparsity=backtracking", "sparsity.dynamic=true").keep_ratio is None
     assert _run("sparsity=backtracking", "sparsity.keep_ratio=0.5").keep_ratio == 0.5
+
+
+# --- weights that are not finite
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_training_that_diverges_says_so_again_and_leaves_nothing(epochs: int) -> None:
+    overrides = ["stages=[base]", "model.training.learning_rate=1e39", f"model.training.epochs={epochs}"]
+    overrides += ["dataset.validation_share=0.5", "model.training.warmup_epochs=0"]
+    settings = _settings(*overrides)
+    settings.fast_dev_run = 0 if epochs > 1 else 1
+    messages = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="training diverged in stage base") as error:
+            run_stages(settings, JOB)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert not list(Path("artifacts").rglob("*.ckpt")) and not _made("base")
+
+
+def test_a_checkpoint_that_is_not_finite_becomes_no_artifact() -> None:
+    """One of an earlier version, which wrote the weights before it looked at them."""
+    settings = _settings("stages=[base]")
+    context = _context(settings)
+    folder = context.store.folder("base", BaseStage(context).description())
+    run_stages(settings, JOB)
+    (folder / "artifact.json").unlink()
+    module = BaseTraining(BaseStage(context).model, settings.model.training, context.task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStage, "on_save_checkpoint", lambda *_: None)
+        patch.setattr(TrainingStage, "check_finite", lambda *_: None)
+        with torch.no_grad():
+            module.trained.model.norm.bias.fill_(torch.inf)
+        module.training_settings.learning_rate = 1e-30
+        patch.setattr(TrainingStage, "training_step", lambda self, *_: sum(p.sum() for p in self.parameters()) * 0)
+        fit(module, context.splits, settings, folder, [])
+    assert (folder / "last.ckpt").exists()
+    with pytest.raises(UserError, match=r"training diverged in stage base, the last step \(model\.\S+ is not finite\)"):
+        run_stages(_settings("stages=[base]"), JOB)
+    assert not _made("base")
+
+
+@pytest.mark.parametrize("key", ["model.checkpoint", "approx.checkpoint"])
+def test_given_weights_that_are_not_finite_are_named(key: str, tmp_path: Path) -> None:
+    run_stages(_settings("stages=[base,approx]"), JOB)
+    stage, _, _ = key.partition(".")
+    if stage == "model":
+        model = _given(tmp_path / "given.pth")
+        state = model.state_dict()
+        name = "head.bias"
+    else:
+        state = _weights("approx")
+        name = next(name for name in state if name.endswith("head.bias"))
+    state[name][1] = torch.nan
+    torch.save(state, tmp_path / "given.pth")
+    before = _made("base"), _made("approx")
+    with pytest.raises(UserError, match=rf"{key}=\S+given\.pth gives weights that are not finite \(\S*head\.bias\)"):
+        _run(f"{key}=given.pth", "sparsity=backtracking")
+    assert (_made("base"), _made("approx")) == before
