@@ -25,7 +25,8 @@ from sttabt.lit.loggers import JobLoggers
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import pruned_model, run_stages
 from sttabt.settings import method_names
 from sttabt.settings.methods.backtracking import BacktrackingSettings
 from sttabt.store.job import Job
@@ -207,9 +208,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrunedModel:
         output=tmp_path,
     )
     run_stages(settings, job)
-    stages = Stages(settings, job)
-    with JobLoggers(settings, job) as stages.maker.loggers:
-        return stages.pruned()[0]
+    return pruned_model(Context(settings, job, JobLoggers(settings, job)))[0]
 
 
 def test_a_saved_model_comes_back(trained: PrunedModel) -> None:
