@@ -113,7 +113,6 @@ def test_padding_changes_nothing(model: PrunedModel, backbone_name: str) -> None
         torch.testing.assert_close(wide.logits, tight.logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_name: str) -> None:
     # A sample at a time, as the library's own forward and online methods pad a batch of unequal counts.
@@ -125,7 +124,6 @@ def test_multiply_adds_are_those_that_torch_counts(model: PrunedModel, backbone_
         assert sum(model.macs(run).values()) == pytest.approx(counted, rel=1e-3)
 
 
-@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where padding would cost more than calls, attention runs a text at a time, in the trace as in the model."""

@@ -17,7 +17,7 @@ from sttabt.bench.variants import GATED, Variant
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
-from sttabt.methods.base import Planned
+from sttabt.core.plan import Planned
 from sttabt.timing.interleaved import time_interleaved
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest, and of each

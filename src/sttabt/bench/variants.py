@@ -19,7 +19,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
 from sttabt.methods import find_method
-from sttabt.methods.base import Planned
+from sttabt.core.plan import Planned
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.pruned import PrunedModel

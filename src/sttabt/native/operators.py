@@ -337,3 +337,5 @@ def _(
     queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None, scale: float, least: float, standard: bool
 ) -> Tensor:
     return queries.new_empty(queries.shape[0], queries.shape[2])
+
+kernels = torch.ops.sttabt
