@@ -17,7 +17,6 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig
 
-from sttabt import native
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
@@ -98,13 +97,6 @@ def backbone_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=VISION)
 def vision_name(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture
-def torch_alone() -> Iterator[None]:
-    """Without the kernels of sttabt.native, whose work torch's counters do not see."""
-    with native.switched_off():
-        yield
 
 
 @pytest.fixture

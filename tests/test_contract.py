@@ -58,7 +58,6 @@ def test_a_method_that_breaks_the_contract_is_found(monkeypatch: pytest.MonkeyPa
         contract.check_multiply_adds_are_those_that_torch_counts(case)
 
 
-@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where padding would cost more than calls, attention runs a text at a time, in the trace as in the model."""

@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from sttabt import native
+from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, check_repeated, has_hooks
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
@@ -165,22 +164,19 @@ class Backbone(nn.Module, ABC):
         """The rest of the layer on the written rows."""
         return self.feed_forward(layer, self.project(layer, x, attended, gate), gate)
 
-    def native_encoder(self, x: Tensor) -> native.Encoder | None:
-        """All layers in one call on packed rows x (T, D), by the kernels of sttabt.native; None where they cannot.
-
-        Not under torch.compile, which joins more.
-        """
-        if torch.compiler.is_compiling() or self._drops_attention() or not native.fits(x):
-            return None
-        layers = [layer for layer in map(self._native_layer, range(self.layers)) if layer is not None]
-        return native.make_encoder(self, layers) if len(layers) == self.layers else None
-
-    def _drops_attention(self) -> bool:
-        return any(map(self.attention_dropout, range(self.layers)))
-
-    def _native_layer(self, layer: int) -> native.Layer | None:
-        """None where the layer is not made as the kernels compute it."""
+    def encoder_layers(self) -> list[EncoderLayer] | None:
+        """What the layers are made of, where each is a transformer layer as EncoderLayer says; else None."""
         return None
+
+    @property
+    def projects_whole(self) -> bool:
+        """Whether `qkv` and `queries_keys` compute all outputs of all rows, whichever are wanted (backbones.slicing)."""
+        return False
+
+    @property
+    def attends_ragged(self) -> bool:
+        """Whether attention, and sums over its rows, run on samples of unequal length without computing padding."""
+        return False
 
     @abstractmethod
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
