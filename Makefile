@@ -47,7 +47,7 @@ lint: setup
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock setup.py $(wildcard src/sttabt/native/*.cpp src/sttabt/native/*.inc)
+.venv/installed: pyproject.toml requirements.lock setup.py $(wildcard src/sttabt/native/cpp/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .

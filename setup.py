@@ -23,15 +23,6 @@ class BuildWithConf(build_py):
 
 
 KERNELS = Extension(
-    "sttabt.native._kernels",
-    ["src/sttabt/native/kernels.cpp"],
-    depends=[f"src/sttabt/native/{part}.inc" for part in ("vectors", "attention", "product", "encoder")],
-    extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
-    extra_link_args=["-fopenmp"],
-    optional=True,
-)
-
-OPERATORS = Extension(
     "sttabt.native._cpu",
     ["src/sttabt/native/cpp/kernels.cpp"],
     depends=[
@@ -42,4 +33,4 @@ OPERATORS = Extension(
     optional=True,
 )
 
-setup(cmdclass={"build_py": BuildWithConf}, ext_modules=[KERNELS, OPERATORS])
+setup(cmdclass={"build_py": BuildWithConf}, ext_modules=[KERNELS])

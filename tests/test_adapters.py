@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,12 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
 )
 
+import sttabt
 from conftest import (
     BERT,
     TEXTS,
@@ -30,12 +36,12 @@ from conftest import (
     make_distilbert,
     make_inputs,
     make_text,
-    pad_text,
 )
 from sttabt.backbones import adapt, registry
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
+from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.vit import ViT
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
@@ -43,6 +49,8 @@ from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
+from sttabt.pretrained.huggingface_text import build_text
+from sttabt.testing.models import pad_text
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 
@@ -126,10 +134,58 @@ class OwnAdapter(ViT):
     serves = (f"{__name__}.OwnModel",)
 
 
+class Roberta(Bert):
+    """What a family of transformers takes that is a BERT but for its positions and its head."""
+
+    serves = ("transformers.models.roberta.modeling_roberta.RobertaForSequenceClassification",)
+    model_type = "roberta"
+    pretraining_heads = ("lm_head.",)
+    pooler = frozenset()
+
+    def repeated(self) -> Iterator[Repeated]:
+        yield Repeated("the model", self.model, (self.library(),))
+
+    def problems(self) -> dict[str, bool]:
+        return {"causal attention (is_decoder)": self.model.config.is_decoder}
+
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        return self.model.classifier(x)
+
+    def _layer(self, layer: int) -> Any:
+        return self.model.roberta.encoder.layer[layer]
+
+    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
+        tables = self.model.roberta.embeddings
+        position = tables.position_embeddings(token + tables.padding_idx + 1)
+        rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + position
+        return tables.dropout(tables.LayerNorm(rows))
+
+
+def test_a_family_of_another_package_comes_from_files_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = [EntryPoint("roberta", f"{__name__}:Roberta", registry.GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    registry.served.cache_clear()
+    try:
+        config = RobertaConfig(**{**BERT, "pad_token_id": 0, "type_vocab_size": 2})
+        RobertaForMaskedLM(config).save_pretrained(tmp_path / "encoder")
+        assert build_text(str(tmp_path / "encoder"), 3, pretrained=True).new_head
+        RobertaForSequenceClassification(config).save_pretrained(tmp_path / "whole")
+        built = build_text(str(tmp_path / "whole"), 5, pretrained=True)
+    finally:
+        registry.served.cache_clear()
+    base, text = built.base.eval(), make_text()
+    assert type(base) is Roberta and not built.new_head
+    with torch.inference_mode():
+        expected = base.model(input_ids=text.ids, attention_mask=text.real, token_type_ids=text.types).logits
+        found_logits = sttabt.prune(base, "backtracking", keep_ratio=1.0, approx=4)(text).logits
+    torch.testing.assert_close(found_logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_only_the_library_of_a_model_is_imported() -> None:
     code = """
 import sys
 from sttabt.backbones.registry import adapt, served
+from sttabt.testing.models import pad_text
 served()
 assert not {"timm", "transformers", "huggingface_hub", "sttabt.pretrained", "sttabt.store"} & set(sys.modules)
 import timm
@@ -520,3 +576,36 @@ def test_a_call_of_a_text_model_that_cannot_be_read_is_refused() -> None:
     base.model.config.output_hidden_states = True
     with pytest.raises(UserError, match=r"does not take config\.output_hidden_states"):
         base.read_call(text.ids)
+
+
+# --- pruned
+
+
+@pytest.mark.parametrize("method", ["backtracking", "concrete", "random", "forward_topk", "ltp", "tome", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_pruned_vit_follows_dtype_and_image_size(method: str, dtype: torch.dtype) -> None:
+    model = timm_vit(dynamic_img_size=True).to(dtype)
+    pruned = sttabt.prune(model, method, approx=2)
+    for shape in ((2, 3, 32, 32), (3, 3, 16, 64), (1, 3, 48, 24)):
+        images = images_of(*shape).to(dtype)
+        found, run = pruned(images), pruned.run(images)
+        assert found.dtype == model(images).dtype == dtype and found.isfinite().all()
+        assert torch.equal(found, run.logits) and run.plan.alive.shape[2] == base_tokens(shape)
+
+
+def base_tokens(shape: tuple[int, ...]) -> int:
+    return shape[2] * shape[3] // 64 + 1
+
+
+@torch.inference_mode()
+def test_a_pruned_bert_is_called_as_the_library_calls_it() -> None:
+    model, text = make_backbone("bert").model, make_text()
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    found, expected = (each(**given, labels=torch.arange(4)) for each in (pruned, model))
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="does not take output_attentions"):
+        pruned(**given, output_attentions=True)

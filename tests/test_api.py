@@ -25,7 +25,8 @@ from sttabt.lit.loggers import JobLoggers
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import pruned_model, run_stages
 from sttabt.settings import method_names
 from sttabt.settings.methods.backtracking import BacktrackingSettings
 from sttabt.store.job import Job
@@ -64,9 +65,9 @@ def test_one_line_gives_the_model_of_the_long_way(name: str) -> None:
     pruned = sttabt.prune(base.model, keep_ratio=0.4, approx=network)
     with torch.inference_mode():
         expected = PrunedModel(base, method, network).eval().run(inputs)
-        given = sttabt.text(given) if isinstance(given, dict) else given
-        found = pruned.run(given)
-        assert torch.equal(pruned(given), found.logits)
+        found = pruned.run(sttabt.text(given) if isinstance(given, dict) else given)
+        answer = pruned(**given).logits if isinstance(given, dict) else pruned(given)
+    assert torch.equal(answer, found.logits)
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(found.plan.alive, expected.plan.alive)
     assert not pruned.training
@@ -207,9 +208,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrunedModel:
         output=tmp_path,
     )
     run_stages(settings, job)
-    stages = Stages(settings, job)
-    with JobLoggers(settings, job) as stages.maker.loggers:
-        return stages.pruned()[0]
+    return pruned_model(Context(settings, job, JobLoggers(settings, job)))[0]
 
 
 def test_a_saved_model_comes_back(trained: PrunedModel) -> None:

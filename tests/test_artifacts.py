@@ -57,6 +57,17 @@ def test_tied_and_strided_and_no_tensors_are_written(tmp_path: Path) -> None:
         assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_become_no_artifact(value: float, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"stage base gave weights that are not finite \(weight\): nothing is kept"),
+        store.claim("base", DESCRIPTION) as claim,
+    ):
+        claim.finish({"steps": torch.tensor(7), "weight": torch.tensor([1.0, value])})
+    assert store.find("base", DESCRIPTION) is None and not list(claim.folder.iterdir())
+
+
 def test_load_of_other_settings_names_the_first_that_differs(tmp_path: Path) -> None:
     folder = _finished(tmp_path)
     with pytest.raises(UserError, match=r"was made with model\.width=96, not with 64"):

@@ -31,8 +31,6 @@ from conftest import (
     make_bert,
     make_distilbert,
     make_text,
-    one_by_one,
-    pad_text,
 )
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
@@ -51,6 +49,7 @@ from sttabt.pretrained.build import build_base
 from sttabt.pretrained.huggingface_text import build_text
 from sttabt.pretrained.names import official_state
 from sttabt.settings import ModelSettings
+from sttabt.testing.models import one_by_one, pad_text
 
 TEXT = make_text()
 SAMPLES = one_by_one(TEXT)

@@ -1,4 +1,4 @@
-"""Model cards: what was measured, where it belongs, and what nobody measured."""
+"""Model cards: what was measured, where it belongs, and what was not measured."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_model_that_nobody_evaluated_says_so() -> None:
     for stage in ("base", "approx", "prune"):
         card = ModelCard.load(_folder_of(stage) / CARD)
         assert "Accuracy, multiply-adds and latency: not measured." in card.text
-        assert "Nobody has measured its accuracy, cost or latency." in card.text
+        assert "Its accuracy, cost and latency were not measured." in card.text
         assert "its numbers mean nothing" in card.text, "two batches of one epoch"
         assert not card.data.eval_results
         assert not card.data.metrics

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from conftest import BACKBONES, make_approx, make_backbone
+from conftest import make_approx, make_backbone, make_inputs
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch
@@ -37,7 +37,7 @@ class _Images(Dataset):
     """Random images of which about half are labelled with what the dense model predicts."""
 
     def __init__(self, name: str, count: int) -> None:
-        _, _, channels, size, _ = BACKBONES[name]
+        _, channels, size, _ = make_inputs(name).shape
         generator = torch.Generator().manual_seed(4)
         self.images = 2 * torch.randn(count, channels, size, size, generator=generator)
         random = torch.randint(CLASSES, (count,), generator=generator)

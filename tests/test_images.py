@@ -565,6 +565,39 @@ def test_secret_labels_cannot_be_scored() -> None:
         _splits(*TABLE, *COLUMNS)
 
 
+@pytest.mark.parametrize("values", [(1, 2, 3), (0, 2, 9), (5, 10, 11)])
+def test_labels_that_do_not_count_from_0_are_numbered_in_their_order(values: tuple[int, ...]) -> None:
+    numbers = _table().cast_column("fine", datasets.Value("int64")).map(lambda row: {"fine": values[row["fine"]]})
+    datasets.DatasetDict({"train": numbers, "test": numbers.select([2, 1, 3])}).save_to_disk("files")
+    splits = _splits(*TABLE, *COLUMNS)
+    assert splits.class_names == tuple(map(str, values)) and _labels(splits.test) == [2, 1, 0]
+
+
+def test_a_row_without_a_label_is_named() -> None:
+    words = _table().cast_column("fine", datasets.Value("string"))
+    features = words.features
+    rows = words.cast_column("img", datasets.Image(decode=False)).to_list()
+    rows[4]["fine"] = None
+    datasets.DatasetDict({"train": words, "test": datasets.Dataset.from_list(rows, features)}).save_to_disk("files")
+    with pytest.raises(UserError, match=r"^files test, row 4 has no label: complete it"):
+        _splits(*TABLE, *COLUMNS)
+
+
+def test_a_table_that_is_damaged_or_saved_without_splits_is_one_line() -> None:
+    _table().save_to_disk("files")
+    with pytest.raises(UserError, match=r"files is a data set that was saved without splits: save a DatasetDict"):
+        _splits(*TABLE, *COLUMNS)
+    shutil.rmtree("files")
+    _save("parquet")
+    file = Path("files", "train-00000-of-00001.parquet")
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(
+        UserError, match=r"files, split train: cannot be loaded \(.+\): set dataset.train_split"
+    ) as error:
+        _splits(*TABLE, *COLUMNS)
+    assert "\n" not in str(error.value)
+
+
 def test_a_broken_image_of_a_table_is_named_by_its_row() -> None:
     table = _table()
     rows = table.cast_column("img", datasets.Image(decode=False)).to_list()

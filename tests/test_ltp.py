@@ -220,7 +220,6 @@ def test_what_stands_in_the_padding_changes_nothing(run) -> None:
     torch.testing.assert_close(soft.terms["masks"], other.terms["masks"])
 
 
-@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_multiply_adds_of_unequal_counts_are_those_that_torch_counts() -> None:
     model, images = _model(), make_images("digits")

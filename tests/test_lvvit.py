@@ -88,7 +88,6 @@ def _one_by_one(base: LvVit, image: Tensor, alive: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["lvvit", "lvvit_shared_stem", "lvvit_auxiliary"])
 @pytest.mark.parametrize("attention", ["approximate", "actual"])
-@pytest.mark.usefixtures("torch_alone")
 @torch.inference_mode()
 def test_every_stem_is_computed_once_and_counted_in_full(name: str, attention: str) -> None:
     model, images = _pruned(name, attention=attention, keep_ratio=0.4), make_images(name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import BACKBONES, make_approx, make_backbone, make_bert, make_distilbert, make_inputs
+from conftest import VISION, make_approx, make_backbone, make_bert, make_distilbert, make_inputs
 from sttabt import native
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
@@ -23,7 +23,7 @@ from sttabt.pretrained.timm_model import build_timm
 pytestmark = pytest.mark.skipif(
     not native.loaded() and shutil.which("c++") is None, reason="built without a C++ compiler: there are no kernels"
 )
-KNOWN = [name for name in BACKBONES if name != "layer_scale_registers"] + ["bert", "distilbert"]
+KNOWN = [name for name in VISION if name != "layer_scale_registers"] + ["bert", "distilbert"]
 
 
 @pytest.fixture(autouse=True)

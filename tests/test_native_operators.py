@@ -372,9 +372,7 @@ def test_plans_of_concrete_masks_are_those_of_the_reference(
     p_logit = torch.linspace(-3.0, -1.0, 4)
     mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).alive
     for rows in (x, kept):
-        lifetime, scored = ops.plan_concrete(
-            rows, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible
-        )
+        lifetime, scored = ops.plan_concrete(rows, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible)
         clear = ((mask - 0.5).abs() > 0.02).all(1)
         assert clear.double().mean() > 0.97
         assert torch.equal(lifetime[clear], (mask >= 0.5).sum(1)[clear])
@@ -460,7 +458,9 @@ def test_other_defaults_change_nothing() -> None:
     layers, x = make_layers(48, 96, 2), torch.randn(9, 48)
     counts = torch.tensor([[9], [9], [9]])
     expected = ops.encode(x, *packed_pair(pack_encoder(layers, 3, True)), counts, 9)
-    plan = ops.plan_topk(x, *packed_pair(pack_encoder(layers, 3, True)), counts[0], 9, 1, 0.1, [0.5] * 2, False, [], False)
+    plan = ops.plan_topk(
+        x, *packed_pair(pack_encoder(layers, 3, True)), counts[0], 9, 1, 0.1, [0.5] * 2, False, [], False
+    )
     torch.set_default_dtype(torch.bfloat16)
     torch.set_default_device("meta")
     try:

@@ -74,6 +74,7 @@ def test_the_tour_on_digits_and_reading_its_sweep(tmp_path: Path) -> None:
     text, pictures = _outputs(_run("02_reading_a_sweep", tmp_path, {}))
     assert "of the multiply-adds" in text
     assert "python -m sttabt.run" in text
+    assert "only dense is right" in text and "p = " in text
     assert pictures == 3
 
 

@@ -24,10 +24,12 @@ from sttabt.data.images import AugmentedImages
 from sttabt.data.task import Task
 from sttabt.errors import UserError
 from sttabt.lit.fit import fit
+from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import BaseTraining, Pruning
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import pruned_model, run_stages
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
@@ -193,7 +195,8 @@ def test_a_row_tells_the_averaged_weights_apart() -> None:
         if ema == 0.5:
             assert averaged.keys() == {name for name in tensors if not name.startswith("averaged.")}
             assert not torch.equal(averaged["method.p_logit"], tensors["method.p_logit"])
-            model, beside, _ = Stages(settings, Job("", "", True, "")).pruned()
+            job = Job("", "", True, "")
+            model, beside, _ = pruned_model(Context(settings, job, JobLoggers(settings, job)))
             assert beside is not None and torch.equal(beside.state_dict()["method.p_logit"], averaged["method.p_logit"])
             assert not torch.equal(model.state_dict()["method.p_logit"], averaged["method.p_logit"])
         if ema == 1e-9:  # almost the last weights

@@ -452,7 +452,7 @@ def test_page_is_whole_and_holds_every_row(tmp_path, galleries):
         assert len({each["name"] for each in data["sets"]}) == 11 and len(data["images"]) == 2
         assert data["sets"][data["first"]]["name"] == "concrete, p_logit -1, seed 0"
         expected = make_gallery(make_row(share=0.5).occupancy).alive[:, :, 1:].sum(axis=1).tolist()
-        assert data["sets"][data["first"]]["lives"] == expected
+        assert data["sets"][data["first"]]["lifetimes"] == expected
 
 
 def test_command_writes_and_prints(tmp_path, capsys):

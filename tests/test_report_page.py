@@ -125,7 +125,7 @@ def test_the_chart_tells_of_the_point_under_the_pointer(browser):
     assert hint[0] == "forward top-k, keep_ratio 0.8"
     assert "accuracy %: 94.20" in hint and "share of dense MACs: 0.753" in hint
     assert "share of dense time (quartiles): 0.840 (0.820 to 0.870)" in hint
-    assert body.get_attribute("class") == "told"
+    assert body.get_attribute("class") == "highlighted"
     ActionChains(browser).move_to_element(find(browser, "h1")[0]).perform()
     assert not find(browser, "#hint")[0].is_displayed() and body.get_attribute("class") == ""
 

@@ -297,5 +297,5 @@ def test_page_of_several_data_sets(two):
     shown = data["sets"][data["first"]]
     assert shown["name"].startswith("glue_sst2, concrete, p_logit") and len(shown["words"]) == len(SENTENCES)
     assert shown["words"][0][6:10] == ["un", "der", "state", "d"]
-    assert shown["joined"][0][6:10] == [False, True, True, True]
-    assert all(len(words) == len(lives) for words, lives in zip(shown["words"], shown["lives"], strict=True))
+    assert shown["continues"][0][6:10] == [False, True, True, True]
+    assert all(len(words) == len(own) for words, own in zip(shown["words"], shown["lifetimes"], strict=True))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,14 @@ from safetensors.torch import load_file, save_file
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
+from sttabt.lit.fit import fit
 from sttabt.lit.loggers import JobLoggers
+from sttabt.lit.modules import BaseTraining
+from sttabt.lit.stage import TrainingStage
 from sttabt.pipeline.evaluation import find_device
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import base_model, run_stages
+from sttabt.pipeline.stages.base import BaseStage
 from sttabt.report.predictions import read_predictions
 from sttabt.report.rows import Row
 from sttabt.run import main
@@ -62,6 +67,10 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def _settings(*overrides: str) -> Settings:
     return compose_settings(["name=test", *TWO_STEPS, *overrides], output="output")
+
+
+def _context(settings: Settings) -> Context:
+    return Context(settings, JOB, JobLoggers(settings, JOB))
 
 
 def _run(*overrides: str) -> Row:
@@ -406,19 +415,18 @@ def _given(path: Path, depth: int = 1, seed: int = 1) -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["plain.pth", "nested.pt", "weights.safetensors"])
 def test_a_checkpoint_of_timm_is_the_base_model(name: str, tmp_path: Path) -> None:
     model = _given(tmp_path / name)
-    stages = Stages(_settings(f"model.checkpoint={name}"), JOB)
-    stages.maker.loggers = JobLoggers(stages.settings, JOB)
-    base, artifact = stages.base()
+    settings = _settings(f"model.checkpoint={name}")
+    base, artifacts = base_model(_context(settings))
     images = torch.randn(3, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(base(images), model(images))
-    assert "training" not in asdict(stages.settings.model) or artifact.notes["seconds"] < 5
+    assert "weights" not in artifacts["base"].notes, "nothing is trained"
     # Other weights under the same name are other weights.
     model = _given(tmp_path / name, seed=2)
-    base, other = stages.base()
+    base, others = base_model(_context(settings))
     with torch.no_grad():
         assert torch.equal(base(images), model(images))
-    assert other.key != artifact.key
+    assert others["base"].key != artifacts["base"].key
 
 
 def test_a_given_base_model_is_pruned_and_evaluated(tmp_path: Path) -> None:
@@ -463,7 +471,7 @@ def test_a_size_that_the_built_model_does_not_have_is_named(name: str, value: in
     for key, size in stated.items():
         setattr(settings.model, key, size)
     with pytest.raises(UserError, match=rf"model\.{name}={value}, but test_vit .*{built}.*set model\.{name}={built}"):
-        Stages(settings, JOB).base()
+        base_model(_context(settings))
 
 
 def test_a_row_says_how_ltp_was_set() -> None:
@@ -485,3 +493,62 @@ def test_a_dynamic_count_has_no_knob() -> None:
     assert (row.knob, row.settings["counts"]) == (None, "3")
     row = _run("sparsity=backtracking", "sparsity.keep_ratio=0.5")
     assert (row.knob, row.knob_value, row.settings["attention"]) == ("keep_ratio", 0.5, "approximate")
+
+
+# --- weights that are not finite
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_training_that_diverges_says_so_again_and_leaves_nothing(epochs: int) -> None:
+    overrides = ["stages=[base]", "model.training.learning_rate=1e39", f"model.training.epochs={epochs}"]
+    overrides += ["dataset.validation_share=0.5", "model.training.warmup_epochs=0"]
+    settings = _settings(*overrides)
+    settings.fast_dev_run = 0 if epochs > 1 else 1
+    messages = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="training diverged in stage base") as error:
+            run_stages(settings, JOB)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert not list(Path("artifacts").rglob("*.ckpt")) and not _made("base")
+
+
+def test_a_checkpoint_that_is_not_finite_becomes_no_artifact() -> None:
+    """One of an earlier version, which wrote the weights before it looked at them."""
+    settings = _settings("stages=[base]")
+    context = _context(settings)
+    folder = context.store.folder("base", BaseStage(context).description())
+    run_stages(settings, JOB)
+    (folder / "artifact.json").unlink()
+    module = BaseTraining(BaseStage(context).model, settings.model.training, context.task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStage, "on_save_checkpoint", lambda *_: None)
+        patch.setattr(TrainingStage, "check_finite", lambda *_: None)
+        with torch.no_grad():
+            module.trained.model.norm.bias.fill_(torch.inf)
+        module.training_settings.learning_rate = 1e-30
+        patch.setattr(TrainingStage, "training_step", lambda self, *_: sum(p.sum() for p in self.parameters()) * 0)
+        fit(module, context.splits, settings, folder, [])
+    assert (folder / "last.ckpt").exists()
+    with pytest.raises(UserError, match=r"training diverged in stage base, the last step \(model\.\S+ is not finite\)"):
+        run_stages(_settings("stages=[base]"), JOB)
+    assert not _made("base")
+
+
+@pytest.mark.parametrize("key", ["model.checkpoint", "approx.checkpoint"])
+def test_given_weights_that_are_not_finite_are_named(key: str, tmp_path: Path) -> None:
+    run_stages(_settings("stages=[base,approx]"), JOB)
+    stage, _, _ = key.partition(".")
+    if stage == "model":
+        model = _given(tmp_path / "given.pth")
+        state = model.state_dict()
+        name = "head.bias"
+    else:
+        state = _weights("approx")
+        name = next(name for name in state if name.endswith("head.bias"))
+    state[name][1] = torch.nan
+    torch.save(state, tmp_path / "given.pth")
+    before = _made("base"), _made("approx")
+    with pytest.raises(UserError, match=rf"{key}=\S+given\.pth gives weights that are not finite \(\S*head\.bias\)"):
+        _run(f"{key}=given.pth", "sparsity=backtracking")
+    assert (_made("base"), _made("approx")) == before

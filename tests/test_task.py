@@ -18,7 +18,7 @@ from scipy import stats
 from sklearn import metrics as reference
 from torch import Tensor, nn
 
-import sttabt.pipeline.stages
+import sttabt.pipeline.stage
 from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
@@ -29,6 +29,7 @@ from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
 from sttabt.lit.fit import fit
+from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import BaseTraining
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
@@ -40,7 +41,8 @@ from sttabt.pipeline.evaluation import (
     time_against_dense,
     validate,
 )
-from sttabt.pipeline.stages import Stages, run_stages
+from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.pretrained.timm_model import build_timm
 from sttabt.report.build import make_report
 from sttabt.report.gallery import TextGallery, read_gallery
@@ -180,7 +182,7 @@ def test_a_regression_runs_through_all_stages(method: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     settings = _images([*SMALL, f"sparsity={method}"], "output", **SCORE | {"dataset__metric": "spearman"})
     plain = compose_settings(SMALL)
-    monkeypatch.setattr(sttabt.pipeline.stages, "load_splits", lambda *_: _score_splits(plain))
+    monkeypatch.setattr(sttabt.pipeline.stage, "load_splits", lambda *_: _score_splits(plain))
     run_stages(settings, JOB)
     row = Row.read("output/row.json")
     assert (row.metric, set(row.other_scores)) == ("spearman", {"pearson"})
@@ -393,7 +395,7 @@ def test_a_gallery_of_texts(scores: bool, sentences: tuple[_WordReader, _Sentenc
     page = report.page.read_text()
     data = json.loads(page.split('id="galleries">')[1].split("</script>")[0])
     assert data["sets"][0]["words"][0] == [word for word in read.words[0] if word]
-    assert data["sets"][0]["lives"][0] == read.alive[0].sum(0)[: read.length(0)].tolist()
+    assert data["sets"][0]["lifetimes"][0] == read.alive[0].sum(0)[: read.length(0)].tolist()
 
 
 # --- given weights
@@ -476,7 +478,7 @@ def test_pretrained_weights_without_a_head_for_the_classes_need_fine_tuning(tmp_
     settings = compose_settings([*SMALL, "model.pretrained=true", "stages=[base]"], "output")
     settings.model.arguments["pretrained_cfg_overlay"] = overlay
     with pytest.raises(UserError, match=r"gives no head for dataset\.classes=10.*set model\.fine_tune=true"):
-        Stages(settings, JOB).base()
+        base_model(Context(settings, JOB, JobLoggers(settings, JOB)))
     settings.model.fine_tune = True
     run_stages(settings, JOB)
     assert len(_made("base")) == 1
@@ -512,7 +514,7 @@ def test_tasks_share_a_general_approximation(tmp_path: Path, monkeypatch: Any) -
     assert not [name for name in tensors if ".head" in name], "it belongs to no task"
     # Another task on the same encoder: other classes, fine-tuned, other weights of the prediction.
     plain = compose_settings(SMALL)
-    monkeypatch.setattr(sttabt.pipeline.stages, "load_splits", lambda *_: _score_splits(plain))
+    monkeypatch.setattr(sttabt.pipeline.stage, "load_splits", lambda *_: _score_splits(plain))
     run_stages(_general("model.fine_tune=true", "approx.prediction_weight=1", **SCORE), JOB)
     assert _made("general") == made
     assert len(_made("approx")) == 2

@@ -26,7 +26,7 @@ from sttabt.data import load_splits
 from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
 from sttabt.data.corpus import load_corpus
 from sttabt.data.sources.glue import GLUE_TASKS, HUB_ID, TEST_SPLITS
-from sttabt.data.tables import normalised
+from sttabt.data.tables import normalised, read_rows
 from sttabt.data.text import load_tokenizer
 from sttabt.errors import UserError
 from sttabt.pretrained import hub
@@ -237,11 +237,35 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "missing label": ("sentence,lable\nx,1\n", {}, r"dataset.label_column: .* 'label': did you mean 'lable'\?"),
     "number of column": ("x,1\ny,0\n", {"header": False, "columns": ["5"]}, r"no column '5': choose one of: 0, 1"),
     "class out of range": (
-        "sentence,label\nx,0\n\ny,2\n",
+        "sentence,label\nx,0\n\ny,2\nz,1\n",
         {},
-        r"line 4, column 'label': 2 is none .* dataset.classes=3",
+        r"line 4, column 'label': 2 is none of the classes 0 to 1 .* set dataset.classes=3",
     ),
-    "class below 0": ("sentence,label\nx,-1\ny,1\n", {}, r"line 2, .* -1 is none of .*: number the classes from 0"),
+    "classes from 1": (
+        "sentence,label\nx,1\ny,2\n",
+        {},
+        r"line 3, .* 2 is none of .* number the classes from 0, or name them all: dataset.class_names=\[1,2\]",
+    ),
+    "a gap": (
+        "sentence,label\nx,0\ny,2\nz,5\n",
+        {},
+        r"2 is none of .* name them all: dataset.classes=3 and dataset.class_names=\[0,2,5\]",
+    ),
+    "a gap that was declared": (
+        "sentence,label\nx,0\ny,2\n",
+        {"classes": 3},
+        r"classes=3 but .* has 2 classes, none is labelled 1: set dataset.classes=2, and number .* without gaps",
+    ),
+    "class below 0": (
+        "sentence,label\nx,-1\ny,1\n",
+        {},
+        r"line 2, .* -1 is none of .* number the classes from 0, or .* dataset.class_names=\[-1,1\]",
+    ),
+    "number that is no name": (
+        "sentence,label\nx,1\ny,0\n",
+        {"class_names": ["1", "2"]},
+        r"line 3, column 'label': '0' is not a class: choose one of: 1, 2",
+    ),
     "half a class": ("sentence,label\nx,1\ny,0.5\n", {}, r"line 3, .* 0.5 is none of the classes"),
     "too many classes": ("sentence,label\nx,0\ny,1\n", {"classes": 3}, r"classes=3 but .* has 2 .* dataset.classes=2"),
     "no label": ("sentence,label\nx,0\ny,\n", {}, r"line 3, column 'label': '' is not a class"),
@@ -251,7 +275,29 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         r"line 3, column 'label': 'good' is not a score: give scores as numbers",
     ),
     "score without end": ("sentence,label\nx,inf\n", {"positive_above": 0.0}, r"line 2, .* 'inf' is not a score"),
-    "cells too many": ("sentence,label\nx,0\ny,z,1\n", {}, r"a.csv: Expected 2 fields in line 3, saw 3: quote texts"),
+    "cells too many": (
+        "sentence,label\nx,0\ny,z,1\n",
+        {},
+        r"a.csv, line 3 has 3 cells, the first line 2: quote texts with",
+    ),
+    "cells too many at once": (
+        "label,sentence\n1,Great, but far too long\n",
+        {},
+        r"a.csv, line 2 has 3 cells, the first line 2: quote texts with a comma in them, or set dataset.separator",
+    ),
+    "cells too many in all": ("label,sentence\n1,a,\n0,b,\n", {}, r"a.csv, line 2 has 3 cells, the first line 2"),
+    "another separator": (
+        "label;sentence\n1;Good, bad\n",
+        {},
+        r"no comma, but a semicolon: set dataset.separator=semi",
+    ),
+    "two columns of a name": ("label,sentence,label\n1,x,0\n", {}, r"has 2 columns 'label': give each a name"),
+    "open quote": (
+        'label,sentence\n1,x\n0,"y\n1,z\n',
+        {},
+        r"line 3: a cell begins with a quotation mark .*quoting=none",
+    ),
+    "lone quotes": ('label,sentence\n1,"x" y\n0,z\n', {}, r"line 2: a cell begins with a quotation mark and does not"),
     "cell too few": ("label,sentence\n0,x\n1\n", {}, r"line 3, column 'sentence' holds no text"),
     "too small": ("sentence,label\nx,0\ny,1\n", {}, r"dataset.test_share=0.1 does not split 2 texts of 2 classes"),
 }
@@ -284,9 +330,99 @@ def test_files_that_cannot_be_read_are_named(model: ModelSettings, tmp_path: Pat
     (tmp_path / "a.jsonl").write_text('{"sentence": "w1", "label": 0}\n\n{"sentence": \n')
     with pytest.raises(UserError, match=r"a.jsonl, line 3 is not JSON"):
         load_splits(settings(tmp_path / "a.jsonl"), model)
+    damaged = bytearray(gzip.compress(table().to_csv(index=False).encode()))
+    damaged[len(damaged) // 2] ^= 0xFF
+    (tmp_path / "a.csv.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"a.csv.gz cannot be read, it may be damaged"):
+        load_splits(settings(tmp_path / "a.csv.gz"), model)
+    for content in (write(table(), tmp_path / "b.parquet").read_bytes()[:-40], b"PAR1", b"", b"<html>"):
+        (tmp_path / "a.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=r"a.parquet cannot be read, it may be damaged: .+") as error:
+            load_splits(settings(tmp_path / "a.parquet"), model)
+        assert "\n" not in str(error.value)
     (tmp_path / "a.jsonl").write_text('{"sentence": "w1", "label": 0}\n{"label": 1}\n')
     with pytest.raises(UserError, match=r"a.jsonl, line 2, column 'sentence' holds no text"):
         load_splits(settings(tmp_path / "a.jsonl"), model)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[" * 100_000, "line 2 is not JSON: maximum recursion depth exceeded"),
+        ('{"sentence": "w2", "label": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 is not JSON: maximum recursion"),
+        ('{"sentence": "w2", "label": ' + "9" * 5000 + "}", "line 2 is not JSON: Exceeds the limit"),
+        ('{"sentence": "w2", "label": 1' + "0" * 400 + "}", r"line 2, column 'label': '10+\.\.\.' is not a class"),
+        ('{"sentence": "w2", "label": [1]}', r"line 2, column 'label': '\[1\]' is not a class"),
+        ('{"sentence": "w2", "label": null}', "line 2, column 'label': '' is not a class"),
+        ('{"sentence": "w2", "label": NaN}', "line 2, column 'label': '' is not a class"),
+        ('{"sentence": 2, "label": 1}', "line 2, column 'sentence' holds no text"),
+        ('{"sentence": "w\\ud800", "label": 1}', "line 2, column 'sentence' holds half of a character"),
+        ('[{"sentence": "w2", "label": 1}]', "line 2 is no JSON object"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_line(line: str, reason: str, model: ModelSettings, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"sentence": "w1", "label": 0}\n' + line + "\n")
+    with pytest.raises(UserError, match=reason) as error:
+        load_splits(settings(tmp_path / "a.jsonl"), model)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["1", "'1'", "1.0", "'1.0'", "true"])
+@pytest.mark.parametrize("names", [["1", "0"], ["0", "1"], ["no", "yes"], ["true", "False"], []])
+def test_a_label_is_the_same_class_whatever_its_type(
+    names: list[str], kind: str, model: ModelSettings, tmp_path: Path
+) -> None:
+    one, zero = (kind.replace("'", '"'), {"true": "false"}.get(kind, kind.replace("1", "0", 1).replace("'", '"')))
+    lines = [f'{{"sentence": "w{index} w1", "label": {one if index % 3 else zero}}}\n' for index in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    splits = load_splits(settings(tmp_path / "a.jsonl", class_names=names), model)
+    places = {"1": 0} if names[:1] == ["1"] else {"1": 1}
+    if names[:1] == ["true"] and kind == "true":
+        places = {"1": 0}
+    counts = torch.cat([part.labels for part in parts(splits)]).bincount().tolist()
+    assert counts == ([20, 40] if places["1"] == 1 else [40, 20])
+
+
+QUOTES: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # lines of a .tsv: settings, the texts
+    "spreadsheet": ('1\t"w1 ""w2"""\n0\tw3\n', {}, ['w1 "w2"', "w3"]),
+    "spreadsheet, lines": ('1\t"w1\nw2"\n0\tw3\n', {}, ["w1\nw2", "w3"]),
+    "benchmark": ('1\t"w1" w2\n0\tw3 "\n', {}, ['"w1" w2', 'w3 "']),
+    "benchmark, open": ('1\t"w1 w2\n0\tw3 "w4"\n', {}, ['"w1 w2', 'w3 "w4"']),
+    "a title": ('1\t"w1"\n0\tw3\n', {}, ['"w1"', "w3"]),
+    "a title, double": ('1\t"w1"\n0\tw3\n', {"quoting": "double"}, ["w1", "w3"]),
+    "spreadsheet, none": ('1\t"w1 ""w2"""\n0\tw3\n', {"quoting": "none"}, ['"w1 ""w2"""', "w3"]),
+    "mixed, none": ('1\t"w1 ""w2"""\n0\t"w3" w4\n', {"quoting": "none"}, ['"w1 ""w2"""', '"w3" w4']),
+    "semicolons": ('1;"w1; w2"\n0;w3\tw4\n', {"separator": "semicolon"}, ["w1; w2", "w3\tw4"]),
+    "bars": ("1|w1\n0|w3, w4\n", {"separator": "|"}, ["w1", "w3, w4"]),
+}
+
+
+@pytest.mark.parametrize("case", QUOTES)
+def test_quotation_marks_and_separators(case: str, tmp_path: Path) -> None:
+    content, changed, expected = QUOTES[case]
+    separator = {"semicolon": ";"}.get(changed.get("separator", ""), changed.get("separator", "\t"))
+    (tmp_path / "a.tsv").write_text(f"label{separator}sentence\n{content}", newline="")
+    rows = read_rows(tmp_path / "a.tsv", settings(tmp_path / "a.tsv", **changed))
+    assert rows.texts == [(text,) for text in expected] and rows.labels.tolist() == [1, 0]
+
+
+def test_every_cell_in_quotes_is_a_writers_style(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('"label"\t"sentence"\n"1"\t"w1"\n"0"\t"w2"\n')
+    assert read_rows(tmp_path / "a.tsv", settings(tmp_path / "a.tsv")).texts == [("w1",), ("w2",)]
+
+
+def test_a_file_of_both_styles_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('label\tsentence\n1\t"w1 ""w2"""\n0\tw3\n0\t"w4" w5\n')
+    with pytest.raises(UserError, match=r"a.tsv, line 4: some cells stand in quotation marks .* dataset.quoting=none"):
+        read_rows(tmp_path / "a.tsv", settings(tmp_path / "a.tsv"))
+    with pytest.raises(UserError, match=r"a.tsv, line 4: a cell begins with a quotation mark .* dataset.quoting=none"):
+        read_rows(tmp_path / "a.tsv", settings(tmp_path / "a.tsv", quoting="double"))
+
+
+def test_a_cell_may_be_a_book(tmp_path: Path) -> None:
+    book = "w1 " * 100_000
+    (tmp_path / "a.csv").write_text(f"label,sentence\n1,{book}\n")
+    assert read_rows(tmp_path / "a.csv", settings(tmp_path / "a.csv")).texts == [(book,)]
 
 
 def test_an_encoding_is_read_as_it_is_said(tmp_path: Path) -> None:
@@ -466,6 +602,27 @@ def test_glue_in_files(suffix: str, model: ModelSettings, tmp_path: Path) -> Non
     assert splits.class_names == ("entailment", "neutral", "contradiction")
 
 
+def test_glue_that_is_damaged_or_saved_without_splits(model: ModelSettings, tmp_path: Path) -> None:
+    given = glue_settings("mrpc", f"model.huggingface={model.huggingface}", f"dataset.path={tmp_path}")
+    frame = Dataset.from_pandas(glue_tables(given)["train"], preserve_index=False)
+    frame.save_to_disk(str(tmp_path / "mrpc"))
+    with pytest.raises(UserError, match=r"mrpc is a data set that was saved without splits: save a DatasetDict"):
+        load_splits(given, model)
+    DatasetDict({"train": frame, "test": frame}).save_to_disk(str(tmp_path / "two"))
+    given = replace(given, path=str(tmp_path / "two"))
+    (arrow,) = (tmp_path / "two" / "train").glob("*.arrow")
+    content = arrow.read_bytes()
+    for damage in (content[:100], b""):
+        arrow.write_bytes(damage)
+        with pytest.raises(UserError, match=r"two/train is damaged \(.+\): save it again") as error:
+            load_splits(given, model)
+        assert "\n" not in str(error.value)
+    arrow.write_bytes(content)
+    (tmp_path / "two" / "train" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"two/train is damaged \(.+\): save it again"):
+        load_splits(given, model)
+
+
 def test_glue_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
     folder = f"model.huggingface={model.huggingface}"
     with pytest.raises(UserError, match=r"dataset.task_name=sst is unknown: did you mean 'sst2'\?"):
@@ -592,6 +749,8 @@ CHECKED = {
     "dataset.class_names=[a]": "are 1 names for dataset.classes=2",
     "dataset.positive_above=0 dataset.classes=3": "dataset.positive_above=0.0 makes two classes",
     "dataset.encoding=utf9": "dataset.encoding=utf9 is unknown",
+    "dataset.quoting=doubel": "dataset.quoting=doubel is unknown: did you mean 'double'?",
+    "dataset.separator=semi": "dataset.separator=semi is more than one character: give one, or comma, semicolon, tab",
     "dataset.path=": "dataset.path is missing: give dataset.path=FILE",
     "dataset.path=nowhere.csv": "nowhere.csv is not there",
     "dataset.test_share=0": "dataset.test_share=0.0 is out of range",

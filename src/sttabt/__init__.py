@@ -6,10 +6,10 @@ In one line: `sttabt.prune(model, "backtracking", keep_ratio=0.4)`; see `sttabt.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sttabt.api import distil, load, prune, text
+    from sttabt.api import distil, freeze, load, prune, text
 
 __version__ = "0.2.0"
-__all__ = ["distil", "load", "prune", "text"]
+__all__ = ["distil", "freeze", "load", "prune", "text"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
 from sttabt.settings import (
@@ -124,7 +125,7 @@ def text(encoding: Mapping[str, Tensor]) -> Text:
     return Text(ids, types, real)
 
 
-@torch.inference_mode(False)  # kernels leave weights that are made in inference mode to torch (sttabt.native)
+@torch.inference_mode(False)  # weights that are made in inference mode could not be trained
 def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     """The model of an artifact that a run saved: `artifacts/prune/...`, `.../approx/...` or `.../base/...`.
 

@@ -22,8 +22,9 @@ COSTS = {
     "macs_share": "share of the dense multiply-adds",
     "occupancy": "share of tokens",
     "time_ratio": "share of time",
+    "time_ratio_frozen": "share of the frozen dense model's time",
 }
-COLUMNS = ("score", "occupancy", "macs_share", "time_ratio", "method", "dataset", "seed")  # beside a run's name
+COLUMNS = ("score", "occupancy", "macs_share", "time_ratio", "label", "dataset", "seed")  # beside a run's name
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from sttabt import native
+from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, check_repeated, has_hooks
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
@@ -17,6 +16,18 @@ from sttabt.errors import UserError
 Finish = Callable[[Tensor], Any]  # from logits (B, classes) to what the library's model returns
 Kind = TypeVar("Kind", bound="Backbone")
 Rows = Callable[[Tensor], Tensor]  # picks the rows that a layer writes from those that it reads
+
+
+class Example(NamedTuple):
+    """A small model for tests, and what its tests need.
+
+    inputs: a batch of four samples; factor: of its approximate network, which shares its stem or does not.
+    """
+
+    model: Backbone
+    inputs: Any
+    factor: int = 2
+    share_stem: bool = False
 
 
 class Backbone(nn.Module, ABC):
@@ -38,6 +49,11 @@ class Backbone(nn.Module, ABC):
     may_pad: bool = False  # whether samples of a batch may differ in length
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
     _checked: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        """Small models of this kind by name, random weights, on which sttabt.testing runs every method."""
+        return {}
 
     @property
     def layers(self) -> int:
@@ -148,22 +164,19 @@ class Backbone(nn.Module, ABC):
         """The rest of the layer on the written rows."""
         return self.feed_forward(layer, self.project(layer, x, attended, gate), gate)
 
-    def native_encoder(self, x: Tensor) -> native.Encoder | None:
-        """All layers in one call on packed rows x (T, D), by the kernels of sttabt.native; None where they cannot.
-
-        Not under torch.compile, which joins more.
-        """
-        if torch.compiler.is_compiling() or self._drops_attention() or not native.fits(x):
-            return None
-        layers = [layer for layer in map(self._native_layer, range(self.layers)) if layer is not None]
-        return native.make_encoder(self, layers) if len(layers) == self.layers else None
-
-    def _drops_attention(self) -> bool:
-        return any(map(self.attention_dropout, range(self.layers)))
-
-    def _native_layer(self, layer: int) -> native.Layer | None:
-        """None where the layer is not made as the kernels compute it."""
+    def encoder_layers(self) -> list[EncoderLayer] | None:
+        """What the layers are made of, where each is a transformer layer as EncoderLayer says; else None."""
         return None
+
+    @property
+    def projects_whole(self) -> bool:
+        """Whether `qkv` and `queries_keys` compute all outputs of all rows, whichever are wanted (backbones.slicing)."""
+        return False
+
+    @property
+    def attends_ragged(self) -> bool:
+        """Whether attention, and sums over its rows, run on samples of unequal length without computing padding."""
+        return False
 
     @abstractmethod
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:

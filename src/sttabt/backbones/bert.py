@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from sttabt import native
-from sttabt.backbones.base import Rows, check_factor, like_weights
+from sttabt.backbones.base import Example, Rows, check_factor, like_weights
+from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated
-from sttabt.backbones.slicing import gated, linear, linear_activated
-from sttabt.backbones.text import TextBackbone
+from sttabt.backbones.slicing import gated
+from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
 from sttabt.core.cost import Architecture
 from sttabt.core.text import Text
 from sttabt.errors import UserError
@@ -30,6 +31,14 @@ class Bert(TextBackbone):
     pretraining_heads: ClassVar[tuple[str, ...]] = ("cls.",)
     pooler: ClassVar[frozenset[str]] = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
     feed_forward_setting = "intermediate_size"  # what the library's configuration calls that width
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        from transformers import BertConfig
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+        config: Any = partial(BertConfig, **EXAMPLE_SIZES, **sizes)  # type: ignore[arg-type]
+        return {"bert": lambda: Example(cls.from_config(config()), example_text(), 4)}
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -65,35 +74,37 @@ class Bert(TextBackbone):
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attention = self._layer(layer).attention.self
-        query = linear(attention.query, x if written is None else written(x))
-        return query, linear(attention.key, x), linear(attention.value, x)
+        query = attention.query(x if written is None else written(x))
+        return query, attention.key(x), attention.value(x)
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         attention = self._layer(layer).attention.self
-        return linear(attention.query, x), linear(attention.key, x)
+        return attention.query(x), attention.key(x)
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         return _join(self._layer(layer).attention.output, x, attended, gate)
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         intermediate = self._layer(layer).intermediate
-        hidden = linear_activated(intermediate.dense, intermediate.intermediate_act_fn, x, gate)
+        hidden = intermediate.intermediate_act_fn(gated(intermediate.dense(x), gate))
         return _join(self._layer(layer).output, x, hidden, gate)
 
-    def _native_layer(self, layer: int) -> native.Layer | None:
-        block = self._layer(layer)
-        own, joining, widening = block.attention.self, block.attention.output, block.intermediate
-        return native.Layer(
-            (own.query, own.key, own.value),
-            joining.dense,
-            widening.dense,
-            widening.intermediate_act_fn,
-            block.output.dense,
-            joining.LayerNorm,
-            block.output.LayerNorm,
-            (joining.dropout, block.output.dropout),
-            norm_first=False,
-        )
+    def encoder_layers(self) -> list[EncoderLayer]:
+        return [
+            EncoderLayer(
+                layer,
+                (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value),
+                layer.attention.output.dense,
+                layer.intermediate.dense,
+                layer.intermediate.intermediate_act_fn,
+                layer.output.dense,
+                layer.attention.output.LayerNorm,
+                layer.output.LayerNorm,
+                norm_first=False,
+                dropouts=(layer.attention.output.dropout, layer.output.dropout),
+            )
+            for layer in self.model.bert.encoder.layer
+        ]
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.bert.pooler(x)))

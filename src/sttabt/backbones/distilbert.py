@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from sttabt import native
-from sttabt.backbones.base import Rows
+from sttabt.backbones.base import Example, Rows
 from sttabt.backbones.bert import Bert
+from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated
-from sttabt.backbones.slicing import gated, linear, linear_activated
+from sttabt.backbones.slicing import gated
+from sttabt.backbones.text import EXAMPLE_SIZES, example_text
 from sttabt.core.text import Text
 
 
@@ -26,6 +28,14 @@ class DistilBert(Bert):
     pooler = frozenset({"pre_classifier.weight", "pre_classifier.bias"})
     feed_forward_setting = "hidden_dim"
 
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        from transformers import DistilBertConfig
+
+        sizes: dict[str, Any] = {**EXAMPLE_SIZES, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
+        config = partial(DistilBertConfig, **sizes)
+        return {"distilbert": lambda: Example(cls.from_config(config()), example_text(), 4)}
+
     def attention_dropout(self, layer: int) -> float:
         attention = self._layer(layer).attention
         return attention.dropout.p if attention.training else 0.0
@@ -36,12 +46,12 @@ class DistilBert(Bert):
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attention = self._layer(layer).attention
-        query = linear(attention.q_lin, x if written is None else written(x))
-        return query, linear(attention.k_lin, x), linear(attention.v_lin, x)
+        query = attention.q_lin(x if written is None else written(x))
+        return query, attention.k_lin(x), attention.v_lin(x)
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         attention = self._layer(layer).attention
-        return linear(attention.q_lin, x), linear(attention.k_lin, x)
+        return attention.q_lin(x), attention.k_lin(x)
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._layer(layer)
@@ -49,23 +59,25 @@ class DistilBert(Bert):
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._layer(layer)
-        hidden = linear_activated(block.ffn.lin1, block.ffn.activation, x, gate)
+        hidden = block.ffn.activation(gated(block.ffn.lin1(x), gate))
         return block.output_layer_norm(gated(block.ffn.dropout(block.ffn.lin2(hidden)), gate) + x)
 
-    def _native_layer(self, layer: int) -> native.Layer | None:
-        block = self._layer(layer)
-        own, feed_forward = block.attention, block.ffn
-        return native.Layer(
-            (own.q_lin, own.k_lin, own.v_lin),
-            own.out_lin,
-            feed_forward.lin1,
-            feed_forward.activation,
-            feed_forward.lin2,
-            block.sa_layer_norm,
-            block.output_layer_norm,
-            (feed_forward.dropout,),
-            norm_first=False,
-        )
+    def encoder_layers(self) -> list[EncoderLayer]:
+        return [
+            EncoderLayer(
+                layer,
+                (layer.attention.q_lin, layer.attention.k_lin, layer.attention.v_lin),
+                layer.attention.out_lin,
+                layer.ffn.lin1,
+                layer.ffn.activation,
+                layer.ffn.lin2,
+                layer.sa_layer_norm,
+                layer.output_layer_norm,
+                norm_first=False,
+                dropouts=(layer.ffn.dropout,),
+            )
+            for layer in self.model.distilbert.transformer.layer
+        ]
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.pre_classifier(x[:, 0]).relu()))

@@ -7,7 +7,7 @@ checkpoints; the stem is here. Residual branches divided by `skip_lam` are folde
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sttabt.backbones.base import check_factor, like_weights
-from sttabt.backbones.vit import ViT
+from sttabt.backbones.base import Example, check_factor, like_weights
+from sttabt.backbones.vit import ViT, example_images
 
 NORM_EPS = 1e-5
 AUXILIARY_WEIGHT = 0.5  # of the patches' head beside the class token's, in the released model's prediction
@@ -118,6 +118,20 @@ class LvVit(ViT):
     head_prefixes = ("head.", "aux_head.")
     narrow_prefixes = ("patch_embed.",)  # the stem is built afresh
 
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        def example(
+            channels: int = 3, size: int = 32, factor: int = 2, depth: int = 3, auxiliary: bool = False, **named: Any
+        ) -> Example:
+            sizes = replace(SIZES["small"], patch_size=8, embed_dim=32, depth=depth, num_heads=2, stem_width=8)
+            return Example(cls(sizes, 5, channels, size, auxiliary), example_images(channels, size), factor, **named)
+
+        return {
+            "lvvit": example,
+            "lvvit_shared_stem": partial(example, 1, 24, 4, depth=2, share_stem=True),
+            "lvvit_auxiliary": partial(example, auxiliary=True),
+        }
+
     def __init__(
         self,
         sizes: Sizes,
@@ -165,7 +179,7 @@ class LvVit(ViT):
         return super().grid_of(images_of(inputs))
 
     def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
-        return list(inputs.images if isinstance(inputs, Stemmed) else inputs)
+        return list(images_of(inputs))
 
     def prepare(self, inputs: Tensor | Stemmed) -> Stemmed:
         stem = self.model.patch_embed

@@ -36,12 +36,18 @@ def adapt(model: nn.Module) -> Backbone:
 
 
 @cache
-def served() -> dict[str, type[Backbone]]:
-    """Adapters by the qualified name of the class that they serve; those of other packages replace our own."""
+def adapters() -> tuple[type[Backbone], ...]:
+    """Every adapter: this package's, then those of other packages."""
     modules = [import_module(f"{__package__}.{found.name}") for found in pkgutil.iter_modules([str(_FOLDER)])]
     ours = [value for module in modules for value in vars(module).values() if _is_adapter(value)]
     theirs = [_load(point) for point in entry_points(group=GROUP)]
-    return {name: adapter for adapter in (*ours, *theirs) for name in adapter.serves}
+    return tuple(dict.fromkeys((*ours, *theirs)))
+
+
+@cache
+def served() -> dict[str, type[Backbone]]:
+    """Adapters by the qualified name of the class that they serve; those of other packages replace our own."""
+    return {name: adapter for adapter in adapters() for name in adapter.serves}
 
 
 _FOLDER = Path(__file__).parent

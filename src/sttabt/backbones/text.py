@@ -18,6 +18,7 @@ from sttabt.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+EXAMPLE_SIZES = {"vocab_size": 60, "max_position_embeddings": 24, "num_labels": 5}  # of models for tests
 READ = ("input_ids", "attention_mask", "token_type_ids", "labels", "return_dict")  # arguments of a call
 
 
@@ -135,3 +136,13 @@ def _real(ids: Tensor, mask: Tensor | None) -> Tensor:
     if (real[:, 1:] > real[:, :-1]).any():
         raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
     return real
+
+
+def example_text(lengths: tuple[int, ...] = (9, 2, 13, 6)) -> Text:
+    """Texts of these lengths, of two parts each, the same each time; what stands on padding is as arbitrary."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(1, EXAMPLE_SIZES["vocab_size"], shape, generator=generator)
+    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    types = (torch.arange(shape[1]) >= torch.tensor(lengths)[:, None] // 2).long()
+    return Text(ids, types, real)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sttabt import native
-from sttabt.backbones.base import Backbone, Finish, Rows, check_factor, like_weights
+from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
+from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, has_hooks
-from sttabt.backbones.slicing import deferred, gated, linear, linear_activated
+from sttabt.backbones.slicing import gated, is_sliceable, linear
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -53,6 +53,25 @@ class ViT(Backbone):
             classifiers=2 if hasattr(model, "head_dist") else 1,
         )
         self.outputs = model.num_prefix_tokens
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        import timm
+
+        def example(channels: int = 3, size: int = 32, factor: int = 2, **arguments: Any) -> Example:
+            sizes = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, **arguments}
+            name = sizes.pop("name", "vit_tiny_patch16_224")
+            model: Any = timm.create_model(name, num_classes=5, in_chans=channels, img_size=size, **sizes)
+            return Example(cls(model), example_images(channels, size), factor)
+
+        registers: dict[str, Any] = {"init_values": 0.5, "reg_tokens": 2, "no_embed_class": True}
+        return {
+            "test_vit": partial(example, name="test_vit", embed_dim=64, depth=6),
+            "digits": partial(example, 1, 28, 4, patch_size=4, embed_dim=48, num_heads=3),
+            "no_bias": partial(example, size=24, depth=2, qkv_bias=False),
+            "layer_scale_registers": partial(example, factor=4, **registers),
+            "distilled": partial(example, name="deit_tiny_distilled_patch16_224"),
+        }
 
     @property
     def tokens(self) -> int:
@@ -172,17 +191,21 @@ class ViT(Backbone):
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         projection, width = self._block(layer).attn.qkv, self.architecture.width
-        x, norm = deferred(self._block(layer).norm1, projection, x)
-        if written is None:
-            query, key, value = linear(projection, x, norm=norm).split(width, dim=-1)
-            return query, key, value
-        key, value = linear(projection, x, slice(width, None), norm=norm).split(width, dim=-1)
-        return linear(projection, written(x), slice(width), norm=norm), key, value
+        x = self._block(layer).norm1(x)
+        if written is None or not is_sliceable(projection):
+            query, key, value = projection(x).split(width, dim=-1)
+            return query if written is None else written(query), key, value
+        key, value = linear(projection, x, slice(width, None)).split(width, dim=-1)
+        return linear(projection, written(x), slice(width)), key, value
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block, width = self._block(layer), self.architecture.width
-        query, key = linear(block.attn.qkv, x, slice(2 * width), norm=block.norm1).split(width, dim=-1)
+        query, key = linear(block.attn.qkv, block.norm1(x), slice(2 * width)).split(width, dim=-1)
         return query, key
+
+    @property
+    def projects_whole(self) -> bool:
+        return not all(is_sliceable(block.attn.qkv) for block in self.model.blocks)
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
@@ -190,17 +213,26 @@ class ViT(Backbone):
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block, mlp = self._block(layer), self._block(layer).mlp
-        hidden = mlp.drop1(linear_activated(mlp.fc1, mlp.act, x, gate, block.norm2))
+        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)), gate)))
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
-    def _native_layer(self, layer: int) -> native.Layer | None:
-        block = self._block(layer)
-        attention, mlp = block.attn, block.mlp
-        if not (_is_plain(block, block.ls1) and _is_plain(block, block.ls2)):
-            return None
-        norms = block.norm1, block.norm2
-        idle = attention.proj_drop, mlp.drop1, mlp.drop2, block.drop_path1, block.drop_path2
-        return native.Layer((attention.qkv,), attention.proj, mlp.fc1, mlp.act, mlp.fc2, *norms, idle, norm_first=True)
+    def encoder_layers(self) -> list[EncoderLayer]:
+        return [
+            EncoderLayer(
+                block,
+                (block.attn.qkv,),
+                block.attn.proj,
+                block.mlp.fc1,
+                block.mlp.act,
+                block.mlp.fc2,
+                block.norm1,
+                block.norm2,
+                norm_first=True,
+                dropouts=(block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2, block.drop_path1, block.drop_path2),
+                scales=(block.ls1, block.ls2),
+            )
+            for block in self.model.blocks
+        ]
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.forward_head(self.model.norm(x[:, : self.outputs]))
@@ -291,6 +323,6 @@ def split_qkv(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return parts
 
 
-def _is_plain(block: Any, scale: nn.Module) -> bool:
-    """Whether a branch goes into its residual as it is: no layer scale, no dropout and no dropped path at work."""
-    return not block.training and isinstance(scale, nn.Identity)
+def example_images(channels: int, size: int) -> Tensor:
+    """Four random images, the same each time."""
+    return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(3))

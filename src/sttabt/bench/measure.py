@@ -14,10 +14,9 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.bench.table import SpeedRow
 from sttabt.bench.variants import GATED, Variant
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import Planned, TokenPlan
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
-from sttabt.methods.base import Planned
 from sttabt.timing.interleaved import time_interleaved
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest, and of each

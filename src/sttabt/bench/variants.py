@@ -14,12 +14,11 @@ from sttabt.backbones.base import Backbone
 from sttabt.bench.plans import realistic_plan, solve_increasing
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import mean_counts
-from sttabt.core.plan import keep_all
+from sttabt.core.plan import Planned, keep_all
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
 from sttabt.methods import find_method
-from sttabt.methods.base import Planned
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.pruned import PrunedModel

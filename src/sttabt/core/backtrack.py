@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from sttabt.core.counts import check_counts, extend
-from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 
 DYNAMIC_SHARE = 0.00625  # a token counts when its importance exceeds this share of the largest
@@ -57,6 +58,14 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
     return Backtracking(plan, torch.stack(impacts[::-1], 1), trace.rows_computed(plan.counts[:, 1:]))
 
 
+@singledispatch
+def plan_topk(trace: AttentionTrace, keep: Keep, propagation: float, outputs: int) -> Planned:
+    """The plan of `backtrack`; an engine with a trace of its own may register a faster way."""
+    found = backtrack(trace, keep, propagation, outputs)
+    return Planned(found.plan, found.scored)
+
+
+@singledispatch
 @torch.no_grad()
 def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
     """As `backtrack`, with the same number of tokens for every sample: their order (B, counts[0]) of core.fixed.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from sttabt import native
-from sttabt.core.plan import SoftPlan, output_tokens, rows_with_weight
+from sttabt.core.plan import Planned, SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
 
 EPSILON = 1e-7
@@ -68,6 +68,16 @@ def concrete_plan(
     return ConcretePlan(SoftPlan(torch.stack(boundaries[::-1], 1)), scored)
 
 
+@singledispatch
+@torch.no_grad()
+def plan_concrete(
+    trace: AttentionTrace, p_logit: Tensor, propagation: float, temperature: float, outputs: int, negligible: float
+) -> Planned:
+    """The hard plan of `concrete_plan`; an engine with a trace of its own may register a faster way."""
+    found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
+    return Planned(found.plan.harden(), found.scored)
+
+
 def concrete_loss(
     p_logit: Tensor, masks: Tensor, real: Tensor, p_init: float, lambda_p: float, lambda_mask: float
 ) -> ConcreteLoss:
@@ -109,10 +119,6 @@ def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tenso
 def _standing(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
     """`weighted_standing` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0."""
     queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
-    if native.fits(queries, keys, weight):
-        errors = native.sum_rows(queries, keys, weight, padding, 1.0, 0.0, standing=True)
-        standing = 0.5 * (weight.sum(-1, keepdim=True) + errors)
-        return standing if padding is None else standing * padding
     if skip:
         places, weight = rows_with_weight(weight)
         queries = trace.rows(layer, places).to(weight.dtype)

@@ -139,6 +139,14 @@ class MergeRecord:
         return self.counts.float() / tokens
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A hard plan, and the rows of attention a sample that were computed to make it, by layer."""
+
+    plan: TokenPlan
+    scored: tuple[float, ...] = ()
+
+
 Kept = TokenPlan | MergeRecord  # what cost, gallery and report read
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt import native
 from sttabt.core.plan import rows_with_weight
 
 
@@ -62,24 +61,17 @@ class AttentionTrace:
     def received(self, layer: int, weight: Tensor, places: Tensor | None = None) -> Tensor:
         """Attention that each token receives, (B, N): sum over rows of weight times probability, mean over heads.
 
-        weight: (B, N), or (B, n) of the rows at `places` (B, n) alone. Rows of weight 0 are not computed; the kernels
-        of sttabt.native write no row down.
+        weight: (B, N), or (B, n) of the rows at `places` (B, n) alone. Rows of weight 0 are not computed.
         """
-        queries, keys = self.queries[layer], self.keys[layer]
-        if native.fits(queries, keys, weight):
-            if places is not None:
-                weight = torch.zeros_like(self.real, dtype=weight.dtype).scatter(1, places, weight)
-            return native.sum_rows(queries, keys, weight, self.padding, self.scale, 0.0, standing=False)
         if places is None:
             places, weight = rows_with_weight(weight)
         return (weight[:, None, None] @ self.probabilities(layer, places))[:, :, 0].mean(1)
 
     def rows_computed(self, counts: Tensor) -> tuple[float, ...]:
-        """Rows a sample that planning computes, by layer, where counts (B, L) of them carry weight.
-
-        The kernels compute each sample's own, torch's operations as many as the sample that has most.
+        """Rows a sample that planning computes, by layer, where counts (B, L) of them carry weight: as many as the
+        sample that has most.
         """
-        return tuple((counts.double().mean(0) if native.fits(self.queries[0]) else counts.amax(0)).tolist())
+        return tuple(counts.amax(0).tolist())
 
     def probabilities(self, layer: int, places: Tensor | None = None) -> Tensor:
         """Attention probabilities, (B, H, N, N); rows are queries and sum to 1 over the real keys."""

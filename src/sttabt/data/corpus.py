@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sttabt.data.arrow import failures, reason
 from sttabt.data.base import Splits
 from sttabt.data.tables import Rows, decode
 from sttabt.data.text import hold_out, text_dataset
@@ -58,10 +59,10 @@ def _from_hub(source: str) -> list[str]:
 
     try:
         dataset = load_dataset(name, configuration or None, split="train")
-    except (OSError, ValueError) as error:
+    except failures() as error:
         raise UserError(
             f"approx.corpus={source} is no file or folder, and no data set of the hub or its cache"
-            f" ({str(error).splitlines()[0]}): give a text file, or load it once with a network"
+            f" ({reason(error)}): give a text file, or load it once with a network"
         ) from error
     if COLUMN not in dataset.column_names:
         raise UserError(f"approx.corpus={source} has no column '{COLUMN}': its columns are {dataset.column_names}")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import logging
+import math
 import re
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from sttabt.data.separated import NAMED, read_separated
 from sttabt.errors import UserError, nearest
 from sttabt.settings import DatasetSettings
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".json")
 FORMATS = (*SEPARATORS, *JSON_LINES, ".parquet")
+
+NAMEABLE = 20  # classes whose names fit into a message
+HALF = re.compile("[\ud800-\udfff]")  # of a character in UTF-16, which JSON can name and no encoding can write
+SHOWN = 200  # characters of what stands in a message
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +51,17 @@ def table_format(path: Path) -> str:
 
 def read_rows(path: Path, settings: DatasetSettings) -> Rows:
     """Texts and labels of a file. Raises UserError naming the file, and the line and the column if it is one cell."""
-    return parse_table(read_table(path, settings.encoding, settings.header), path, settings)
+    return parse_table(
+        read_table(path, settings.encoding, settings.header, settings.separator, settings.quoting), path, settings
+    )
 
 
-def read_table(path: Path, encoding: str = "utf-8", header: bool = True) -> pd.DataFrame:
+def read_table(
+    path: Path, encoding: str = "utf-8", header: bool = True, separator: str = "", quoting: str = "auto"
+) -> pd.DataFrame:
     """A CSV, TSV, JSON-lines or parquet file, indexed by line, or row for parquet; text formats also as .gz.
 
-    Tab-separated files know no quotes: a quotation mark in them is one of the text.
+    separator: a character or its name; empty: as the suffix says. quoting: as in `read_separated`.
     """
     kind = table_format(path)
     if not path.is_file():
@@ -59,29 +69,38 @@ def read_table(path: Path, encoding: str = "utf-8", header: bool = True) -> pd.D
     if not kind:
         raise UserError(f"dataset.path={path}: its format is unknown: name it {', '.join(FORMATS)}, as what it is")
     if kind == ".parquet":
-        table = pd.read_parquet(path)
+        table = _parquet(path)
         return table.set_index(pd.RangeIndex(len(table), name="row"))
     text = decode(path, encoding)
     if not text.strip():
         raise UserError(f"dataset.path={path} is empty: give a file with texts and labels")
-    table = _json_lines(path, text) if kind in JSON_LINES else _separated(path, text, SEPARATORS[kind], header)
+    table = (
+        _json_lines(path, text)
+        if kind in JSON_LINES
+        else _separated(path, text, NAMED.get(separator, separator) or SEPARATORS[kind], quoting, header)
+    )
     if table.empty:
         raise UserError(f"dataset.path={path} has names of columns and no rows: give a file with texts and labels")
     return table
 
 
-def parse_table(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) -> Rows:
-    """The columns that the settings name, as texts and labels."""
+def parse_table(table: pd.DataFrame, where: Path | str, settings: DatasetSettings, empty_texts: bool = False) -> Rows:
+    """The columns that the settings name, as texts and labels. Raises UserError naming the cell that does not fit."""
     for key, names in (("columns", settings.columns), ("label_column", [settings.label_column])):
         for name in names:
             if name not in table.columns:
                 hint = nearest(name, map(str, table.columns))
                 raise UserError(f"dataset.{key}: {where} has no column '{name}': {hint}")
-    blank_too = settings.source == "text_file"  # GLUE has some questions without a word
+            if (count := list(table.columns).count(name)) > 1:
+                raise UserError(f"dataset.{key}: {where} has {count} columns '{name}': give each a name of its own")
     for name in settings.columns:
-        wrong = np.flatnonzero([not isinstance(cell, str) or (blank_too and not cell.strip()) for cell in table[name]])
+        wrong = np.flatnonzero([not isinstance(cell, str) or not (empty_texts or cell.strip()) for cell in table[name]])
         if len(wrong):
             raise UserError(f"{_cell(table, where, wrong[0], name)} holds no text: complete it, or take the line out")
+        if len(halves := np.flatnonzero([HALF.search(cell) is not None for cell in table[name]])):
+            raise UserError(
+                f"{_cell(table, where, halves[0], name)} holds half of a character (a surrogate): write the text anew"
+            )
     if settings.positive_above is not None:
         table, labels = _signs(table, where, settings)
     elif settings.task == "regression":
@@ -99,9 +118,10 @@ def check_class_count(rows: Rows, settings: DatasetSettings) -> None:
     found = np.unique(rows.labels)
     if len(found) < settings.classes:
         absent = sorted(set(range(settings.classes)) - set(found.tolist()))
+        remedy = f"set dataset.classes={len(found)}, and number the classes from 0 without gaps"
         raise UserError(
             f"dataset.classes={settings.classes} but {rows.where} has {len(found)} classes, none is labelled"
-            f" {absent[0]}: set dataset.classes={int(found.max()) + 1}, or number the classes from 0"
+            f" {absent[0]}: {remedy}"
         )
 
 
@@ -109,8 +129,8 @@ def decode(path: Path, encoding: str, setting: str = "dataset.path") -> str:
     """A text file, plain or gzip. Raises UserError naming the line and the byte that are not in `encoding`."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{setting}={path} cannot be read: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{setting}={path} cannot be read, it may be damaged: {error}") from error
     try:
         return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:
@@ -121,31 +141,9 @@ def decode(path: Path, encoding: str, setting: str = "dataset.path") -> str:
         ) from error
 
 
-def _separated(path: Path, text: str, separator: str, header: bool) -> pd.DataFrame:
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-    try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            header=0 if header else None,
-            quoting=quoting,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-        )
-    except pd.errors.ParserError as error:
-        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-        raise UserError(f"{path}: {reason}: quote texts with '{separator}' in them, or correct the line") from error
-    table.columns = table.columns.map(str)
-    breaks = np.zeros(len(table), dtype=np.int64)  # inside quoted cells
-    if quoting == csv.QUOTE_MINIMAL and '"' in text:
-        for name in table.columns:
-            breaks += table[name].str.count("\n").fillna(0).to_numpy(np.int64)
-    lines = 1 + int(header) + np.arange(len(table)) + np.concatenate([[0], np.cumsum(breaks)[:-1]])
-    table.index = pd.Index(lines, name="line")
-    blank = (table.isna() | (table == "")).all(axis=1)
-    return table[~blank]
+def _separated(path: Path, text: str, separator: str, quoting: str, header: bool) -> pd.DataFrame:
+    cells = read_separated(path, text, separator, quoting, header)
+    return pd.DataFrame(cells.rows, pd.Index(cells.lines, name="line"), columns=cells.names, dtype=object)
 
 
 def _json_lines(path: Path, text: str) -> pd.DataFrame:
@@ -155,8 +153,9 @@ def _json_lines(path: Path, text: str) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error.msg}: write one object a line") from error
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            reason = getattr(error, "msg", str(error).partition(";")[0])
+            raise UserError(f"{path}, line {number} is not JSON: {reason}: write one object a line") from error
         if not isinstance(row, dict):
             raise UserError(f'{path}, line {number} is no JSON object: write one a line, as {{"sentence": "...", ...}}')
         rows.append(row)
@@ -165,19 +164,55 @@ def _json_lines(path: Path, text: str) -> pd.DataFrame:
 
 
 def _classes(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) -> np.ndarray:
-    names = {name: number for number, name in enumerate(settings.class_names)}
-    column = table[settings.label_column].map(lambda cell: names.get(cell, cell) if isinstance(cell, str) else cell)
+    """Labels are names of `class_names`, whatever their type; or, where no name is a number, numbers from 0."""
+    find = _class_finder(settings.class_names)
+    named = [find(cell) for cell in table[settings.label_column]]
+    if any(math.isfinite(_number(name)) for name in settings.class_names):
+        wrong = [place for place, found in enumerate(named) if found is None]
+        if wrong:
+            cell = table[settings.label_column].iloc[wrong[0]]
+            raise UserError(_no_class(table, where, wrong[0], settings, cell))
+        return np.array(named, dtype=np.int64)
+    column = [cell if found is None else found for cell, found in zip(table[settings.label_column], named, strict=True)]
     numbers = _numbers(table.assign(**{settings.label_column: column}), where, settings, "a class")
     whole = (numbers >= 0) & (numbers == numbers.round())
-    wrong = np.flatnonzero(~whole | (numbers >= settings.classes))
-    if len(wrong):
-        value, largest = numbers.iloc[wrong[0]], int(numbers.max())
-        remedy = f"correct it, or set dataset.classes={largest + 1}" if whole.all() else "number the classes from 0"
+    wrong = np.flatnonzero(~whole | (numbers >= settings.classes)).tolist()
+    if wrong:
         raise UserError(
-            f"{_cell(table, where, wrong[0], settings.label_column)}: {value:g} is none of the classes 0 to"
-            f" {settings.classes - 1} (dataset.classes={settings.classes}): {remedy}"
+            f"{_cell(table, where, wrong[0], settings.label_column)}: {numbers.iloc[wrong[0]]:g} is none of the classes"
+            f" 0 to {settings.classes - 1} (dataset.classes={settings.classes}): {_renumber(numbers, settings)}"
         )
     return numbers.to_numpy(np.int64)
+
+
+def _class_finder(names: Sequence[str]) -> Callable[[object], int | None]:
+    """The place of a label among the names: of 1, 1.0 and '1.0' that of '1', of true that of 'True' or 'true'."""
+    places = {name: place for place, name in enumerate(names)}
+    numbers = {number: place for name, place in places.items() if math.isfinite(number := _number(name))}
+    flags = {name.lower(): place for name, place in places.items() if name.lower() in ("true", "false")}
+
+    def find(cell: object) -> int | None:
+        if isinstance(cell, bool | np.bool_) and flags:
+            return flags.get(str(cell).lower())
+        if isinstance(cell, str) and cell in places:
+            return places[cell]
+        return numbers.get(_number(cell))
+
+    return find
+
+
+def _renumber(numbers: pd.Series, settings: DatasetSettings) -> str:
+    """What to do about whole or broken numbers that are no classes."""
+    found = sorted(set(numbers))
+    if any(number != round(number) for number in found):
+        return "number the classes from 0"
+    if found == list(range(len(found))):
+        return f"correct it, or set dataset.classes={len(found)}"
+    if len(found) > NAMEABLE:
+        return f"there are {len(found)} different labels: number them from 0 without gaps"
+    names = ",".join(f"{number:g}" for number in found)
+    also = "" if len(found) == settings.classes else f"dataset.classes={len(found)} and "
+    return f"correct it, number the classes from 0, or name them all: {also}dataset.class_names=[{names}]"
 
 
 def _signs(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) -> tuple[pd.DataFrame, np.ndarray]:
@@ -190,17 +225,48 @@ def _signs(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) ->
 
 def _numbers(table: pd.DataFrame, where: Path | str, settings: DatasetSettings, what: str) -> pd.Series:
     column = table[settings.label_column]
-    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    numbers = column.map(_number).astype(np.float64)
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
-        value = str(column.iloc[wrong[0]])
-        hint = "give scores as numbers"
-        if what == "a class" and settings.class_names:
-            hint = nearest(value, settings.class_names)
-        elif what == "a class":
-            hint = "name the classes in dataset.class_names=[...], or give numbers from 0"
-        raise UserError(f"{_cell(table, where, wrong[0], settings.label_column)}: '{value}' is not {what}: {hint}")
+        cell = column.iloc[wrong[0]]
+        if what == "a class":
+            raise UserError(_no_class(table, where, wrong[0], settings, cell))
+        place = _cell(table, where, wrong[0], settings.label_column)
+        raise UserError(f"{place}: '{_shown(cell)}' is not {what}: give scores as numbers")
     return numbers
+
+
+def _number(cell: object) -> float:
+    """NaN for what is no number."""
+    if isinstance(cell, str | Number) and "_" not in str(cell):  # which Python reads as 1_000
+        try:
+            return float(cell)  # type: ignore[arg-type]
+        except (ValueError, TypeError, OverflowError):
+            pass
+    return math.nan
+
+
+def _no_class(table: pd.DataFrame, where: Path | str, position: int, settings: DatasetSettings, cell: object) -> str:
+    hint = "name the classes in dataset.class_names=[...], or give numbers from 0"
+    if settings.class_names:
+        hint = nearest(str(cell), settings.class_names)
+    return f"{_cell(table, where, position, settings.label_column)}: '{_shown(cell)}' is not a class: {hint}"
+
+
+def _shown(cell: object) -> str:
+    """One line of it, empty for what is missing."""
+    missing = cell is None or cell is pd.NA or cell != cell
+    text = " ".join(("" if missing else str(cell)).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    from pyarrow.lib import ArrowException
+
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError, KeyError, ArrowException) as error:
+        raise UserError(f"dataset.path={path} cannot be read, it may be damaged: {_shown(error)}") from error
 
 
 def _cell(table: pd.DataFrame, where: Path | str, position: int, column: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sttabt import native
+from sttabt.backbones.base import Backbone
 
 
 def attend(
@@ -19,8 +20,6 @@ def attend(
     bias: broadcastable to (B, H, n, m), added to the scores, or bool, True where a key is seen. dropout: share of the
     probabilities that are dropped at random.
     """
-    if bias is None and not dropout and native.fits(query, key, value):
-        return _attend_natively(query, key, value, heads)
     attended = F.scaled_dot_product_attention(
         split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), attn_mask=bias, dropout_p=dropout
     )
@@ -35,8 +34,6 @@ def attend_weighted(
     The weight is an entry more in each key, met by a constant in each query: attention stays fused where gradients
     reach the weight, which torch's kernels do not offer for a bias.
     """
-    if not dropout and native.fits(query, key, value, log_weight):
-        return _attend_natively(query, key, value, heads, log_weight.flatten())
     query, key, value = split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
     width = query.shape[-1]
     constant = query.new_full((1,), math.sqrt(width)).expand(*query.shape[:-1], 1)
@@ -51,6 +48,20 @@ def attend_weighted(
     return merge_heads(attended[..., :width])
 
 
+@singledispatch
+def attend_rows(
+    backbone: Backbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
+) -> Tensor:
+    """Attention of a layer, (B, n, D), with its dropout, and with weights (B, m) of the keys where they are given.
+
+    An engine with kernels of its own registers them for its kind of backbone.
+    """
+    dropout = backbone.attention_dropout(layer)
+    if log_weight is None:
+        return attend(query, key, value, backbone.heads, dropout=dropout)
+    return attend_weighted(query, key, value, backbone.heads, log_weight, dropout)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, n, D) to (B, H, n, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -59,10 +70,3 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, H, n, d) to (B, n, D)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def _attend_natively(query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor | None = None) -> Tensor:
-    batch = len(query)
-    rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-    attended = native.attend(*rows, heads, [key.shape[1]] * batch, [query.shape[1]] * batch, log_weight)
-    return attended.unflatten(0, query.shape[:2])

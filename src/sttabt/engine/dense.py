@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +41,7 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
     return DenseRun(backbone.head(x), tuple(hidden), trace)
 
 
+@singledispatch
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     """What every layer attends to, and nothing more: the last layer stops at its queries and keys.
 
@@ -51,16 +52,12 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     if backbone.may_pad and not bool(real.all()):
         tokens = real.sum(-1).tolist()
         x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
-        packed, attend_layer = x, partial(attend_packed, read=tokens, write=tokens)
+        attend_layer = partial(attend_packed, read=tokens, write=tokens)
     else:
-        x = backbone.embed(inputs)
-        tokens, packed, attend_layer = None, x.flatten(0, 1), attend
-    if (encoder := backbone.native_encoder(packed)) is not None:
-        found = encoder.trace(packed, backbone.heads, tokens or [x.shape[1]] * len(x))
-    else:
-        found = list(_trace_layers(backbone, x, attend_layer))
+        x, attend_layer = backbone.embed(inputs), attend
     queries, keys = (
-        [split_heads(_apart(rows, real), backbone.heads) for rows in kind] for kind in zip(*found, strict=True)
+        [split_heads(_apart(rows, real), backbone.heads) for rows in kind]
+        for kind in zip(*_trace_layers(backbone, x, attend_layer), strict=True)
     )
     return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
 

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sttabt import native
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
 from sttabt.engine.packed import attend_packed, present_places, unpack
 
 
+@singledispatch
 def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
-    Rows of the samples are packed behind each other, (T, D), for the kernels that compute all layers in one call. Where
-    they cannot, and all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice;
-    otherwise rows are packed, and attention alone may compute padding (engine.packed).
+    Where all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice; otherwise rows
+    are packed, (T, D), and attention alone may compute padding (engine.packed).
     Raises ValueError for a plan that drops what the head reads.
     """
     plan.check(backbone.outputs)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     layout = _layout(plan)
     x = backbone.embed_tokens(inputs, layout.sample, layout.token)
-    if (encoder := backbone.native_encoder(x)) is not None:
-        return _run_natively(backbone, encoder, x, layout.counts)
     if layout.uniform:
         return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), layout.counts[0])
     return _run_packed(backbone, x, layout.counts)
 
 
+@singledispatch
 def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
     """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.fixed.
 
@@ -44,8 +42,6 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
-    if (encoder := backbone.native_encoder(x)) is not None:
-        return _run_natively(backbone, encoder, x, [list(counts)] * len(order))
     return _run_sliced(backbone, x.unflatten(0, order.shape), counts)
 
 
@@ -67,11 +63,6 @@ def _layout(plan: TokenPlan) -> _Layout:
     first = torch.arange(order.shape[1], device=order.device) < counts[:, :1]
     sample, place = first.nonzero(as_tuple=True)
     return _Layout(counts.tolist(), sample, order[sample, place])
-
-
-def _run_natively(backbone: Backbone, encoder: native.Encoder, x: Tensor, counts: list[list[int]]) -> Tensor:
-    x = encoder.encode(x, backbone.heads, list(zip(*counts, strict=True)))
-    return _classify(backbone, x, [sample[-1] for sample in counts])
 
 
 def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from sttabt.backbones.base import Backbone
 from sttabt.core.merge import match_tokens
 from sttabt.core.plan import MergeRecord, output_tokens
-from sttabt.engine.attention import attend, attend_weighted, split_heads
+from sttabt.engine.attention import attend_rows, split_heads
 from sttabt.engine.run import Run
 
 
@@ -28,11 +28,7 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     for layer in range(backbone.layers):
         written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
         query, key, value = backbone.qkv(layer, x, written)
-        dropout = backbone.attention_dropout(layer)
-        if layer == 0:
-            attended = attend(query, key, value, backbone.heads, dropout=dropout)
-        else:
-            attended = attend_weighted(query, key, value, backbone.heads, size[..., 0].log(), dropout)
+        attended = attend_rows(backbone, layer, query, key, value, None if layer == 0 else size[..., 0].log())
         if layer == last:
             x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, singledispatch
 from typing import Any
 
 import torch
@@ -97,12 +97,13 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
         attention = LayerAttention(query, key, alive, backbone.heads)
         attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
-        alive = _last(alive, backbone) if last else rule(layer, attention, alive)
+        alive = what_the_last_writes(alive, backbone) if last else rule(layer, attention, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
         boundaries.append(alive)
     return backbone.head(x, alive), torch.stack(boundaries, 1)
 
 
+@singledispatch
 def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     """Computes the kept tokens only; padding is not even embedded.
 
@@ -118,11 +119,11 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
         x = backbone.embed_tokens(inputs, sample, token)
     lifetime = real.long()
     for layer in range(backbone.layers - 1):
-        present = _first(torch.bincount(sample, minlength=batch))
+        present = first_places(torch.bincount(sample, minlength=batch))
         query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
         attention = LayerAttention(query, key, present, heads)
         keep = rule(layer, attention, present)
-        written = _first(keep.sum(1))
+        written = first_places(keep.sum(1))
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
         picked = place[:, None, :, None].expand(-1, heads, -1, present.shape[1])
         probabilities = _dropout(attention.probabilities.gather(2, picked), backbone, layer)
@@ -132,11 +133,11 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
         sample, token = sample[kept], token[kept]
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1
-    present = _first(torch.bincount(sample, minlength=batch))
-    last = _last(lifetime > layer, backbone)
+    present = first_places(torch.bincount(sample, minlength=batch))
+    last = what_the_last_writes(lifetime > layer, backbone)
     lifetime = lifetime + last
     written = last[sample, token]
-    left = _first(last.sum(1))
+    left = first_places(last.sum(1))
     query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])
     query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
     attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout(layer))
@@ -144,7 +145,7 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     return Run(backbone.head(x, left), TokenPlan(lifetime, backbone.layers), real)
 
 
-def _last(alive: Tensor, backbone: Backbone) -> Tensor:
+def what_the_last_writes(alive: Tensor, backbone: Backbone) -> Tensor:
     """What the last layer writes of the tokens (B, N) that it reads: what the head reads."""
     return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
@@ -154,6 +155,6 @@ def _dropout(probabilities: Tensor, backbone: Backbone, layer: int) -> Tensor:
     return F.dropout(probabilities, share) if share else probabilities
 
 
-def _first(counts: Tensor) -> Tensor:
+def first_places(counts: Tensor) -> Tensor:
     """(B, n): the first places of each sample, as many as its count (B,), n being the largest."""
     return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]

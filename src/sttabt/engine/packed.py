@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from sttabt import native
 from sttabt.engine.attention import attend
 
 MACS_A_CALL = 500_000  # what fits into the time that one more call of attention takes on a CPU
@@ -20,24 +19,19 @@ def attend_packed(
 ) -> Tensor:
     """Attention within each sample: (sum of `write`, D) queries over (sum of `read`, D) keys and values.
 
-    The kernels of sttabt.native take ragged rows as they are, and so does flash attention on CUDA in half precision.
-    Elsewhere a sample at a time, or once on rows padded to the longest: padding is computed too, which pays while that
+    Flash attention on CUDA in half precision takes ragged rows as they are. Elsewhere a sample at a time, or once on rows padded to the longest: padding is computed too, which pays while that
     takes less time than the calls that it saves.
     """
-    if not dropout and native.fits(query, key, value):
-        return native.attend(query, key, value, heads, read, write)
     if not dropout and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_ragged(query, key, value, heads, read, write)
     pays = _wasted_macs(read, write, query.shape[-1]) <= MACS_A_CALL * (len(read) - 1)
     return (_attend_padded if pays else _attend_segments)(query, key, value, heads, read, write, dropout)
 
 
-def padding_macs(counts: list[list[int]], width: int, device: torch.device) -> int:
-    """Multiply-adds that a batch spends on padding in single precision, all layers; counts[b][l]: tokens of sample b
-    at boundary l.
+def padding_macs(counts: list[list[int]], width: int) -> int:
+    """Multiply-adds that `attend_packed` spends on padding in single precision, all layers; counts[b][l]: tokens of
+    sample b at boundary l.
     """
-    if native.fits(torch.empty(0, device=device)):
-        return 0
     boundaries = list(zip(*counts, strict=True))
     wasted = [_wasted_macs(list(read), list(write), width) for read, write in pairwise(boundaries)]
     return sum(macs for macs in wasted if macs <= MACS_A_CALL * (len(counts) - 1))

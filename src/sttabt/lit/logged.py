@@ -18,7 +18,7 @@ GAP = 4  # pixels of white between images
 
 def result_values(row: Row) -> dict[str, Any]:
     """`result/<field>` of everything that a row holds and measures; what it did not measure is not there."""
-    measured = {"macs_total": row.macs_total, "macs_share": row.macs_share, "time_ratio": row.time_ratio}
+    measured = {name: getattr(row, name) for name in ("macs_total", "macs_share", "time_ratio", "time_ratio_frozen")}
     return dict(_flat("result", row.to_dict() | measured))
 
 
@@ -41,10 +41,10 @@ def shaded(gallery: TextGallery) -> str:
     texts = []
     for index in range(len(gallery.labels)):
         words = []
-        for (word, joined), depth in zip(gallery.pieces(index), gallery.depth[index], strict=False):
+        for (word, continues), depth in zip(gallery.pieces(index), gallery.depth[index], strict=False):
             style = f"background:rgba(0,114,178,{0.75 * depth / layers:.2f})" if depth else "color:#999"
             title = f"read by {depth} of {layers} layers"
-            words.append(f'{"" if joined else " "}<span style="{style}" title="{title}">{html.escape(word)}</span>')
+            words.append(f'{"" if continues else " "}<span style="{style}" title="{title}">{html.escape(word)}</span>')
         caption = html.escape(f"{_line(gallery.caption(index))}, occupancy {gallery.share(index):.2f}")
         texts.append(f"<p>{''.join(words).strip()}<br><small>{caption}</small></p>")
     return f'<body style="font-family:sans-serif">{"".join(texts)}</body>'
@@ -77,5 +77,5 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}/{key}", inner)
-    elif value is not None:
+    elif value is not None and value != []:
         yield name, value

@@ -47,24 +47,22 @@ class JobLoggers:
             self.wandb.finish(failed=error is not None)
 
     @contextmanager
-    def making(self, stage: str, folder: Path) -> Iterator[None]:
-        """While this job makes the artifact in `folder`: a W&B run of its own, with what it is made from and gives."""
-        if self.wandb is None or stage not in MODEL_STAGES:
-            yield
-        else:
-            with self.wandb.making(stage, folder):
-                yield
+    def making(self, stage: str, folder: Path) -> Iterator[list[Any]]:
+        """While this job makes the artifact in `folder`: Lightning's loggers for it, [] where nothing is logged.
 
-    def of_stage(self, stage: str) -> list[Any]:
-        """Lightning's loggers for a stage; [] switches logging off."""
-        if self.kind == "none":
-            return []
+        In W&B it is a run of its own, with what the artifact is made from and the artifact that it gives.
+        """
+        if self.kind == "none" or stage not in MODEL_STAGES:
+            yield []
+            return
         loggers: list[Any] = [CSVLogger(self.output, name=METRICS, version=stage)]
         if self.kind == "tensorboard":
             loggers.append(TensorBoardLogger(self.output, name=TENSORBOARD, version=stage, default_hp_metric=False))
-        if self.wandb is not None:
-            loggers.append(self.wandb.of_stage(stage))
-        return loggers
+        if self.wandb is None:
+            yield loggers
+        else:
+            with self.wandb.making(stage, folder) as logger:
+                yield [*loggers, logger]
 
     def result(self, row: Row, gallery: Gallery | None, artifacts: Mapping[str, Path]) -> None:
         """The job's row, the tokens it kept, and the artifacts, by stage, that its model is made of."""

@@ -79,10 +79,14 @@ class TrainingStage(L.LightningModule, ABC):
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
         # Several processes talk twice about each value: where nobody would read it, they do not.
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a property made by Lightning's connector
-        if alone or (every and (self.global_step + 1) % every == 0) or self.trainer.is_last_batch:
+        if alone or self._is_logged():
             self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)
         return loss
+
+    def _is_logged(self) -> bool:
+        """Whether the loggers, or the end of an epoch, read what this step logs."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.trainer.is_last_batch or (every > 0 and (self.global_step + 1) % every == 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """No file ever holds weights that training could not go on from. No loss follows the last step, to show it."""

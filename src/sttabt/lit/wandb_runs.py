@@ -20,6 +20,7 @@ from wandb.sdk.lib.wbauth import authenticate_session
 
 from sttabt.lit.logged import result_values, shaded, strips, table
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.report.points import spell
 from sttabt.report.rows import Row
 from sttabt.settings import Settings
 from sttabt.store.artifacts import RECORD, WEIGHTS, parents, read_record
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 EVALUATE = "evaluate"
 LONGEST_TAG = 64  # characters; W&B refuses longer ones
 PATIENCE = 30.0  # seconds for the server to answer before a job goes on offline
-KNOBS = ("p_logit", "keep_ratio", "merged", "mask_weight")  # what a run's name tells of its method
 
 log = logging.getLogger(__name__)
 
@@ -52,32 +52,28 @@ class WandbRuns:
         }
         self.online = _goes_online(settings.logger.kind)
         self.run = self._begin(EVALUATE, _name(settings))
-        self.stage_run: Any = None
         # A W&B agent names one run and its sweep in the environment: this one. The runs of the stages are beside it.
         session = wandb.setup().settings
         session.sweep_id = session.run_id = None
 
-    def of_stage(self, stage: str) -> StageLogger:
-        """Lightning's logger into the run of the stage that is being made."""
-        assert self.stage_run is not None, "a stage trains while its artifact is made"
-        return StageLogger(self.stage_run, stage)
-
     @contextmanager
-    def making(self, stage: str, folder: Path) -> Iterator[None]:
-        """A run of type `stage`; at its end it gives the artifact in `folder`, made from those the record names."""
-        self.stage_run = self._begin(stage, f"{stage} {folder.name}")
+    def making(self, stage: str, folder: Path) -> Iterator[StageLogger]:
+        """Lightning's logger into a run of type `stage`.
+
+        At its end the run gives the artifact in `folder`, made from those the record names.
+        """
+        run = self._begin(stage, f"{stage} {folder.name}")
         failed = True
         try:
-            yield
+            yield StageLogger(run, stage)
             record = read_record(folder / RECORD)
             for parent, key in parents(record["description"]).items():
-                self._use(self.stage_run, folder.parents[1] / parent / key)
-            self.stage_run.summary.update({f"{stage}/seconds": record["notes"]["seconds"]})
-            self.stage_run.log_artifact(self._artifact(folder))
+                self._use(run, folder.parents[1] / parent / key)
+            run.summary.update({f"{stage}/seconds": record["notes"]["seconds"]})
+            run.log_artifact(self._artifact(folder))
             failed = False
         finally:
-            self.stage_run.finish(exit_code=int(failed))
-            self.stage_run = None
+            run.finish(exit_code=int(failed))
 
     def result(self, row: Row, gallery: Gallery | None, artifacts: Mapping[str, Path]) -> None:
         """The row as the run's summary, the gallery as pictures, page and table, and what the model is made of."""
@@ -170,5 +166,5 @@ def _say_offline(reason: str) -> None:
 
 def _name(settings: Settings) -> str:
     sparsity = settings.sparsity
-    knobs = [f"{name} {getattr(sparsity, name):g}" for name in KNOBS if hasattr(sparsity, name)]
-    return ", ".join([sparsity.method.replace("_", " "), *knobs, f"seed {settings.seed}"])
+    knob = [] if sparsity.knob is None else [f"{sparsity.knob[0]} {spell(sparsity.knob[1])}"]
+    return ", ".join([sparsity.label, *knob, f"seed {settings.seed}"])

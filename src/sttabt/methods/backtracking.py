@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.backtrack import backtrack, backtrack_fixed
+from sttabt.core.backtrack import backtrack_fixed, plan_topk
 from sttabt.core.counts import fixed_plan
+from sttabt.core.plan import Planned
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import Planned, PlannedMethod
+from sttabt.methods.base import PlannedMethod
 
 
 class Backtracking(PlannedMethod):
@@ -25,8 +26,7 @@ class Backtracking(PlannedMethod):
             plan = fixed_plan(self.order(trace), self.counts, trace.real.shape[1])
             return Planned(plan, tuple(map(float, self.counts[1:])))
         keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
-        found = backtrack(trace, keep, self.settings.propagation, self.outputs)
-        return Planned(found.plan, found.scored)
+        return plan_topk(trace, keep, self.settings.propagation, self.outputs)
 
     @property
     def counts(self) -> list[int] | None:

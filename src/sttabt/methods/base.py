@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
-from sttabt.core.plan import TokenPlan
+from sttabt.core.plan import Planned, TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
@@ -37,14 +38,6 @@ class Predicted(Protocol):
 
 # form(base, inputs, trace) -> what it predicts
 Form = Callable[[Backbone, Any, AttentionTrace | None], Predicted]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A hard plan, and the rows of attention a sample that were computed to make it, by layer."""
-
-    plan: TokenPlan
-    scored: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,21 +143,28 @@ class PlannedMethod(Method):
 
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
         counts, tokens = run.plan.counts.tolist(), run.real.sum(-1).tolist()
-        architecture, device = base.architecture, run.real.device
+        architecture = base.architecture
         found = _mean(
             # Every row picks a patch.
             encoder_macs(architecture, own[:-1], own[1:], own[0])
             for own in counts
         )
-        found["attention"] += padding_macs(counts, architecture.width, device) / len(counts)
+        if not base.attends_ragged:
+            found["attention"] += padding_macs(counts, architecture.width) / len(counts)
+        if base.projects_whole:  # queries of rows that are not written, too
+            dropped = sum(read - write for own in counts for read, write in pairwise(own))
+            found["projections"] += dropped * architecture.width**2 / len(counts)
         if traced is not None:
             part = "planning" if traced is base else "approximate_network"
             network = traced.architecture
             found[part] += sum(trace_macs(network, own, own - base.outputs) for own in tokens) / len(tokens)
             if traced is base:
                 found[part] -= architecture.stem  # computed once for the trace and the run
-            boundaries = [[own] * network.layers for own in tokens]  # its last layer attends to nothing
-            found[part] += padding_macs(boundaries, network.width, device) / len(tokens)
+            if not traced.attends_ragged:
+                boundaries = [[own] * network.layers for own in tokens]  # its last layer attends to nothing
+                found[part] += padding_macs(boundaries, network.width) / len(tokens)
+            if traced.projects_whole:  # values of the last layer, too
+                found[part] += sum(tokens) * network.width**2 / len(tokens)
             found["planning"] += self.planning_macs(run.scored, run.real.shape[1], network.width, network.heads)
         return found
 
@@ -209,9 +209,14 @@ class OnlineMethod(Method):
         for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
             # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
             found = self._encoder_macs(base, own, tokens)
-            # Attention, and the rule on it, run on samples padded to the longest.
-            found["attention"] = self._encoder_macs(base, longest, tokens)["attention"]
-            samples.append(found | {"planning": sum(self.decision_macs(read) for read in longest[:-2])})
+            if base.attends_ragged:  # the rows that are written are scored once more
+                pairs = sum(read * write for read, write in pairwise(own[:-1]))
+                found["attention"] += pairs * base.architecture.width
+                attended = own
+            else:  # attention, and the rule on it, run on samples padded to the longest
+                found["attention"] = self._encoder_macs(base, longest, tokens)["attention"]
+                attended = longest
+            samples.append(found | {"planning": sum(self.decision_macs(read) for read in attended[:-2])})
         return _mean(samples)
 
     def _encoder_macs(self, base: Backbone, counts: list[int], tokens: int) -> dict[str, float]:
@@ -246,7 +251,8 @@ class MergingMethod(Method):
             every = [*reads[:-1], writes[-1]]
             planning = sum(self.decision_macs(read, architecture.width // architecture.heads) for read in reads[:-1])
             # From the second layer on a key has an entry more, its weight (engine.attention.attend_weighted).
-            weighing = sum(2 * query * read for query, read in zip(every[1:], reads[1:], strict=True))
+            pairs = sum(query * read for query, read in zip(every[1:], reads[1:], strict=True))
+            weighing = 0 if base.attends_ragged else 2 * pairs
             found = encoder_macs(architecture, reads, writes, tokens - base.outputs, every, every)
             samples.append(found | {"planning": planning + architecture.heads * weighing})
         return _mean(samples)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan
+from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan, plan_concrete
+from sttabt.core.plan import Planned
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
-from sttabt.methods.base import Planned, PlannedMethod, SoftRun, TrainedMethod
+from sttabt.methods.base import PlannedMethod, SoftRun, TrainedMethod
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
@@ -26,15 +27,15 @@ class Concrete(PlannedMethod, TrainedMethod):
     def attention(self) -> str:
         return "approximate"
 
-    def soft_plan(self, trace: AttentionTrace, negligible: float | None = None) -> ConcretePlan:
-        """The differentiable plan that training runs on; `negligible`: as in `concrete_plan`."""
+    def soft_plan(self, trace: AttentionTrace) -> ConcretePlan:
+        """The differentiable plan that training runs on."""
         settings = self.settings
-        return concrete_plan(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs, negligible)
+        return concrete_plan(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs)
 
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         assert trace is not None, "concrete masks need an attention trace"
-        soft = self.soft_plan(trace, NEGLIGIBLE)
-        return Planned(soft.plan.harden(), soft.scored)
+        settings = self.settings
+        return plan_concrete(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs, NEGLIGIBLE)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         assert trace is not None, "concrete masks need an attention trace"

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.plan import TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import Planned, PlannedMethod
+from sttabt.methods.base import PlannedMethod
 
 
 class Random(PlannedMethod):

@@ -38,6 +38,8 @@ class ApproximateNetwork(nn.Module):
         narrow, wide = self.backbone.architecture.width, base.architecture.width
         self.transfer_hidden = nn.ModuleList(nn.Linear(narrow, wide) for _ in range(base.layers))
         self.transfer_embedding = nn.Linear(narrow, wide)
+        weights = next(base.parameters())
+        self.to(weights.device, weights.dtype)
 
     def forward(self, inputs: Any) -> AttentionTrace:
         """What every layer would attend to; computes nothing that the trace does not need."""

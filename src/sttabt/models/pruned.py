@@ -40,6 +40,8 @@ class PrunedModel(nn.Module):
 
     def run(self, inputs: Any) -> Run:
         """Drops tokens. The plan carries no gradient; the logits carry that of the base model."""
+        if (real := self.base.real(inputs)).shape[0] == 0:
+            return self._run_of_nothing(real)
         prepared = self.base.prepare(inputs)
         with torch.no_grad():
             trace = self.trace(prepared)
@@ -86,6 +88,12 @@ class PrunedModel(nn.Module):
     def dense_macs(self, real: Tensor) -> dict[str, float]:
         """As `macs`, of the base model's own forward on samples that are not padded. real: (B, N) bool."""
         return dense_macs(self.base, real)
+
+    def _run_of_nothing(self, real: Tensor) -> Run:
+        """Of an empty batch, `real` (0, N): several of the engines' steps need a sample."""
+        dtype = next(self.base.parameters()).dtype
+        logits = torch.empty(0, self.base.architecture.classes, dtype=dtype, device=real.device)
+        return Run(logits, TokenPlan(real.long(), self.base.layers), real)
 
     def _traced(self) -> Backbone | None:
         """The network whose attention the method reads."""

@@ -1,30 +1,22 @@
-"""Kernels for CPUs (kernels.cpp): attention of narrow heads and ragged batches, sums over its rows, linear layers of
-few rows with what stands around them.
+"""Kernels for CPUs, as operators that torch knows: torch.ops.sttabt.NAME (operators.py says which there are).
 
-Used in single precision where no gradient is asked for; everywhere else, and where the package was installed without a
-C++ compiler, torch's own operations compute the same (to rounding). Calls go through ctypes, which costs a few
-microseconds. T rows, D width, H heads.
+Single precision, no gradients. engine/frozen.py packs an encoder and calls them; nothing else does.
 """
 
-from sttabt.native.attention import attend, sum_rows
-from sttabt.native.encoder import Encoder, make_encoder
-from sttabt.native.library import fits, limited_to, loaded, switched_off
-from sttabt.native.modules import Layer, is_exact_gelu, is_plain, norm_numbers
-from sttabt.native.product import Norm, linear
+from sttabt.native.cpu import is_built, limited_to, vector_floats
+from sttabt.native.operators import kernels
+from sttabt.native.packed import LayerWeights, Linear, Norm, PackedEncoder, Sizes, pack_encoder, unpack_encoder
 
 __all__ = [
-    "Encoder",
-    "Layer",
+    "LayerWeights",
+    "Linear",
     "Norm",
-    "attend",
-    "fits",
-    "is_exact_gelu",
-    "is_plain",
+    "PackedEncoder",
+    "Sizes",
+    "is_built",
+    "kernels",
     "limited_to",
-    "linear",
-    "loaded",
-    "make_encoder",
-    "norm_numbers",
-    "sum_rows",
-    "switched_off",
+    "pack_encoder",
+    "unpack_encoder",
+    "vector_floats",
 ]

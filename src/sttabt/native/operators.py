@@ -145,9 +145,7 @@ def plan_concrete(
 def attend_ragged(
     query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None
 ) -> Tensor:
-    query, key, value = (
-        _dense(_floats(name, x, 2)) for name, x in (("query", query), ("key", key), ("value", value))
-    )
+    query, key, value = (_dense(_floats(name, x, 2)) for name, x in (("query", query), ("key", key), ("value", value)))
     if heads < 1 or query.shape[1] % heads or not query.shape[1] == key.shape[1] == value.shape[1]:
         raise ValueError(f"widths {query.shape[1]}, {key.shape[1]}, {value.shape[1]} do not make {heads} heads")
     reads, writes = _counts("reads", reads, 1), _counts("writes", writes, 1)
@@ -176,7 +174,9 @@ def column_sums(
         raise ValueError(f"queries {queries.shape}, keys {keys.shape} and weight {weight.shape} do not fit together")
     if real is not None:
         if real.dtype != torch.bool or not real.is_cpu or real.shape != weight.shape:
-            raise ValueError(f"real is {real.dtype} of shape {tuple(real.shape)}: bool of {tuple(weight.shape)} is needed")
+            raise ValueError(
+                f"real is {real.dtype} of shape {tuple(real.shape)}: bool of {tuple(weight.shape)} is needed"
+            )
         real = real.contiguous()
     sums = _new(batch, heads, tokens)
     _run("sum_rows", queries.data_ptr(), keys.data_ptr(), _integers([*queries.stride()[:3], *keys.stride()[:3]]),
@@ -211,7 +211,9 @@ def _plan(
     else:
         rows = _floats("rows", rows, 4).contiguous()
         if tuple(rows.shape) != (own.layers, rows.shape[1], 2, own.stride):
-            raise ValueError(f"a trace of shape {tuple(rows.shape)} is none of {own.layers} layers and width {own.width}")
+            raise ValueError(
+                f"a trace of shape {tuple(rows.shape)} is none of {own.layers} layers and width {own.width}"
+            )
     count = rows.shape[0 if embedded else 1]
     _check_counts(counts, count, count)
     if tokens < (int(counts.max()) if len(counts) else 0):
@@ -337,3 +339,6 @@ def _(
     queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None, scale: float, least: float, standard: bool
 ) -> Tensor:
     return queries.new_empty(queries.shape[0], queries.shape[2])
+
+
+kernels = torch.ops.sttabt

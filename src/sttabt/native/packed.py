@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -136,9 +136,7 @@ def unpack_encoder(packed: PackedEncoder) -> list[LayerWeights]:
             Linear(weight(own, at[part], outputs, depth)[:outputs], own[at[part + 1] :][:outputs])
             for part, outputs, depth in ((2, width, width), (4, wide, width), (6, width, wide))
         )
-        layers.append(
-            LayerWeights(queries, keys, values, join, widen, narrow, norm(own, at[8]), norm(own, at[9]))
-        )
+        layers.append(LayerWeights(queries, keys, values, join, widen, narrow, norm(own, at[8]), norm(own, at[9])))
     return layers
 
 

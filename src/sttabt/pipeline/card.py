@@ -1,6 +1,6 @@
 """The model card of an artifact: `README.md` beside its weights, in the Hugging Face hub's format.
 
-It says what the artifact's record and the results in the store say, and names what nobody measured.
+It says what the artifact's record and the results in the store say, and marks what was not measured.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _limits(stage: str, settings: Mapping[str, Any], rows: list[Row]) -> list[st
             " times hold for the device and batch beside them."
         )
     else:
-        limits.append("Nobody has measured its accuracy, cost or latency.")
+        limits.append("Its accuracy, cost and latency were not measured.")
     limits.append("Robustness, fairness and calibration: not measured.")
     limits.append("No licence of the data or of pretrained weights is recorded here: ask their sources.")
     return limits

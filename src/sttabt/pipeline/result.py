@@ -16,7 +16,6 @@ from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
-from sttabt.report.older import KNOBS, LABELS
 from sttabt.report.predictions import Predictions
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
@@ -46,7 +45,6 @@ def make_row(
     scores = evaluate(model, splits.test, *how)
     beside = None if averaged is None else evaluate(averaged, splits.test, *how)
     trained = isinstance(sparsity, TrainedSettings)
-    label, knob = _label_and_knob(sparsity)
     validation = validate(model, splits.validation, *how) if trained else None
     row = Row(
         experiment=settings.name,
@@ -63,8 +61,8 @@ def make_row(
         samples=scores.samples,
         model=settings.model.name,
         method=sparsity.method,
-        label=label,
-        knob=knob,
+        label=sparsity.label,
+        knob=sparsity.knob and sparsity.knob[0],
         factor=None if model.approx is None else model.approx.factor,
         settings=settings_of_row(settings),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
@@ -124,12 +122,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _label_and_knob(sparsity: Any) -> tuple[str, str | None]:
-    by_itself = getattr(sparsity, "dynamic", False) or getattr(sparsity, "counts", [])
-    knob = None if by_itself else KNOBS.get(sparsity.method)
-    return LABELS[sparsity.method, getattr(sparsity, "attention", None)], knob
 
 
 def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:

@@ -20,7 +20,6 @@ from sttabt.pretrained.reading import quiet_library, read_hub
 
 log = logging.getLogger(__name__)
 
-CLASSIFIER = {"classifier.weight", "classifier.bias"}
 STALE = "embeddings.position_ids"  # what constants that older versions saved end with
 
 
@@ -49,8 +48,8 @@ def build_text(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
             ),
         )
     model, found = loaded
-    fresh = _check(huggingface, found, adapter)
-    return Built(adapter(model.train()), new_head=bool(fresh))  # as every new module: it comes in evaluation mode
+    base = adapter(model.train())  # as every new module: the library hands it out in evaluation mode
+    return Built(base, new_head=bool(_check(huggingface, found, base)))
 
 
 def _adapter(huggingface: str, model_type: str) -> type[TextBackbone]:
@@ -75,13 +74,14 @@ def _change(config: PreTrainedConfig, arguments: dict[str, Any]) -> None:
             raise UserError(f"model.arguments.{name}={value} does not fit {config.model_type}: {reason}") from error
 
 
-def _check(huggingface: str, found: Mapping[str, Any], adapter: type[TextBackbone]) -> set[str]:
+def _check(huggingface: str, found: Mapping[str, Any], base: TextBackbone) -> set[str]:
     """The parameters that start from random weights; raises UserError when any but a head's do."""
     missing = set(found["missing_keys"])
     unexpected = {name for name in found["unexpected_keys"] if not name.endswith(STALE)}
-    fresh = {name for head in (CLASSIFIER, adapter.pooler) if head <= missing for name in head}
-    pretraining = {name for name in unexpected if name.startswith(adapter.pretraining_heads)}
-    if "classifier.weight" not in missing:
+    classifier = {name for name in base.model.state_dict() if name.startswith(base.head_prefixes)}
+    fresh = {name for head in (classifier, base.pooler) if head <= missing for name in head}
+    pretraining = {name for name in unexpected if name.startswith(base.pretraining_heads)}
+    if not classifier <= missing:
         fresh = set()  # a classifier without its pooler is a broken file
     wrong = [f"{name} is missing" for name in sorted(missing - fresh)]
     wrong += [f"{name} is unexpected" for name in sorted(unexpected - pretraining)]

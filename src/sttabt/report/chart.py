@@ -32,7 +32,7 @@ def chart(points: Sequence[Point], styles: dict[str, Style], first: int) -> dict
                 "score": scores[index],
                 "costs": costs[index],
                 "front": [name for name, front in fronts.items() if index in front],
-                "told": [
+                "lines": [
                     ", ".join(part for part in (point.series, point.setting) if part),
                     *(f"{column.title}: {column.text(point)}" for column in columns),
                 ],

@@ -37,7 +37,7 @@ def figure_style() -> Iterator[None]:
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Writes name.png, name.pdf and name.svg; returns the path of the first."""
-    # Subsetting a font tells hundreds of lines at the level of our own news.
+    # Subsetting a font logs hundreds of lines at the level of our own.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})

@@ -180,7 +180,7 @@ def _compared(galleries: Sequence[tuple[Row, Gallery]]) -> list[str]:
 
 
 def _same_samples(one: tuple[Row, Gallery], chosen: Sequence[tuple[Row, Gallery]]) -> bool:
-    """Whether it can stand beside the chosen: texts are compared word by word, images one below the other."""
+    """Whether it can be shown beside the chosen: texts are compared word by word, images one below the other."""
     words = [gallery.words for _, gallery in (one, *chosen[:1]) if isinstance(gallery, TextGallery)]
     return len(words) < 2 or np.array_equal(words[0], words[1])
 

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-# Okabe and Ito, "Color Universal Design" (2008).
-KNOWN = {
-    "dense": "#000000",
-    "concrete": "#0072B2",
-    "back-tracking (approximate attention)": "#D55E00",
-    "back-tracking (actual attention)": "#CC79A7",
-    "LTP": "#E69F00",
-    "forward top-k": "#009E73",
-    "ToMe": "#56B4E9",
-    "random": "#7F7F7F",
-}
+from sttabt.settings.methods import method_names, method_settings
+
 DENSE = "#000000"  # also of the dense score that others published
-# For labels that no installed method has: dark tones that colour-blind readers tell from each other and from the above;
-# the last four are from Tol, "Colour Schemes" (2021), muted.
-OTHERS = ("#8C6D00", "#004B73", "#882255", "#332288", "#117733", "#AA4499")
+# For labels that have no colour of their own: all readers, colour-blind ones among them, tell them from each other
+# and from those of this package's methods (Okabe and Ito, "Color Universal Design", 2008).
+OTHERS = ("#4B0092", "#543005", "#DDCC77", "#004D40", "#1B7837", "#40004B")
 
 
 @cache
 def known_labels() -> dict[str, str]:
-    """label -> colour of every method that is installed, in the order of tables."""
-    return dict(KNOWN)
+    """label -> colour of every method that is installed, in the order of tables; "" where its settings give none."""
+    return {label: colour for name in method_names() for label, colour in method_settings(name).labels().items()}
 
 
 def from_elsewhere(label: str) -> bool:
     """Whether it is of a method that does not come with this package."""
-    return label not in KNOWN
+    own = [method_settings(name) for name in method_names() if method_settings(name).__module__.startswith("sttabt.")]
+    return not any(label in settings.labels() for settings in own)
 
 
 def rank(label: str) -> tuple[int, str]:
@@ -40,8 +32,8 @@ def rank(label: str) -> tuple[int, str]:
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each label of a figure, the same whatever their order; more unknown ones than OTHERS repeat."""
+    """A colour for each label of a figure, whatever their order; those without one of their own get one of OTHERS."""
     wanted, known = sorted(set(labels), key=rank), known_labels()
-    others = [label for label in wanted if label not in known]
+    others = [label for label in wanted if not known.get(label)]
     given = {label: OTHERS[index % len(OTHERS)] for index, label in enumerate(others)}
-    return {label: known.get(label) or given[label] for label in wanted}
+    return {label: given.get(label) or known[label] for label in wanted}

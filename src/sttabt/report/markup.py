@@ -11,7 +11,7 @@ SIGNS = {"±": r"$\pm$", "λ": r"$\lambda$"}  # that pdfTeX has no letter for
 
 
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[str]:
-    """The lines of a table; columns of `numbers` stand on the right."""
+    """The lines of a table; columns of `numbers` are aligned right."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *lines)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
 

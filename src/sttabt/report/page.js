@@ -101,18 +101,18 @@ function drawChart(svg, chart, cost) {
     const colour = chart.curves[point.curve].colour;
     const [cx, cy] = [across(point.costs[cost]), up(point.score)];
     const mark = element("circle", {cx, cy, r: 6, fill: colour, tabindex: 0, "data-row": point.row}, svg);
-    ["mouseenter", "focus"].forEach(kind => mark.addEventListener(kind, () => tell(point, mark)));
-    ["mouseleave", "blur"].forEach(kind => mark.addEventListener(kind, () => tell(null)));
+    ["mouseenter", "focus"].forEach(kind => mark.addEventListener(kind, () => showHint(point, mark)));
+    ["mouseleave", "blur"].forEach(kind => mark.addEventListener(kind, () => showHint(null)));
   });
 }
 
-// The hint stands beside the mark, on the side that has room.
-function tell(point, mark) {
-  bodies.forEach(body => body.classList.toggle("told", Boolean(point) && body.id === point.row));
+// What the table says of a point, beside its mark, on the side that has room.
+function showHint(point, mark) {
+  bodies.forEach(body => body.classList.toggle("highlighted", Boolean(point) && body.id === point.row));
   const hint = byId("hint");
   hint.hidden = !point;
   if (!point) return;
-  hint.replaceChildren(...point.told.map((line, index) => {
+  hint.replaceChildren(...point.lines.map((line, index) => {
     const made = document.createElement(index ? "div" : "strong");
     made.textContent = line;
     return made;
@@ -150,26 +150,26 @@ function startGallery(galleries) {
     tiles.append(figure);
   }
 
-  // Parts of a word stand together; a life counts the boundary after the last layer, too.
+  // Parts of a word are written together; a lifetime counts the boundary after the last layer, too.
   function sentence(set, index) {
     const text = document.createElement("p");
     text.className = "words";
     set.words[index].forEach((word, place) => {
       const span = document.createElement("span");
       span.textContent = word;
-      span.title = `read by ${Math.min(set.lives[index][place], set.layers)} of ${set.layers} layers`;
-      text.append(place && !set.joined[index][place] ? " " : "", span);
+      span.title = `read by ${Math.min(set.lifetimes[index][place], set.layers)} of ${set.layers} layers`;
+      text.append(place && !set.continues[index][place] ? " " : "", span);
     });
     return text;
   }
 
   // Words: the darker, the more layers read them; those that this layer does not read fade.
-  function drawText(figure, lives, boundary, layers) {
+  function drawText(figure, lifetimes, boundary, layers) {
     [...figure.firstChild.children].forEach((span, index) => {
-      span.style.background = `rgba(var(--mark), ${(0.6 * lives[index] / (layers + 1)).toFixed(3)})`;
-      span.style.opacity = lives[index] > boundary ? 1 : 0.25;
+      span.style.background = `rgba(var(--mark), ${(0.6 * lifetimes[index] / (layers + 1)).toFixed(3)})`;
+      span.style.opacity = lifetimes[index] > boundary ? 1 : 0.25;
     });
-    return `${lives.filter(life => life > boundary).length} of ${lives.length} tokens`;
+    return `${lifetimes.filter(lifetime => lifetime > boundary).length} of ${lifetimes.length} tokens`;
   }
 
   function drawImage(figure, set, index, boundary) {
@@ -184,13 +184,13 @@ function startGallery(galleries) {
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     context.fillStyle = `rgba(${set.faded[index].join()})`;
     const edge = (part, parts, side) => Math.round(part * side / parts);
-    set.lives[index].forEach((life, patch) => {
-      if (life > boundary) return;
+    set.lifetimes[index].forEach((lifetime, patch) => {
+      if (lifetime > boundary) return;
       const [y, x] = [Math.floor(patch / columns), patch % columns];
       const [left, top] = [edge(x, columns, canvas.width), edge(y, rows, canvas.height)];
       context.fillRect(left, top, edge(x + 1, columns, canvas.width) - left, edge(y + 1, rows, canvas.height) - top);
     });
-    return `${set.lives[index].filter(life => life > boundary).length} of ${rows * columns} patches`;
+    return `${set.lifetimes[index].filter(lifetime => lifetime > boundary).length} of ${rows * columns} patches`;
   }
 
   function draw() {
@@ -200,7 +200,7 @@ function startGallery(galleries) {
       : boundary < set.layers ? `read by layer ${boundary + 1} of ${set.layers}` : "read by the classifier after the last layer";
     [...tiles.children].forEach((figure, index) => {
       figure.lastChild.lastChild.textContent = set.words
-        ? drawText(figure, set.lives[index], boundary, set.layers) : drawImage(figure, set, index, boundary);
+        ? drawText(figure, set.lifetimes[index], boundary, set.layers) : drawImage(figure, set, index, boundary);
     });
   }
 

@@ -128,16 +128,16 @@ def _galleries(galleries: Sequence[tuple[str, Gallery]], start: str) -> dict[str
         shown: dict[str, Any] = {"name": name, "layers": int(gallery.layers), "captions": captions}
         if isinstance(gallery, TextGallery):
             lengths = [gallery.length(index) for index in range(len(captions))]
-            lives = gallery.alive.sum(axis=1)
+            lifetimes = gallery.alive.sum(axis=1)
             pieces = [gallery.pieces(index) for index in range(len(captions))]
             shown["words"] = [[text for text, _ in own] for own in pieces]
-            shown["joined"] = [[joined for _, joined in own] for own in pieces]
-            shown["lives"] = [own[:length].tolist() for own, length in zip(lives, lengths, strict=True)]
+            shown["continues"] = [[continues for _, continues in own] for own in pieces]
+            shown["lifetimes"] = [own[:length].tolist() for own, length in zip(lifetimes, lengths, strict=True)]
         elif isinstance(gallery, ImageGallery):
             shown["grid"] = [int(side) for side in gallery.grid]
             shown["images"] = [_keep(image, images) for image in gallery.images]
             shown["faded"] = [[*faded_colour(image), STRENGTH] for image in gallery.images]
-            shown["lives"] = gallery.patches_alive.sum(axis=1).reshape(len(captions), -1).tolist()
+            shown["lifetimes"] = gallery.patches_alive.sum(axis=1).reshape(len(captions), -1).tolist()
         sets.append(shown)
     first = next((index for index, each in enumerate(sets) if each["name"] == start), 0)
     return {"images": images, "sets": sets, "first": first}

@@ -42,7 +42,7 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
             panels = block.subplots(1, len(panels_of), sharey=True)
             for panel, (name, title) in zip(panels, panels_of, strict=True):
                 _draw_panel(panel, points, styles, name)
-                panel.set_xlabel(_axis(name, title, points))
+                panel.set_xlabel(_axis(name, title if len(panels_of) < 4 else title.replace(" (", "\n("), points))
             metric = METRICS[points[0].rows[0].metric]
             panels[0].set_ylabel(f"{metric.title} ({metric.unit})")
             block.suptitle(heading(points), fontsize=9 if many else 10)
@@ -58,7 +58,7 @@ def panel_axes(points: Sequence[Point]) -> list[tuple[str, str]]:
 
 
 def _axis(name: str, title: str, points: Sequence[Point]) -> str:
-    """The label of an axis; times of batches of several sizes stand in one panel, which says so."""
+    """The label of an axis; times of batches of several sizes share a panel, which says so."""
     sizes = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
     return f"{title}\nbatch {' and '.join(map(str, sizes))}" if name.startswith("time_ratio") and sizes else title
 
@@ -74,5 +74,6 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
     panel.set_xlim(0, 1.07 * max(found.mean + (found.std or 0) for found in places))
     missing = len(points) - len(places)
     if missing:
-        note = f"timing was off for {missing} point{'s' * (missing > 1)}"
+        what = "timing was off" if name == "time_ratio" else "not measured"
+        note = f"{what} for {missing} point{'s' * (missing > 1)}"
         panel.set_title(note, fontsize=8, color="#555555")

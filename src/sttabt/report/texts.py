@@ -86,7 +86,7 @@ def lay_out(pieces: Sequence[tuple[str, bool]]) -> list[Piece]:
     """Breaks (text, goes on with the word before) into lines of COLUMN inches; longer words break at any piece."""
     font = FontProperties(family=FONT, size=WORD_SIZE)
     widths = [text_to_path.get_text_width_height_descent(text, font, False)[0] / 72 for text, _ in pieces]
-    starts = [index for index, (_, joined) in enumerate(pieces) if index == 0 or not joined]
+    starts = [index for index, (_, continues) in enumerate(pieces) if index == 0 or not continues]
     found: list[Piece] = []
     left, line = 0.0, 0
     for start, end in pairwise([*starts, len(pieces)]):

@@ -101,7 +101,7 @@ class Study:
 
 @contextmanager
 def open_study(file: Path, space: Space, made_of: Mapping[str, Any], sampler: str, seed: int) -> Iterator[Study]:
-    """The study in `file`, which may be there already; nobody else can open it in the meantime.
+    """The study in `file`, which may be there already; no other process can open it in the meantime.
 
     file: SQLite's if it ends in .db, .sqlite or .sqlite3, otherwise a journal, to which lines are added. made_of: what
     decides the results, and what nothing but the same study may differ in.

@@ -7,6 +7,7 @@ from typing import Any
 
 from sttabt.settings.fields import INNER_SHARE, MISSING, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE, at_least, setting
 
+QUOTING = ("auto", "double", "none")
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
 
 
@@ -38,7 +39,7 @@ class AugmentationSettings:
 class DatasetSettings:
     """The data set."""
 
-    name: str = setting(MISSING, "the name in result rows")
+    name: str = setting(MISSING, "the name in result rows; empty: as the file, the folder or the hub id is called")
     source: str = setting(MISSING, "what reads the data: a module of sttabt.data.sources, or an installed package's")
     path: str = setting("", "where the files are, for sources that read files")
     image_size: int = setting(0, "side in pixels after resizing; 0 for text", at_least(0))
@@ -83,6 +84,14 @@ class DatasetSettings:
         True, "source text_file: the first line names the columns; without one they are called 0, 1, ..."
     )
     encoding: str = setting("utf-8", "source text_file: of the files")
+    separator: str = setting(
+        "", 'source text_file: a character, comma, semicolon, tab or pipe; "": a comma in .csv, a tab in others'
+    )
+    quoting: str = setting(
+        "auto",
+        "source text_file: cells may stand in quotation marks (double), or these are text (none); auto: as it looks",
+        choices=QUOTING,
+    )
     positive_above: float | None = setting(
         None, "source text_file: makes two classes of a score; scores exactly there are left out"
     )

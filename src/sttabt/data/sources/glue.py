@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sttabt.data.arrow import failures, open_saved, reason
 from sttabt.data.checks import check_columns, check_folder
 from sttabt.data.source import TEXT, Source
 from sttabt.errors import UserError, nearest
@@ -50,7 +51,8 @@ def _read_split(settings: DatasetSettings, split: str) -> Rows:
     from sttabt.data.tables import parse_table
 
     if not settings.path:
-        return parse_table(_from_hub(settings.task_name, split), f"{HUB_ID} {settings.task_name} {split}", settings)
+        where = f"{HUB_ID} {settings.task_name} {split}"
+        return parse_table(_from_hub(settings.task_name, split), where, settings, empty_texts=True)
     folder = Path(settings.path)
     if (folder / settings.task_name).is_dir():
         folder = folder / settings.task_name
@@ -60,7 +62,7 @@ def _read_split(settings: DatasetSettings, split: str) -> Rows:
             f"dataset.path={settings.path} has no split {split} of {settings.task_name}: give a folder saved by"
             f" save_to_disk, or one with {split}.parquet, .jsonl or .csv"
         )
-    return parse_table(table, f"{folder} {split}", settings)
+    return parse_table(table, f"{folder} {split}", settings, empty_texts=True)  # some questions have no word
 
 
 def _from_folder(folder: Path, split: str) -> pd.DataFrame | None:
@@ -69,13 +71,13 @@ def _from_folder(folder: Path, split: str) -> pd.DataFrame | None:
 
     from sttabt.data.tables import read_table, table_format
 
-    if (folder / split / "state.json").is_file():
-        from datasets import Dataset
-
-        return _rows(Dataset.load_from_disk(str(folder / split)))
+    if (saved := open_saved(folder, split)) is not None:
+        return _rows(saved)
     name = re.compile(re.escape(split) + r"(-\d+-of-\d+)?\.\w+(\.gz)?")
     files = [file for file in sorted(folder.glob("*")) if name.fullmatch(file.name) and table_format(file)]
-    return pd.concat([read_table(file) for file in files]) if files else None
+    # GLUE's own .tsv files know no quotes.
+    tables = [read_table(file, quoting="none" if table_format(file) != ".csv" else "double") for file in files]
+    return pd.concat(tables) if tables else None
 
 
 def _from_hub(task: str, split: str) -> pd.DataFrame:
@@ -84,13 +86,13 @@ def _from_hub(task: str, split: str) -> pd.DataFrame:
 
     try:
         return _rows(load_dataset(HUB_ID, task, split=split))
-    except (OSError, ValueError) as error:  # ConnectionError is an OSError; ValueError: not in the cache
+    except failures() as error:
         why = (
             "cannot be loaded" if reachable else "is not in the cache and the hub is out of reach (or HF_HUB_OFFLINE=1)"
         )
         raise UserError(
             f"dataset.task_name={task}: {HUB_ID} {why}: load it once with a network, or give a local copy with"
-            f" dataset.path=FOLDER ({str(error).splitlines()[0]})"
+            f" dataset.path=FOLDER ({reason(error)})"
         ) from error
 
 

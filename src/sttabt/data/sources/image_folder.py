@@ -93,7 +93,10 @@ class FolderImages(LabelledImages):
             log.warning("%s: %s", folder, _described(left_out))
 
     def read(self, index: int) -> Image.Image:
-        with Image.open(self.where(index)) as image:
+        path = Path(self.where(index))
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise OSError("it is no file")
+        with Image.open(path) as image:
             return decode(image, self.channels)
 
     def where(self, index: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from sttabt.data.arrow import failures, open_saved, reason
 from sttabt.data.checks import check_folder, check_label_column
 from sttabt.data.labelled import LabelledImages, decode
 from sttabt.data.source import PREPARED, Source
@@ -73,17 +74,20 @@ class TableImages(LabelledImages):
                 f" {', '.join(images) or 'none'}"
             )
         labels = np.asarray(table.with_format("numpy")[settings.label_column][:])
-        if labels.dtype.kind not in "iu":
-            labels, found = _numbered(labels, names, self.name)
+        missing = [row for row, value in enumerate(labels.tolist()) if value is None or value != value]
+        if missing:
+            raise UserError(f"{self.name}, row {missing[0]} has no label: complete it, or take the row out")
+        if labels.dtype.kind in "iu" and len(labels) and labels.min() < 0:
+            raise UserError(
+                f"{self.name} has label {labels.min()}, which is none of {len(names) or settings.classes} classes:"
+                " splits without labels cannot be scored, choose dataset.test_split"
+            )
+        if isinstance(label, ClassLabel):
+            found = tuple(label.names)
         else:
-            found = tuple(label.names) if isinstance(label, ClassLabel) else names or _numbers(labels)
+            labels, found = _numbered(labels, names, self.name)
         if names and found != names:
             raise UserError(f"{self.name} has other classes than {settings.train_split}: give splits of one data set")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(found):
-            raise UserError(
-                f"{self.name} has label {labels.min() if labels.min() < 0 else labels.max()}, which is none of"
-                f" {len(found)} classes: splits without labels cannot be scored, choose dataset.test_split"
-            )
         self.labels, self.class_names = labels.tolist(), found
         self.images = table.select_columns([self.column])
 
@@ -103,44 +107,34 @@ def open_split(settings: DatasetSettings, split: str) -> Any:
     Raises UserError when there is none, naming the splits that are there.
     """
     reachable = use_hub()
-    from datasets import Dataset, load_dataset  # after the line above, which may tell it to stay offline
+    from datasets import load_dataset  # after the line above, which may tell it to stay offline
 
     folder = Path(settings.path)
     try:
-        if settings.path and (folder / split / "state.json").is_file():
-            return Dataset.load_from_disk(str(folder / split))
-        if settings.path and (folder / "dataset_dict.json").is_file():
-            raise UserError(f"dataset.path={folder} has no split {split}: {nearest(split, _saved_splits(folder))}")
+        if settings.path and (saved := open_saved(folder, split)) is not None:
+            return saved
         return load_dataset(
             str(folder) if settings.path else settings.hub_id, settings.configuration or None, split=split
         )
-    except (OSError, ValueError) as error:  # ConnectionError is an OSError; ValueError: no such split, or not cached
+    except failures() as error:
         where = f"dataset.path={folder}" if settings.path else f"dataset.hub_id={settings.hub_id}"
         why = "cannot be loaded"
         if not settings.path and not reachable:
             why = "is not in the cache and the hub is out of reach (or HF_HUB_OFFLINE=1)"
         raise UserError(
-            f"{where}, split {split}: {why} ({str(error).splitlines()[0]}): set dataset.train_split and"
+            f"{where}, split {split}: {why} ({reason(error)}): set dataset.train_split and"
             " dataset.test_split to splits that are there, or give a local copy with dataset.path=FOLDER"
         ) from error
-
-
-def _saved_splits(folder: Path) -> list[str]:
-    return [path.parent.name for path in folder.glob("*/state.json")]
 
 
 def _origin(settings: DatasetSettings) -> str:
     return Path(settings.path).name if settings.path else settings.hub_id
 
 
-def _numbers(labels: np.ndarray) -> tuple[str, ...]:
-    return tuple(map(str, range(int(labels.max()) + 1)))
-
-
 def _numbered(labels: np.ndarray, names: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes 0, 1, ... of labels that are words, in the alphabet's order."""
-    found = names or tuple(sorted(set(map(str, labels))))
+    """Classes 0, 1, ... of labels that are words or other numbers, in their order."""
+    found = names or tuple(map(str, sorted(set(labels.tolist()))))
     places = {name: place for place, name in enumerate(found)}
     if unknown := set(map(str, labels)) - set(found):
         raise UserError(f"{where} has the class {min(unknown)}, which the training split does not have")
-    return np.array([places[str(label)] for label in labels]), found
+    return np.array([places[str(label)] for label in labels], dtype=np.int64), found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttabt.data.checks import check_columns
+from sttabt.data.separated import NAMED
 from sttabt.data.source import TEXT, Source
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings, ModelSettings
@@ -23,7 +24,7 @@ class TextFileSource(Source):
     """
 
     holds = "text"
-    reads = (*TEXT, "path", "header", "encoding", "test_share")
+    reads = (*TEXT, "path", "header", "encoding", "separator", "quoting", "test_share")
 
     def check(self, dataset: DatasetSettings) -> None:
         check_columns(dataset)
@@ -39,6 +40,10 @@ class TextFileSource(Source):
             raise UserError(
                 f"dataset.encoding={dataset.encoding} is unknown: set utf-8, latin-1, cp1252, ..."
             ) from error
+        if dataset.separator not in NAMED and len(dataset.separator) > 1:
+            raise UserError(
+                f"dataset.separator={dataset.separator} is more than one character: give one, or {', '.join(NAMED)}"
+            )
         if not dataset.path:
             raise UserError("dataset.path is missing: give dataset.path=FILE, or a folder with train and test files")
         if not Path(dataset.path).exists():

@@ -26,6 +26,15 @@ class BacktrackingSettings(MethodSettings):
     implementation = "sttabt.methods.backtracking:Backtracking"
     colour = "#D55E00"
     order = 2
+    examples = (
+        {},
+        {"keep_ratio": 0.3},
+        {"keep_ratio": 1.0},
+        {"attention": "actual"},
+        {"dynamic": True},
+        {"propagation": 0.7},
+    )
+    rising = (0.2, 0.5, 0.9)
 
     attention: str = setting(
         "approximate",

@@ -21,6 +21,9 @@ class MethodSettings:
     colour: ClassVar[str] = ""  # of its curve, "#RRGGBB"; "": the figure chooses
     order: ClassVar[int] = LAST  # its place in tables
 
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # settings at which sttabt.testing runs the method
+    rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
+
     method: str = setting(MISSING, "the method's name")
 
     @property

@@ -17,6 +17,8 @@ class ConcreteSettings(TrainedSettings):
     implementation = "sttabt.methods.concrete:Concrete"
     colour = "#0072B2"
     order = 1
+    examples = ({}, {"p_logit": -1.5}, {"p_logit": 1.0}, {"propagation": 0.7})
+    rising = (-3.0, -1.0, 1.0)
 
     p_logit: float = setting(0.0, "start of every layer's logit; lower is sparser", knob=True)
     propagation: float = setting(0.1, "p: how much a row's own impact weighs against a plain mean", SHARE)

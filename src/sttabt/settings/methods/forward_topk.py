@@ -17,5 +17,7 @@ class ForwardTopkSettings(MethodSettings):
     implementation = "sttabt.methods.forward_topk:ForwardTopk"
     colour = "#009E73"
     order = 4
+    examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0})
+    rising = (0.2, 0.5, 0.9)
 
     keep_ratio: float = setting(0.5, "share of real tokens, target mean over layers", SHARE_ABOVE_ZERO, knob=True)

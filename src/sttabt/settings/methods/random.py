@@ -17,6 +17,8 @@ class RandomSettings(MethodSettings):
     implementation = "sttabt.methods.random:Random"
     colour = "#7F7F7F"
     order = 6
+    examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0})
+    rising = (0.2, 0.5, 0.9)
 
     keep_ratio: float = setting(0.5, "share of real tokens that every layer reads", SHARE_ABOVE_ZERO, knob=True)
     seed: int = setting(0, "of the choice", at_least(0))

@@ -17,5 +17,7 @@ class TomeSettings(MethodSettings):
     implementation = "sttabt.methods.tome:Tome"
     colour = "#56B4E9"
     order = 5
+    examples = ({}, {"merged": 3})
+    rising = (3, 1, 0)
 
     merged: int = setting(8, "pairs that every layer but the last merges", at_least(0), knob=True)

@@ -1,0 +1,320 @@
+"""A backbone whose layers are packed for the kernels of sttabt.native: the only door to them.
+
+It computes what the backbone did when it was packed, and keeps nothing of it but its embedding and its head. Engines
+and planners that gain by more than single layers are registered here for it: all layers of a run are one call, and so
+are a trace and its plan.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.backbones.base import Backbone, Finish, Rows
+from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, Keep, backtrack, backtrack_fixed, plan_topk
+from sttabt.core.concrete import plan_concrete
+from sttabt.core.counts import check_counts
+from sttabt.core.plan import Planned, TokenPlan
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.attention import attend_rows, split_heads
+from sttabt.engine.dense import trace_attention
+from sttabt.engine.dropped import run_dropped, run_fixed
+from sttabt.engine.online import LayerAttention, Rule, first_places, run_online_dropped, what_the_last_writes
+from sttabt.engine.packed import unpack
+from sttabt.engine.packing import pack_layers
+from sttabt.engine.run import Run
+from sttabt.errors import UserError
+from sttabt.native import PackedEncoder, kernels
+
+
+class FrozenBackbone(Backbone):
+    """The backbone's layers, packed; embedding and head are copies of its modules.
+
+    Of a backbone without packing_problems. Computes no gradients and no gates.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.encoder = pack_layers(backbone)
+        self.shell = _without_layers(backbone)
+        self.architecture, self.outputs = backbone.architecture, backbone.outputs
+        self.may_pad, self.reads_survivors = backbone.may_pad, backbone.reads_survivors
+        self.head_prefixes = backbone.head_prefixes
+        self.eval()
+
+    @property
+    def tokens(self) -> int:
+        return self.shell.tokens
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.shell.grid
+
+    @property
+    def attends_ragged(self) -> bool:
+        return True
+
+    @property
+    def embeds_whole(self) -> bool:
+        return self.shell.embeds_whole
+
+    def grid_of(self, inputs: Any) -> tuple[int, int]:
+        return self.shell.grid_of(inputs)
+
+    def read_call(self, *args: Any, **kwargs: Any) -> tuple[Any, Finish]:
+        return self.shell.read_call(*args, **kwargs)
+
+    def real(self, inputs: Any) -> Tensor:
+        return self.shell.real(inputs)
+
+    def prepare(self, inputs: Any) -> Any:
+        return self.shell.prepare(inputs)
+
+    def samples(self, inputs: Any) -> list[Tensor]:
+        return self.shell.samples(inputs)
+
+    def embed(self, inputs: Any) -> Tensor:
+        return self.shell.embed(inputs)
+
+    def embed_tokens(self, inputs: Any, sample: Tensor, token: Tensor) -> Tensor:
+        return self.shell.embed_tokens(inputs, sample, token)
+
+    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        return self.shell.head(x, alive)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits (B, classes) of every real token through every layer: the baseline of what pruning gains."""
+        real, x, counts = embed_real(self, inputs)
+        x = self.encode(x, counts.expand(self.layers + 1, -1).contiguous(), x.shape[0])
+        return self.head(unpack(x, real), real)
+
+    def encode(self, x: Tensor, counts: Tensor, rows: int) -> Tensor:
+        """All layers: what the last one writes (rows, D) of x (T, D); counts: (L+1, B), see sttabt::encode."""
+        return kernels.encode(x, self.encoder.buffer, self.encoder.sizes, counts, rows)
+
+    def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if written is None:
+            query, key, value = self._inputs(layer, x, 0)
+            return query, key, value
+        (query,), (key, value) = self._inputs(layer, written(x), 1), self._inputs(layer, x, 2)
+        return query, key, value
+
+    def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, _ = self._inputs(layer, x, 0)
+        return query, key
+
+    def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        _refuse_gate(gate)
+        rows = x.flatten(0, -2), attended.flatten(0, -2)
+        return kernels.layer_project(*rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
+
+    def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        _refuse_gate(gate)
+        rows = x.flatten(0, -2)
+        return kernels.layer_feed_forward(rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
+
+    def embeddings(self) -> list[nn.Parameter]:
+        return []
+
+    def narrow(self, factor: int, share_stem: bool = False) -> Backbone:
+        raise UserError("a frozen model has no weights to start from: make its approximate network before")
+
+    def _inputs(self, layer: int, x: Tensor, part: int) -> list[Tensor]:
+        rows = x.flatten(0, -2)
+        found = kernels.layer_inputs(rows, self.encoder.buffer, self.encoder.sizes, layer, part)
+        width = self.architecture.width
+        return [found[:, place, :width].unflatten(0, x.shape[:-1]) for place in range(found.shape[1])]
+
+
+class FrozenTrace(AttentionTrace):
+    """Attention of a packed encoder, computed when somebody reads it: planning does so without a tensor of it.
+
+    rows: embedded, (T, D); counts: (B,), those of each sample; queries and keys of padding are 0.
+    """
+
+    def __init__(self, encoder: PackedEncoder, rows: Tensor, counts: Tensor, real: Tensor, may_pad: bool) -> None:
+        own = {"encoder": encoder, "embedded": rows, "counts": counts, "real": real, "may_pad": may_pad}
+        self.__dict__.update(own, scale=(encoder.sizes.width // encoder.sizes.heads) ** -0.5)
+
+    encoder: PackedEncoder
+    embedded: Tensor
+    counts: Tensor
+
+    @property
+    def layers(self) -> int:
+        return self.encoder.sizes.layers
+
+    @cached_property
+    def queries(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self._apart(0)
+
+    @cached_property
+    def keys(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self._apart(1)
+
+    def received(self, layer: int, weight: Tensor, places: Tensor | None = None) -> Tensor:
+        if places is not None:
+            weight = torch.zeros_like(self.real, dtype=weight.dtype).scatter(1, places, weight)
+        queries, keys = self.queries[layer], self.keys[layer]
+        return kernels.column_sums(queries, keys, weight, self.padding, self.scale, 0.0, False)
+
+    def rows_computed(self, counts: Tensor) -> tuple[float, ...]:
+        return tuple(counts.double().mean(0).tolist())
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return kernels.trace(self.embedded, self.encoder.buffer, self.encoder.sizes, self.counts)
+
+    def _apart(self, kind: int) -> tuple[Tensor, ...]:
+        sizes = self.encoder.sizes
+        kept = self._kept[:, :, kind, : sizes.width]
+        return tuple(split_heads(unpack(rows, self.real), sizes.heads) for rows in kept)
+
+
+class FrozenAttention(LayerAttention):
+    """What a rule asks for is summed up without a map of the attention."""
+
+    def received(self, rows: Tensor) -> Tensor:
+        queries, keys = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
+        weight = rows.to(queries.dtype) / rows.sum(-1, keepdim=True)
+        return kernels.column_sums(queries, keys, weight, self.present, queries.shape[-1] ** -0.5, 0.0, False)
+
+
+def embed_real(backbone: FrozenBackbone, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens are real (B, N), the rows of those (T, D), and how many each sample has (B,)."""
+    real = backbone.real(inputs)
+    counts = real.sum(-1)
+    if backbone.may_pad and not bool(real.all()):
+        return real, backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True)), counts
+    return real, backbone.embed(inputs).flatten(0, 1), counts
+
+
+@trace_attention.register
+def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
+    real, rows, counts = embed_real(backbone, inputs)
+    return FrozenTrace(backbone.encoder, rows, counts, real, backbone.may_pad)
+
+
+@run_dropped.register
+def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan) -> Tensor:
+    plan.check(backbone.outputs)
+    plan = plan.with_survivors() if backbone.reads_survivors else plan
+    order, counts = plan.order(), plan.counts
+    sample, place = (torch.arange(order.shape[1]) < counts[:, :1]).nonzero(as_tuple=True)
+    x = backbone.embed_tokens(inputs, sample, order[sample, place])
+    left = counts[:, -1]
+    x = backbone.encode(x, counts.t().contiguous(), int(left.sum()))
+    present = torch.arange(int(left.max()) if len(left) else 0) < left[:, None]
+    return backbone.head(unpack(x, present), present)
+
+
+@run_fixed.register
+def _(backbone: FrozenBackbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
+    counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
+    sample = torch.arange(order.shape[0])[:, None].expand_as(order)
+    x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
+    each = torch.tensor(counts)[:, None].expand(-1, order.shape[0]).contiguous()
+    x = backbone.encode(x, each, order.shape[0] * counts[-1])
+    return backbone.head(x.view(order.shape[0], counts[-1], x.shape[-1]))
+
+
+@plan_topk.register
+def _(trace: FrozenTrace, keep: Keep, propagation: float, outputs: int) -> Planned:
+    each = [keep] * trace.layers if isinstance(keep, float | int) else [] if keep is None else list(keep)
+    as_counts = [isinstance(own, int) for own in each]
+    if (any(as_counts) and not all(as_counts)) or (keep is not None and not each):
+        found = backtrack(trace, keep, propagation, outputs)  # says what is wrong, or mixes the two
+        return Planned(found.plan, found.scored)
+    return _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
+
+
+@backtrack_fixed.register
+def _(trace: FrozenTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
+    if trace.is_padded:
+        raise ValueError("samples of unequal length cannot keep the same number of tokens")
+    check_counts(counts, trace.layers, trace.real.shape[1], outputs)
+    return _topk(trace, counts[:-1], True, propagation, outputs, inclusive=True).plan.order()[:, : counts[0]]
+
+
+@plan_concrete.register
+def _(
+    trace: FrozenTrace, p_logit: Tensor, propagation: float, temperature: float, outputs: int, negligible: float
+) -> Planned:
+    lifetime, scored = kernels.plan_concrete(
+        trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
+        p_logit.detach(), propagation, temperature, negligible,
+    )  # fmt: skip
+    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
+
+
+def _topk(
+    trace: FrozenTrace, keep: Sequence[Any], as_counts: bool, propagation: float, outputs: int, inclusive: bool
+) -> Planned:
+    lifetime, scored = kernels.plan_topk(
+        trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
+        propagation, list(map(float, keep)), as_counts, [DYNAMIC_SHARE, *DYNAMIC_RANGE], inclusive,
+    )  # fmt: skip
+    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
+
+
+@run_online_dropped.register
+def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
+    """Rows of the samples stay packed; a rule sees them padded to the longest, attention as they are."""
+    real, x, counts = embed_real(backbone, inputs)
+    heads, lifetime = backbone.heads, real.long()
+    sample, token = real.nonzero(as_tuple=True)
+    for layer in range(backbone.layers - 1):
+        present = first_places(counts)
+        query, key, value = backbone.qkv(layer, x)
+        attention = FrozenAttention(unpack(query, present), unpack(key, present), present, heads)
+        keep = rule(layer, attention, present)
+        kept, writes = keep[present], keep.sum(1)
+        attended = kernels.attend_ragged(query[kept], key, value, heads, counts, writes, None)
+        x = backbone.finish(layer, x[kept], attended)
+        sample, token, counts = sample[kept], token[kept], writes
+        lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
+    layer = backbone.layers - 1
+    last = what_the_last_writes(lifetime > layer, backbone)
+    lifetime, written, left = lifetime + last, last[sample, token], last.sum(1)
+    query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])
+    attended = kernels.attend_ragged(query, key, value, heads, counts, left, None)
+    present = first_places(left)
+    x = unpack(backbone.finish(layer, x[written], attended), present)
+    return Run(backbone.head(x, present), TokenPlan(lifetime, backbone.layers), real)
+
+
+@attend_rows.register
+def _(
+    backbone: FrozenBackbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
+) -> Tensor:
+    batch, writes = query.shape[:2]
+    counts = (torch.full((batch,), rows, dtype=torch.int64) for rows in (key.shape[1], writes))
+    weight = None if log_weight is None else log_weight.flatten()
+    rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+    return kernels.attend_ragged(*rows, backbone.heads, *counts, weight).view(query.shape)
+
+
+class _Packed(nn.Module):
+    """Stands where a layer was that is packed."""
+
+    def forward(self, *_: Any) -> None:
+        raise UserError("this model's layers are packed: call the frozen model, not the library's")
+
+
+def _without_layers(backbone: Backbone) -> Backbone:
+    """A copy whose layers are gone: nothing of their weights is copied."""
+    layers = backbone.encoder_layers()
+    assert layers, "what is packed has layers"
+    memo: dict[int, Any] = {id(layer.block): _Packed() for layer in layers}
+    memo[id(backbone._checked)] = ()
+    return copy.deepcopy(backbone, memo).requires_grad_(False).eval()
+
+
+def _refuse_gate(gate: Tensor | None) -> None:
+    if gate is not None:
+        raise UserError("a frozen model drops tokens and has no masked form: use the model that was frozen")

@@ -1,0 +1,149 @@
+"""From a backbone's layers to one packed buffer, and what stands in the way of that, by name.
+
+The kernels compute a transformer layer with linear layers, layer norms and exact GELU in single precision on a CPU.
+Whatever is more than that is named: hooks, subclasses (LoRA, quantized layers), parametrizations, dropout at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sttabt.backbones.base import Backbone
+from sttabt.backbones.layers import EncoderLayer
+from sttabt.backbones.repeated import has_hooks
+from sttabt.native import LayerWeights, Linear, Norm, PackedEncoder, is_built, pack_encoder
+
+NORMS = ("LayerNorm", "LayerNormFp32")  # of torch and of timm
+DROPOUTS = ("Dropout", "DropPath")
+DROPPED = ("p", "drop_prob")  # what they call the share that they drop
+
+
+def packing_problems(backbone: Backbone) -> list[str]:
+    """What the kernels would not compute as the modules do, each with the module's name; [] where it can be packed."""
+    if not is_built():
+        return ["the kernels are missing: sttabt was installed without a C++ compiler"]
+    layers = backbone.encoder_layers()
+    if layers is None:
+        return [f"{type(backbone).__name__} has layers that the kernels do not know"]
+    names = {id(module): name for name, module in backbone.model.named_modules()}
+    found = [problem for layer in layers for problem in _layer_problems(layer, names)]
+    found += [
+        f"{name} is training: call eval()"
+        for name, module in backbone.model.named_modules()
+        if module.training and (_drops(module) or isinstance(module, nn.modules.batchnorm._BatchNorm))
+    ]
+    found += [
+        f"{name} is {tensor.dtype} on {tensor.device}, where float32 on cpu is needed"
+        for name, tensor in backbone.model.named_parameters()
+        if tensor.dtype != torch.float32 or not tensor.is_cpu
+    ]
+    return found or _shape_problems(layers, names)
+
+
+def pack_layers(backbone: Backbone) -> PackedEncoder:
+    """All layers, of a backbone without problems. Layer scales go into the projections before them."""
+    layers = backbone.encoder_layers()
+    assert layers, "without problems there are layers"
+    return pack_encoder([_weights(layer) for layer in layers], backbone.heads, layers[0].norm_first)
+
+
+def _layer_problems(layer: EncoderLayer, names: dict[int, str]) -> Iterator[str]:
+    def named(module: nn.Module) -> str:
+        return names.get(id(module), type(module).__name__)
+
+    linears = (*layer.inputs, layer.join, layer.widen, layer.narrow)
+    kinds = (
+        (linears, lambda module: type(module) is nn.Linear, "a plain nn.Linear"),
+        ((layer.first, layer.second), _is_norm, "a layer norm over the width"),
+        ((layer.activation,), _is_exact_gelu, "the exact GELU"),
+        (layer.scales, lambda module: isinstance(module, nn.Identity) or _is_layer_scale(module), "a layer scale"),
+        (layer.dropouts, lambda module: isinstance(module, nn.Identity) or _drops_by_name(module), "a dropout"),
+    )
+    for modules, fits, wanted in kinds:
+        for module in modules:
+            if has_hooks(module):
+                yield f"{named(module)} has a forward hook or a replaced forward"
+            elif not fits(module):
+                kind = f"{type(module).__name__}({module.extra_repr()})"
+                yield f"{named(module)} is a {kind}, not {wanted}"
+            elif unusual := [
+                x for x in module._parameters.values() if type(x) not in (Tensor, nn.Parameter, type(None))
+            ]:
+                yield f"{named(module)} holds a {type(unusual[0]).__name__}, not a plain tensor"
+
+
+def _shape_problems(layers: list[EncoderLayer], names: dict[int, str]) -> list[str]:
+    width, wide = layers[0].join.weight.shape[0], layers[0].widen.weight.shape[0]
+    found = []
+    for layer in layers:
+        wanted = [(module, (3 // len(layer.inputs) * width, width)) for module in layer.inputs]
+        wanted += [(layer.join, (width, width)), (layer.widen, (wide, width)), (layer.narrow, (width, wide))]
+        found += [
+            f"{names.get(id(module), 'a layer')} has the shape {tuple(module.weight.shape)}, not {shape}"
+            for module, shape in wanted
+            if tuple(module.weight.shape) != shape
+        ]
+        if layer.norm_first != layers[0].norm_first:
+            found.append(f"{names.get(id(layer.block), 'a block')} has its norms elsewhere than the first block")
+    return found
+
+
+def _weights(layer: EncoderLayer) -> LayerWeights:
+    inputs = [
+        Linear(weight, bias)
+        for module in layer.inputs
+        for weight, bias in zip(
+            *(_chunks(x, 3 // len(layer.inputs)) for x in (module.weight, module.bias)), strict=True
+        )
+    ]
+    scales: tuple[nn.Module, ...] = layer.scales or (nn.Identity(), nn.Identity())
+    join, narrow = (_scaled(module, scale) for module, scale in zip((layer.join, layer.narrow), scales, strict=True))
+    widen = Linear(layer.widen.weight, layer.widen.bias)
+    first, second = (Norm(norm.weight, norm.bias, norm.eps) for norm in (layer.first, layer.second))
+    return LayerWeights(*inputs, join, widen, narrow, first, second)
+
+
+def _chunks(x: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
+    return (None,) * count if x is None else x.chunk(count)
+
+
+def _scaled(module: nn.Module, scale: nn.Module) -> Linear:
+    """What a linear layer with a layer scale behind it is."""
+    gamma = getattr(scale, "gamma", None)
+    if gamma is None:
+        return Linear(module.weight, module.bias)
+    return Linear(gamma[:, None] * module.weight, None if module.bias is None else gamma * module.bias)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    kind = type(module)
+    return (
+        isinstance(module, nn.LayerNorm)
+        and kind.__name__ in NORMS
+        and kind.__module__.startswith(("torch.", "timm."))
+        and len(module.normalized_shape) == 1
+    )
+
+
+def _is_exact_gelu(module: nn.Module) -> bool:
+    """GELU by erf, as torch, timm or transformers write it."""
+    if type(module) is nn.GELU:
+        return module.approximate == "none"
+    ours = type(module).__module__.startswith(("timm.", "transformers."))
+    return ours and (getattr(module, "act", None) is F.gelu or type(module).__name__ == "GELU")
+
+
+def _is_layer_scale(module: nn.Module) -> bool:
+    return type(module).__name__ == "LayerScale" and type(module).__module__.startswith("timm.")
+
+
+def _drops_by_name(module: nn.Module) -> bool:
+    return type(module).__name__ in DROPOUTS
+
+
+def _drops(module: nn.Module) -> bool:
+    return _drops_by_name(module) and any(getattr(module, name, 0) for name in DROPPED)

@@ -1,0 +1,122 @@
+"""A model for inference on CPUs: weights are packed once, at that moment, and belong to the frozen model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.backbones import adapt
+from sttabt.backbones.base import Backbone
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.dense import trace_attention
+from sttabt.engine.frozen import FrozenBackbone
+from sttabt.engine.packing import packing_problems
+from sttabt.errors import UserError
+from sttabt.methods import find_method
+from sttabt.methods.base import Predicted, SoftRun
+from sttabt.models.pruned import PrunedModel
+from sttabt.settings import method_settings
+
+SHOWN = 3  # problems in a message
+
+log = logging.getLogger(__name__)
+
+
+def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
+    """A copy for inference on CPUs in single precision, with the logits of `model` (to rounding).
+
+    model: a pruned model in evaluation mode, or a dense one: a Backbone, or a library's model as `prune` takes it.
+    Nothing is shared: the original may be trained on, changed or deleted. strict=False leaves to torch what the kernels
+    cannot reproduce, and logs it; `left_to_torch` of the result says what that is.
+    Raises UserError, naming the modules, for what cannot be reproduced: hooks, subclasses such as LoRA's, dropout at
+    work, other dtypes or devices, and where sttabt was installed without a C++ compiler.
+    """
+    if isinstance(model, FrozenModel):
+        return model
+    pruned = model if isinstance(model, PrunedModel) else _dense(adapt(model))
+    parts: dict[str, Backbone] = {"the base model": pruned.base}
+    if pruned.approx is not None and pruned.method.attention == "approximate":
+        parts["the approximate network"] = pruned.approx.backbone
+    problems = {part: packing_problems(backbone) for part, backbone in parts.items()}
+    left = [f"{part}: {_shown(found)}" for part, found in problems.items() if found]
+    if left and strict:
+        raise UserError(f"cannot be frozen: {'; '.join(left)} (strict=False leaves that to torch)")
+    for part in left:
+        log.warning("left to torch: %s", part)
+    return FrozenModel(pruned, {part for part, found in problems.items() if not found}, left)
+
+
+class FrozenNetwork(nn.Module):
+    """An approximate network that can do no more than trace its attention."""
+
+    def __init__(self, backbone: Backbone, factor: int, share_stem: bool) -> None:
+        super().__init__()
+        self.backbone, self.factor, self.share_stem = backbone, factor, share_stem
+
+    def forward(self, inputs: Any) -> AttentionTrace:
+        """What every layer would attend to."""
+        return trace_attention(self.backbone, inputs)
+
+
+class FrozenModel(PrunedModel):
+    """Made by `freeze`. Called as the model that was frozen; in evaluation mode, on the CPU, for good.
+
+    left_to_torch: parts that the kernels do not compute, each with the reason; [] where they compute all.
+    """
+
+    def __init__(self, pruned: PrunedModel, packed: set[str], left_to_torch: list[str]) -> None:
+        base = _frozen(pruned.base, "the base model" in packed)
+        method = copy.deepcopy(pruned.method).requires_grad_(False)
+        network: Any = None
+        if pruned.approx is not None and pruned.method.attention == "approximate":
+            narrow = _frozen(pruned.approx.backbone, "the approximate network" in packed)
+            network = FrozenNetwork(narrow, pruned.approx.factor, pruned.approx.share_stem)
+        super().__init__(base, method, network)
+        self.left_to_torch = left_to_torch
+        super().train(False)
+
+    @torch.no_grad()
+    def run(self, inputs: Any) -> Any:
+        return super().run(inputs)
+
+    def forms(self) -> dict[str, Callable[[Any], Predicted]]:
+        """None: masks and gradients are the original's."""
+        return {}
+
+    def soft(self, inputs: Any) -> SoftRun:
+        raise UserError("a frozen model cannot learn: train the model that was frozen, and freeze it again")
+
+    def train(self, mode: bool = True) -> FrozenModel:
+        if mode:
+            raise UserError("a frozen model cannot be trained: train the model that was frozen, and freeze it again")
+        return self
+
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        raise UserError("a frozen model takes no other weights: load them into the original, and freeze it again")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModel:
+        probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
+        if probe.dtype != torch.float32 or not probe.is_cpu:
+            raise UserError(
+                f"a frozen model stays in float32 on the CPU, not {probe.dtype} on {probe.device}: move the original"
+            )
+        return self
+
+
+def _frozen(backbone: Backbone, packed: bool) -> Backbone:
+    return FrozenBackbone(backbone) if packed else copy.deepcopy(backbone).requires_grad_(False).eval()
+
+
+def _dense(base: Backbone) -> PrunedModel:
+    method = find_method("dense")(method_settings("dense")(method="dense"), base.layers, base.outputs)
+    return PrunedModel(base, method)
+
+
+def _shown(problems: list[str]) -> str:
+    more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return ", ".join(problems[:SHOWN]) + more

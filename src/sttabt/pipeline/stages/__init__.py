@@ -1,0 +1,129 @@
+"""A run goes through stages: base, general, approx, prune, evaluate, report. Each hands files to the next.
+
+A stage is an object of its own file here (`pipeline.stage` says what one is). What it makes is found by what made it: a
+hash of every setting that influences it. A finished artifact is used again, by this run or by any job of a sweep; jobs
+that want the same one at the same time make it once (`pipeline.obtain`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from sttabt.backbones.base import Backbone
+from sttabt.lit.launch import Nodes, prepare_process
+from sttabt.lit.loggers import JobLoggers
+from sttabt.methods import find_method
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.card import last_stage, write_card
+from sttabt.pipeline.obtain import obtain
+from sttabt.pipeline.stage import Artifact, Context
+from sttabt.pipeline.stages.approx import ApproxStage
+from sttabt.pipeline.stages.base import BaseStage
+from sttabt.pipeline.stages.evaluate import EvaluateStage
+from sttabt.pipeline.stages.general import GeneralStage
+from sttabt.pipeline.stages.prune import PruneStage
+from sttabt.pipeline.stages.timing import TimingStage
+from sttabt.report.build import make_report
+from sttabt.report.files import write_atomically
+from sttabt.report.gallery import GALLERY_FILE, read_gallery
+from sttabt.report.predictions import PREDICTIONS_FILE
+from sttabt.report.rows import ROW_FILE
+from sttabt.settings import LoggerSettings, Settings, TrainedSettings
+from sttabt.store.job import Job
+
+Artifacts = dict[str, Artifact]  # by stage
+
+log = logging.getLogger(__name__)
+
+
+def run_stages(settings: Settings, job: Job) -> None:
+    """Everything that `settings.stages` names. Artifacts go to paths.artifacts, the row to paths.output.
+
+    Raises UserError when a stage that is left out has not been run with these settings before.
+    """
+    prepare_process(settings.hardware)
+    wanted = set(settings.stages)
+    with Nodes(settings.hardware, job.command) as nodes:
+        logged = settings if nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
+        with JobLoggers(logged, job) as loggers:
+            context = Context(settings, job, loggers, nodes)
+            if "evaluate" in wanted and nodes.first:
+                write_result(context)
+            elif wanted & {"evaluate", "prune"}:
+                pruned_model(context)
+            elif "approx" in wanted:
+                approx_network(context)
+            else:
+                if "base" in wanted:
+                    base_model(context)
+                if "general" in wanted and settings.approx.start == "general":
+                    general_network(context)
+    if "report" in wanted and nodes.first and not job.multirun:
+        output = Path(settings.paths.output)
+        log.info("report: %s", make_report([output], output / "report").page)
+
+
+def base_model(context: Context) -> tuple[Backbone, Artifacts]:
+    """The dense base model, and its artifact."""
+    stage = BaseStage(context)
+    _ = stage.model  # a mistake in it shows before anybody waits for another job's artifact
+    artifact = obtain(stage)
+    return stage.read(artifact), {"base": artifact}
+
+
+def general_network(context: Context) -> Artifact:
+    """The approximate network of the pretrained encoder."""
+    return obtain(GeneralStage(context))
+
+
+def approx_network(context: Context) -> tuple[Backbone, ApproximateNetwork, Artifacts]:
+    """The base model, its approximate attention network, and the artifacts that they are."""
+    model, artifacts = base_model(context)
+    if context.settings.approx.start == "general":
+        artifacts["general"] = general_network(context)
+    stage = ApproxStage(context, artifacts, model)
+    artifacts["approx"] = obtain(stage)
+    return model, stage.read(artifacts["approx"]), artifacts
+
+
+def pruned_model(context: Context) -> tuple[PrunedModel, PrunedModel | None, Artifacts]:
+    """The model under `sparsity`, trained where the method trains; the same with averaged weights, where
+    `sparsity.ema` asks for them; and the artifacts it is made of.
+    """
+    sparsity = context.settings.sparsity
+    kind = find_method(sparsity.method)
+    network: ApproximateNetwork | None = None
+    if sparsity.reads_approximation:
+        dense, network, artifacts = approx_network(context)
+    else:
+        dense, artifacts = base_model(context)
+    model = PrunedModel(dense, kind(sparsity, dense.layers, dense.outputs), network)
+    if not isinstance(sparsity, TrainedSettings):
+        return model.eval(), None, artifacts
+    stage = PruneStage(context, artifacts, model, dense)
+    artifacts["prune"] = obtain(stage)
+    return *stage.read(artifacts["prune"]), artifacts
+
+
+def write_result(context: Context) -> None:
+    """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
+    model, averaged, artifacts = pruned_model(context)
+    stage = EvaluateStage(context, artifacts, model, averaged)
+    result = obtain(stage)
+    row = stage.read(result)
+    if context.settings.evaluation.timing_rounds:
+        timing = TimingStage(context, stage.description(), model)
+        row = timing.read(obtain(timing), row)
+    made_of = {name: artifact.folder for name, artifact in artifacts.items()}
+    tokens = result.folder / GALLERY_FILE
+    context.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
+    write_card(made_of[last_stage(made_of)])  # which this result belongs to
+    output = Path(context.settings.paths.output)
+    output.mkdir(parents=True, exist_ok=True)
+    row.write(output / ROW_FILE)
+    for name in (GALLERY_FILE, PREDICTIONS_FILE):  # there may be no gallery, and older results have no predictions
+        if (result.folder / name).exists():
+            write_atomically(output / name, (result.folder / name).read_bytes())

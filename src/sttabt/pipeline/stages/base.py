@@ -1,0 +1,54 @@
+"""The dense base model: trained here, from its start or from given weights, or given weights as they are."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sttabt.backbones.base import Backbone
+from sttabt.errors import UserError
+from sttabt.lit.modules import BaseTraining
+from sttabt.pipeline.descriptions import data_of, training_of_stage, weights_of
+from sttabt.pipeline.stage import Artifact, Made, Stage
+from sttabt.pipeline.start import load_given, new_base
+
+
+class BaseStage(Stage):
+    name = "base"
+
+    @cached_property
+    def model(self) -> Backbone:
+        """As it starts; `make` trains it. Raises UserError when its head would guess."""
+        classes = self.settings.dataset.classes
+        base, new_head, _ = new_base(self.context, classes)
+        if new_head and not self.settings.model.fine_tune:
+            raise UserError(
+                f"model.pretrained=true gives no head for dataset.classes={classes}, so that it would guess:"
+                " set model.fine_tune=true"
+            )
+        return base
+
+    @property
+    def trains(self) -> bool:
+        model = self.settings.model
+        return model.fine_tune or not (model.checkpoint or model.pretrained)
+
+    def description(self) -> dict[str, Any]:
+        described = weights_of(self.settings) | {"classes": self.settings.dataset.classes}
+        if self.trains:
+            described |= {**training_of_stage(self.settings, self.name), "dataset": data_of(self.settings)}
+        return described
+
+    def make(self, folder: Path, loggers: list[Any]) -> Made:
+        load_given(self.model, self.settings, new_head=self.settings.model.fine_tune)
+        notes: dict[str, Any] = {}
+        if self.trains:
+            module = BaseTraining(self.model, self.settings.model.training, self.context.task)
+            notes = self.train(module, self.context.splits, folder, loggers)
+        return Made(self.model.state_dict(), notes)
+
+    def read(self, artifact: Artifact) -> Backbone:
+        """The base model in evaluation mode."""
+        self.model.load_state_dict(artifact.tensors, strict=True)
+        return self.model.eval()

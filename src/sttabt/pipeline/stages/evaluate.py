@@ -1,0 +1,79 @@
+"""The result row of a model on the test split, its predictions, and the images or texts of its gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttabt.data.sources import find_source
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.descriptions import TIMING, data_of, without
+from sttabt.pipeline.evaluation import gallery
+from sttabt.pipeline.result import device_name, make_row
+from sttabt.pipeline.stage import Artifact, Context, Made, Stage
+from sttabt.report.gallery import GALLERY_FILE
+from sttabt.report.predictions import PREDICTIONS_FILE
+from sttabt.report.rows import ROW_FILE, Row
+from sttabt.settings import Settings
+from sttabt.store.artifacts import fingerprint
+
+
+class EvaluateStage(Stage):
+    """averaged: the same model with averaged weights, which are measured beside the last ones."""
+
+    name = "evaluate"
+
+    def __init__(
+        self, context: Context, made_of: Mapping[str, Artifact], model: PrunedModel, averaged: PrunedModel | None
+    ) -> None:
+        super().__init__(context, made_of)
+        self.model, self.averaged = model, averaged
+
+    def description(self) -> dict[str, Any]:
+        """Also of what measures, and of the code, as another may score differently."""
+        settings = self.settings
+        return {
+            **self.keys,
+            "model": settings.model.name,
+            "dataset": data_of(settings) | {"metric": settings.dataset.metric},
+            "sparsity": asdict(settings.sparsity),
+            "evaluation": without(asdict(settings.evaluation), *TIMING),
+            "experiment": settings.name,
+            "hardware": {"device": device_name(self.context.device), "threads": torch.get_num_threads()},
+            "commit": self.context.job.commit,
+            "seed": settings.seed,
+            "fast_dev_run": settings.fast_dev_run,
+        }
+
+    def make(self, folder: Path, loggers: list[Any]) -> Made:
+        context, settings = self.context, self.settings
+        for model in filter(None, (self.model, self.averaged)):
+            model.to(context.device)
+        notes = {stage: artifact.notes for stage, artifact in self.made_of.items()}
+        key = fingerprint(self.description())
+        row, predictions = make_row(self.model, self.averaged, context.splits, settings, context.job, key, notes)
+        predictions.write(folder / PREDICTIONS_FILE)
+        if settings.evaluation.gallery:
+            kept = gallery(self.model, context.splits, context.task, settings.evaluation.gallery, _words(settings))
+            kept.write(folder / GALLERY_FILE)
+        row.write(folder / ROW_FILE)
+        return Made()
+
+    def read(self, artifact: Artifact) -> Row:
+        """The row, without times."""
+        return Row.read(artifact.folder / ROW_FILE)
+
+
+def _words(settings: Settings) -> Callable[[Tensor], list[str]] | None:
+    """What turns a text's vocabulary places into words; None for images."""
+    if find_source(settings.dataset.source).holds != "text":
+        return None
+    from sttabt.data.text import load_tokenizer  # transformers takes seconds to import
+
+    tokenizer = load_tokenizer(settings.model, settings.dataset.max_tokens)
+    return lambda ids: tokenizer.convert_ids_to_tokens(ids.tolist())

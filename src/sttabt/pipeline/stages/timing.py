@@ -1,0 +1,38 @@
+"""The times of a result, which are kept apart from its scores: a quieter hour asks for them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.descriptions import TIMING
+from sttabt.pipeline.result import measure_time
+from sttabt.pipeline.stage import Artifact, Context, Made, Stage
+from sttabt.report.rows import Row
+
+
+class TimingStage(Stage):
+    """result: the description of the result whose times these are."""
+
+    name = "timing"
+    asked_by = "evaluate"
+
+    def __init__(self, context: Context, result: Mapping[str, Any], model: PrunedModel) -> None:
+        super().__init__(context)
+        self.result, self.model = result, model
+
+    def description(self) -> dict[str, Any]:
+        return {**self.result, "timing": {name: getattr(self.settings.evaluation, name) for name in TIMING}}
+
+    def make(self, folder: Path, loggers: list[Any]) -> Made:
+        evaluation, context = self.settings.evaluation, self.context
+        sizes = evaluation.timing_batch, evaluation.timing_rounds
+        times, baseline = measure_time(self.model.to(context.device), context.splits.test, *sizes)
+        return Made(notes={"time": times, "baseline": baseline})
+
+    def read(self, artifact: Artifact, row: Row) -> Row:
+        """`row` with these times."""
+        return replace(row, time=artifact.notes["time"], time_baseline=artifact.notes["baseline"])
