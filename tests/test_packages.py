@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sttabt
+from sttabt.testing import contract
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 SETTINGS = """
@@ -101,3 +103,62 @@ def test_a_package_that_cannot_be_used_is_named_and_left_out(package: Path) -> N
     assert ended.returncode == 0 and "sparsity=tome: ToMe" in ended.stdout
     line = "the method 'stride' of the package my-tokens is left out: ImportError: a broken package\n"
     assert ended.stderr == line
+
+
+METHOD = """
+from sttabt.core.plan import TokenPlan, output_tokens
+from sttabt.methods.base import Planned, PlannedMethod
+
+
+class Stride(PlannedMethod):
+    def plan(self, base, inputs, trace):
+        real = base.real(inputs)
+        outputs = output_tokens(real, self.outputs)
+        place = real.long().cumsum(1) - 1
+        kept = real & (place % self.settings.stride == 0) | outputs
+        return Planned(TokenPlan(kept * self.layers + outputs.long(), self.layers))
+"""
+CONTRACT = """
+import pytest
+from sttabt.testing import contract
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+@pytest.mark.parametrize("case", [*contract.cases("stride", "digits"), *contract.cases("stride", "bert")], ids=str)
+def test_stride(case, check):
+    assert not case.refusal()
+    check(case)
+"""
+
+
+def test_the_method_keeps_the_contract(package: Path) -> None:
+    (package / "my_tokens" / "stride.py").write_text(METHOD)
+    (package / "test_stride.py").write_text(CONTRACT)
+    found = _python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package / "test_stride.py"))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"{2 * len(contract.CHECKS)} passed" in found.stdout
+
+
+def test_its_knob_is_swept_and_shows_in_table_and_figures(package: Path) -> None:
+    """A sweep whose jobs are processes of Ray's, and a report of it beside a method of ours; nothing here changes."""
+    pytest.importorskip("ray")
+    (package / "my_tokens" / "stride.py").write_text(METHOD)
+    debug = ["experiment=debug", "logger=none"]
+    ours = _python(package, "-m", "sttabt.run", *debug, "sparsity=random", "hydra.run.dir=ours")
+    assert ours.returncode == 0, ours.stderr
+    swept = ["-m", "sttabt.run", "-m", *debug, "hardware=local_cpus", "sparsity=stride", "sparsity.stride=2,4"]
+    found = _python(package, *swept, "hydra.sweep.dir=own")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "job 2/2 done" in found.stdout
+    made = _python(package, "-m", "sttabt.report", "ours", "own", "out=report")
+    assert made.returncode == 0, made.stderr
+    work = package.parent / "work"
+    rows = [json.loads(path.read_text()) for path in work.glob("own/*/row.json")]
+    own = sorted((row["settings"]["stride"], row["occupancy"]) for row in rows)
+    assert [stride for stride, _ in own] == [2, 4] and own[0][1] > own[1][1]
+    assert {(row["label"], row["knob"]) for row in rows} == {("every other", "stride")}
+    table = " ".join((work / "report" / "table.md").read_text().split())
+    assert "| every other | stride 2 |" in table and "| every other | stride 4 |" in table and "| random |" in table
+    assert "every other" in (work / "report" / "pareto.csv").read_text()
+    assert (work / "report" / "pareto.png").stat().st_size > 10_000
+    assert "every other" in (work / "report" / "index.html").read_text()
