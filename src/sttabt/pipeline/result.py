@@ -35,10 +35,9 @@ def make_row(
 ) -> tuple[Row, Predictions]:
     """Evaluate `model` on the test split, once: the row, and what was predicted of each item.
 
-    notes: of the artifacts it is made of, by stage.
-
     averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
-    trained under its method is measured on the validation split too: choices go by that alone.
+    trained under its method is measured on the validation split too: choices go by that alone. notes: of the artifacts
+    it is made of, by stage.
     """
     sparsity, task = settings.sparsity, Task.of(settings.dataset)
     how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
