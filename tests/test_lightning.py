@@ -113,6 +113,10 @@ def test_a_mistake_is_one_line_before_anything_runs(command: str, monkeypatch: A
             "callbacks=lr_monitor",
             r"Lightning refuses what trainer or callbacks set: .*LearningRateMonitor",
         ),  # no logger
+        (
+            "callbacks=early_stopping callbacks.early_stopping.monitor=val_loss",
+            r"^callbacks: .*metric `val_loss` which",
+        ),
         ("trainer.profiler=unknown", r"Lightning refuses what trainer or callbacks set: .*profiler"),
         ("callbacks.x={_target_:sttabt.lit.callbacks.BestWeights,mode:up}", r"callbacks\.x cannot be made: mode=up is"),
         (
@@ -259,6 +263,7 @@ def test_best_weights_are_those_of_the_first_best_epoch(mode: str, epoch: int, s
     module = _training(settings, _Scored)
     fitted = fit(module, splits, settings, tmp_path, [])
     assert fitted.weights == f"best by validation given, epoch {epoch}"
+    assert fitted.metrics["base/validation_given"] == pytest.approx(_Scored.scores[epoch - 1])
     assert _equal(_values(module.trained), module.seen[epoch - 1])
     assert not _equal(_values(module.trained), module.seen[5])
 

@@ -22,6 +22,8 @@ NAMED = 10  # broken images that a line names
 MEGABYTE = 2**20
 METRICS, STOPPED = "sttabt/metrics", "sttabt/stopped"  # in a checkpoint
 
+STATE = ("score", "epoch", "weights", "metrics")  # of BestWeights, in a checkpoint
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ class BestWeights(Callback):
         self.monitor, self.mode = monitor, mode
         self.score, self.epoch = math.nan, 0
         self.weights: dict[str, Tensor] = {}
+        self.metrics: dict[str, float] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -52,12 +55,14 @@ class BestWeights(Callback):
         if better or (math.isnan(self.score) and not math.isnan(score)):
             self.score, self.epoch = score, trainer.current_epoch + 1
             self.weights = {name: value.detach().cpu().clone() for name, value in pl_module.own_state().items()}
+            self.metrics = {n: float(value) for n, value in trainer.callback_metrics.items() if "/validation_" in n}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "epoch": self.epoch, "weights": self.weights}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.epoch, self.weights = (state_dict[name] for name in ("score", "epoch", "weights"))
+        for name in STATE:
+            setattr(self, name, state_dict[name])
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

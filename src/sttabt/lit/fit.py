@@ -33,6 +33,7 @@ from sttabt.settings import TRAININGS, Settings, processes_of
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+UNKNOWN_MONITOR = "Early stopping conditioned on metric"  # how Lightning's RuntimeError begins, which has no own type
 LOGGED = 10  # steps between those whose losses the loggers get, unless trainer.log_every_n_steps says otherwise
 
 # What Lightning says at every start and a user of this suite can do nothing about.
@@ -54,8 +55,8 @@ for noise in (
 class Fitted:
     """What a training tells beside its weights.
 
-    metrics: its last ones by name; epochs: how many it took; weights: which ones the module holds now, `last epoch` or
-    those that a callback kept; broken_images: how many could not be read.
+    metrics: its last ones by name, those of validation for the weights that the module holds now; epochs: how many it
+    took; weights: which ones these are, as `last epoch`; broken_images: how many could not be read.
     """
 
     metrics: dict[str, float]
@@ -124,7 +125,9 @@ def _train(
             trainer.fit(module, datamodule=data, ckpt_path=folder / CHECKPOINT if resume else None, weights_only=True)
     except SIGTERMException:
         terminated = True
-    except RuntimeError:  # SIGTERM also reaches the processes that load data, which may be gone first
+    except RuntimeError as error:  # SIGTERM also reaches the processes that load data, which may be gone first
+        if str(error).startswith(UNKNOWN_MONITOR):
+            raise UserError(f"callbacks: {error}") from error
         if not trainer.received_sigterm:
             raise
         terminated = True
@@ -135,6 +138,7 @@ def _train(
     best = next((callback for callback in chosen if isinstance(callback, BestWeights) and callback.weights), None)
     if best is not None:
         module.load_state_dict(best.weights, strict=False)
+        metrics |= best.metrics
     epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     return Fitted(metrics, epochs, "last epoch" if best is None else best.describe(), len(broken.known))
 

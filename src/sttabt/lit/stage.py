@@ -74,7 +74,7 @@ class TrainingStage(L.LightningModule, ABC):
         terms = self.terms(batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+            values = ", ".join(f"{name}={float(term.detach()):g}" for name, term in terms.items())
             raise self._diverged(f"epoch {self.current_epoch}, step {index} ({values})")
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
         # Several processes talk twice about each value: where nobody would read it, they do not.
