@@ -67,7 +67,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
         "model": settings.model.name,
         "weights": "random",
         "precision": hardware.precision,
-        "kernels": native.loaded() and device.type == "cpu",
+        "kernels": native.is_built() and device.type == "cpu",
     }
     log.info("random weights: speed needs no trained ones; results go to %s", folder)
     rows: list[SpeedRow] = []
