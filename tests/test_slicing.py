@@ -1,4 +1,4 @@
-"""A fused projection of which a part is wanted: sliced where it is a plain linear layer, called whole where it is more."""
+"""Parts of a fused projection: a plain linear layer is sliced, anything more is called whole."""
 
 from collections.abc import Callable
 
@@ -64,10 +64,10 @@ def pruned(base: Backbone, attention: str) -> PrunedModel:
 @torch.no_grad()
 def test_what_runs_whole_is_counted_whole(make: Callable[[], nn.Module], attention: str) -> None:
     base, images = make_backbone("digits"), make_inputs("digits")
+    model = pruned(base, attention)
     for block in base.model.blocks:
         block.attn.qkv = make()
     assert base.projects_whole
-    model = pruned(base, attention)
     run = model.run(images)
     torch.testing.assert_close(run.logits, model.forms()["masked"](images).logits, rtol=1e-4, atol=1e-4)
     if make is replaced:
