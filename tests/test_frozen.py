@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from conftest import BACKBONES, TEXTS, make_approx, make_backbone, make_inputs, one_by_one
+from conftest import TEXTS, VISION, make_approx, make_backbone, make_inputs
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import backtrack, plan_topk
 from sttabt.core.concrete import concrete_plan, plan_concrete
@@ -31,6 +31,7 @@ from sttabt.models.frozen import FrozenModel, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.native import is_built
 from sttabt.settings import method_names, method_settings
+from sttabt.testing.models import one_by_one
 
 pytestmark = pytest.mark.skipif(not is_built(), reason="built without a C++ compiler: there are no kernels")
 VARIANTS = {
@@ -326,7 +327,7 @@ def test_a_model_of_nan_does_not_answer(place: str) -> None:
     assert freeze(model).run(images).logits.isnan().all()
 
 
-@pytest.mark.parametrize("name", [*sorted(BACKBONES), *TEXTS])
+@pytest.mark.parametrize("name", [*VISION, *TEXTS])
 @torch.no_grad()
 def test_an_empty_batch(name: str) -> None:
     inputs = make_inputs(name)
