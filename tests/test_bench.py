@@ -77,12 +77,12 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def variants() -> list[Variant]:
+@pytest.fixture(scope="module", params=[False, True], ids=["torch", "frozen"])
+def variants(request: pytest.FixtureRequest) -> list[Variant]:
     base = make_backbone("digits")
     networks = [make_approx(base, "digits"), ApproximateNetwork(base, 2).eval()]
     with torch.inference_mode():
-        return make_variants(base, networks, make_images("digits"), SETTINGS)
+        return make_variants(base, networks, make_images("digits"), SETTINGS, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,11 @@ def test_the_command_writes_rows_table_and_figure(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()]
     per_batch = {batch: [line for line in lines if line["batch"] == batch] for batch in (1, 3, 2)}
-    assert {batch: len(found) for batch, found in per_batch.items()} == {1: 32, 3: 35, 2: 3}
+    assert {batch: len(found) for batch, found in per_batch.items()} == {
+        1: 33,
+        3: 36,
+        2: 3,
+    }  # the frozen dense model among them
     assert all(line["rounds"] == 1 and line["weights"] == "random" and line["machine"] for line in lines)
     assert all(line["quotient"] == pytest.approx(line["ratio"] / line["macs_ratio"]) for line in lines)
     table = (tmp_path / "out" / "table.md").read_text()

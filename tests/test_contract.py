@@ -77,19 +77,6 @@ def test_many_texts_together_are_counted_too(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @torch.inference_mode()
-def test_kernels_compute_no_padding() -> None:
-    """A batch costs what its texts cost alone, the longest one's padding included nowhere."""
-    inputs = make_inputs("bert")
-    for method, changes in (("backtracking", {"keep_ratio": 0.6}), ("concrete", {"p_logit": -0.5})):
-        model = make_model("bert", method, changes)
-        run = model.run(inputs)
-        alone = [model.macs(model.run(text)) for text in one_by_one(inputs)]
-        for part, macs in model.macs(run).items():
-            if part != "planning":  # is counted as if every sample had the longest one's keys
-                assert macs == pytest.approx(sum(each[part] for each in alone) / len(alone)), part
-
-
-@torch.inference_mode()
 def test_keeping_everything_is_the_dense_model(backbone_name: str) -> None:
     base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     everything = keep_all(base.real(inputs), base.layers, base.outputs)

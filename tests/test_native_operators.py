@@ -3,8 +3,10 @@
 import copy
 import os
 import pickle
+import resource
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -447,7 +449,7 @@ def test_what_does_not_fit_is_not_packed() -> None:
     layers = make_layers(48, 96, 2)
     with pytest.raises(ValueError, match="join of layer 1"):
         pack_encoder([layers[0], layers[1]._replace(join=Linear(torch.zeros(48, 47), None))], 3, True)
-    with pytest.raises(ValueError, match="second norm of layer 0 is torch.float64"):
+    with pytest.raises(ValueError, match=r"second norm of layer 0 is torch\.float64"):
         pack_encoder([layers[0]._replace(second=Norm(torch.ones(48).double(), None, 1e-5))], 3, True)
     with pytest.raises(ValueError, match="5 heads"):
         pack_encoder(layers, 5, True)
@@ -478,14 +480,12 @@ def test_other_defaults_change_nothing() -> None:
 
 
 def test_memory_that_is_short_is_said() -> None:
-    import resource
-
     packed = packed_pair(pack_encoder(make_layers(48, 96, 2), 3, True))
     before = resource.getrlimit(resource.RLIMIT_AS)
     rows = 400_000
     x, counts = torch.zeros(rows, 48), torch.full((3, 1), rows)
     counts[1:] = 1
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
     try:
         with pytest.raises(RuntimeError, match="memory"):

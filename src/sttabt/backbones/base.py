@@ -170,7 +170,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def projects_whole(self) -> bool:
-        """Whether `qkv` and `queries_keys` compute all outputs of all rows, whichever are wanted (backbones.slicing)."""
+        """Whether `qkv` and `queries_keys` compute all outputs of all rows, whichever are wanted."""
         return False
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,13 +17,13 @@ class EncoderLayer(NamedTuple):
     """
 
     block: nn.Module
-    inputs: tuple[nn.Module, ...]
-    join: nn.Module
-    widen: nn.Module
+    inputs: tuple[Any, ...]
+    join: Any
+    widen: Any
     activation: nn.Module
-    narrow: nn.Module
-    first: nn.Module
-    second: nn.Module
+    narrow: Any
+    first: Any
+    second: Any
     norm_first: bool
     dropouts: tuple[nn.Module, ...] = ()
     scales: tuple[nn.Module, ...] = ()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt.backbones.repeated import has_hooks
 
 
-def linear(layer: nn.Module, rows: Tensor, part: slice) -> Tensor:
+def linear(layer: Any, rows: Tensor, part: slice) -> Tensor:
     """The layer's outputs `part` of rows (..., D). What is no plain linear layer computes all of them."""
     if not is_sliceable(layer):
         return layer(rows)[..., part]

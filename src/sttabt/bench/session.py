@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttabt import native
 from sttabt.backbones.base import Backbone
 from sttabt.bench.measure import measure
 from sttabt.bench.plans import reachable_mean
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
 from sttabt.bench.training import make_steps
 from sttabt.bench.variants import TOME, WHOLE, compiled_variants, make_variants
+from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pipeline.evaluation import find_device
@@ -67,7 +67,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
         "model": settings.model.name,
         "weights": "random",
         "precision": hardware.precision,
-        "kernels": native.loaded() and device.type == "cpu",
+        "kernels": is_frozen(device, hardware.precision),
     }
     log.info("random weights: speed needs no trained ones; results go to %s", folder)
     rows: list[SpeedRow] = []
@@ -84,6 +84,11 @@ def run_benchmark(settings: SpeedSettings) -> Result:
     return Result(table, [folder / ROWS_FILE, folder / TABLE_FILE, draw_speed(rows, folder)], wrong)
 
 
+def is_frozen(device: torch.device, precision: str) -> bool:
+    """Whether pruned models are timed as they are deployed on CPUs: frozen."""
+    return is_built() and device.type == "cpu" and PRECISIONS[precision] == torch.float32
+
+
 def _measure_size(
     base: Backbone, networks: Sequence[ApproximateNetwork], size: int, settings: SpeedSettings, common: dict[str, Any]
 ) -> Any:
@@ -95,7 +100,8 @@ def _measure_size(
         log.info("%d pixels, batch %d (%d of %d)", size, batch, place, len(batches))
         inputs = _images(batch, size, device)
         with torch.inference_mode():
-            variants = make_variants(base, networks, inputs, bench)
+            frozen = is_frozen(device, settings.hardware.precision)
+            variants = make_variants(base, networks, inputs, bench, frozen)
             if bench.compile or device.type == "cuda":
                 log.info("torch.compile takes a minute or two")
                 variants += compiled_variants(base, networks[-1], inputs, bench)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from sttabt.backbones.base import Backbone
 from sttabt.bench.plans import realistic_plan, solve_increasing
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import mean_counts
-from sttabt.core.plan import Planned, keep_all
+from sttabt.core.plan import Planned, TokenPlan, keep_all
 from sttabt.engine.dropped import run_dropped
+from sttabt.engine.frozen import FrozenBackbone
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
+from sttabt.models.frozen import FrozenNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
@@ -33,6 +35,9 @@ CALIBRATION_IMAGES = 8
 CALIBRATION_TOLERANCE = 0.005  # of the mean occupancy
 CALIBRATION_STEPS = 12
 TOME_PATCHES, TOME_LAYERS = 196, 12  # the sizes that bench.merged is stated for
+
+
+Network = ApproximateNetwork | FrozenNetwork
 
 
 @dataclass(frozen=True)
@@ -49,22 +54,36 @@ class Variant:
 
 
 def make_variants(
-    base: Backbone, networks: Sequence[ApproximateNetwork], inputs: Tensor, settings: BenchSettings
+    base: Backbone,
+    networks: Sequence[ApproximateNetwork],
+    inputs: Tensor,
+    settings: BenchSettings,
+    frozen: bool = False,
 ) -> list[Variant]:
-    """All variants of one batch, dense first."""
-    return [
+    """All variants of one batch: the library's dense forward, and pruned ones, as they are or frozen.
+
+    frozen: the dense model is timed frozen, too, with every token: what kernels gain without pruning.
+    """
+    own: Backbone = base
+    traced: list[Network] = [*networks]
+    variants = [
         Variant(DENSE, DENSE, partial(base, inputs), lambda _: dense_macs(base)),
-        *_given_plans(base, inputs, settings),
-        *(variant for network in networks for variant in _planners(base, network, inputs, settings)),
-        *(variant for network in networks for variant in _whole(base, network, inputs, settings)),
-        *(variant for network in networks for variant in _fixed(base, network, inputs, settings)),
-        *_tome(base, inputs, settings.merged),
+        _masked(base, inputs, settings),
+    ]
+    if frozen:
+        own, traced = FrozenBackbone(base), [FrozenNetwork(network) for network in networks]
+        variants.append(Variant(DENSE, "dense, frozen", partial(own, inputs), lambda _: dense_macs(base)))
+    return [
+        *variants,
+        *_given_plans(own, inputs, settings),
+        *(variant for network in traced for variant in _planners(own, network, inputs, settings)),
+        *(variant for network in traced for variant in _whole(own, network, inputs, settings)),
+        *(variant for network in traced for variant in _fixed(own, network, inputs, settings)),
+        *_tome(own, inputs, settings.merged),
     ]
 
 
-def compiled_variants(
-    base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings
-) -> list[Variant]:
+def compiled_variants(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     """The dense forward and a pruned one of fixed counts, each compiled as one graph."""
     dense = _compiled(base, inputs)
     model = fixed_model(base, network, middle_keep(settings))
@@ -80,13 +99,13 @@ def compiled_variants(
     ]
 
 
-def make_model(name: str, base: Backbone, network: ApproximateNetwork | None = None, **settings: Any) -> PrunedModel:
+def make_model(name: str, base: Backbone, network: Network | None = None, **settings: Any) -> PrunedModel:
     """`base` under the method of that name, whose other settings keep their defaults."""
     method = find_method(name)(method_settings(name)(method=name, **settings), base.layers, base.outputs)
-    return PrunedModel(base, method.to(next(base.parameters()).device), network).eval()
+    return PrunedModel(base, method.to(next(base.parameters()).device), cast(Any, network)).eval()
 
 
-def fixed_model(base: Backbone, network: ApproximateNetwork, keep: float) -> FixedModel:
+def fixed_model(base: Backbone, network: Network, keep: float) -> FixedModel:
     """Back-tracking with the counts of a realistic plan, the same for all images."""
     counts = mean_counts(realistic_plan(1, base.tokens, base.layers, keep, 0.0, 0, base.outputs), base.outputs)
     return FixedModel(make_model("backtracking", base, network, counts=counts[:-1]))
@@ -102,7 +121,7 @@ def middle_keep(settings: BenchSettings) -> float:
     return sorted(settings.keeps)[len(settings.keeps) // 2]
 
 
-def calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep: float) -> list[PrunedModel]:
+def calibrated(base: Backbone, network: Network, inputs: Tensor, keep: float) -> list[PrunedModel]:
     """A model for each of CALIBRATED whose own plans of the first images have the mean occupancy `keep`."""
     some = inputs[:CALIBRATION_IMAGES]
     trace = network(some)
@@ -118,33 +137,34 @@ def calibrated(base: Backbone, network: ApproximateNetwork, inputs: Tensor, keep
     return models
 
 
+def _masked(base: Backbone, inputs: Tensor, settings: BenchSettings) -> Variant:
+    keep = middle_keep(settings)
+    plan, real = _plan(base, inputs, keep, 0), base.real(inputs)
+    run = partial(run_masked, base, inputs, plan)
+    return Variant(MASKED, f"masked, keep {keep:g}", lambda: Run(run(), plan, real), lambda _: dense_macs(base))
+
+
 def _given_plans(base: Backbone, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
-    batch, real = len(inputs), base.real(inputs)
+    real = base.real(inputs)
     costs = make_model("random", base)  # counts the base model alone, under any plan
 
-    def variant(group: str, name: str, keep: float, spread: float) -> Variant:
-        plan = realistic_plan(batch, base.tokens, base.layers, keep, spread, 0, base.outputs)
-        plan = replace(plan, lifetime=plan.lifetime.to(inputs.device))
-        if group == MASKED:
-            return Variant(group, name, lambda: Run(run_masked(base, inputs, plan), plan, real), whole)
-        macs = partial(_macs, costs, inputs, PARTS)
-        return Variant(group, name, lambda: Run(run_dropped(base, inputs, plan), plan, real), macs)
+    def variant(kind: str, keep: float, spread: float) -> Variant:
+        plan = _plan(base, inputs, keep, spread)
+        run = partial(run_dropped, base, inputs, plan)
+        name, macs = f"dropped, {kind}, keep {keep:g}", partial(_macs, costs, inputs, PARTS)
+        return Variant(DROPPED, name, lambda: Run(run(), plan, real), macs)
 
-    def whole(_: object) -> float:
-        return dense_macs(base)
-
-    keep = middle_keep(settings)
-    variants = [variant(MASKED, f"masked, keep {keep:g}", keep, 0)]
     # A batch of one has no counts that differ.
-    kinds = {"uniform": 0.0} | ({"per sample": settings.spread} if batch > 1 and settings.spread else {})
-    for kind, spread in kinds.items():
-        variants += [
-            variant(DROPPED, f"dropped, {kind}, keep {keep:g}", keep, spread) for keep in sorted(settings.keeps)
-        ]
-    return variants
+    kinds = {"uniform": 0.0} | ({"per sample": settings.spread} if len(inputs) > 1 and settings.spread else {})
+    return [variant(kind, keep, spread) for kind, spread in kinds.items() for keep in sorted(settings.keeps)]
 
 
-def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
+def _plan(base: Backbone, inputs: Tensor, keep: float, spread: float) -> TokenPlan:
+    plan = realistic_plan(len(inputs), base.tokens, base.layers, keep, spread, 0, base.outputs)
+    return replace(plan, lifetime=plan.lifetime.to(inputs.device))
+
+
+def _planners(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     models = calibrated(base, network, inputs, middle_keep(settings))
     tracing = partial(_macs, models[0], inputs, ("approximate_network",))
 
@@ -159,7 +179,7 @@ def _planners(base: Backbone, network: ApproximateNetwork, inputs: Tensor, setti
     return [Variant(PLANNER, f"trace, factor {network.factor}", trace, tracing), *map(plan, models)]
 
 
-def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
+def _whole(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     by_keep = {keep: calibrated(base, network, inputs, keep) for keep in sorted(settings.keeps)}
     return [
         Variant(
@@ -173,7 +193,7 @@ def _whole(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings
     ]
 
 
-def _fixed(base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
+def _fixed(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     real = base.real(inputs)
 
     def variant(keep: float) -> Variant:

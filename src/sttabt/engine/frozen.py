@@ -150,11 +150,11 @@ class FrozenTrace(AttentionTrace):
         return self.encoder.sizes.layers
 
     @cached_property
-    def queries(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def queries(self) -> tuple[Tensor, ...]:
         return self._apart(0)
 
     @cached_property
-    def keys(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def keys(self) -> tuple[Tensor, ...]:
         return self._apart(1)
 
     def received(self, layer: int, weight: Tensor, places: Tensor | None = None) -> Tensor:

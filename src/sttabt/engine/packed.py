@@ -19,8 +19,9 @@ def attend_packed(
 ) -> Tensor:
     """Attention within each sample: (sum of `write`, D) queries over (sum of `read`, D) keys and values.
 
-    Flash attention on CUDA in half precision takes ragged rows as they are. Elsewhere a sample at a time, or once on rows padded to the longest: padding is computed too, which pays while that
-    takes less time than the calls that it saves.
+    Flash attention on CUDA in half precision takes ragged rows as they are. Elsewhere a sample at a time, or once on
+    rows padded to the longest: padding is computed too, which pays while that takes less time than the calls that it
+    saves.
     """
     if not dropout and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_ragged(query, key, value, heads, read, write)

@@ -7,6 +7,7 @@ Whatever is more than that is named: hooks, subclasses (LoRA, quantized layers),
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,25 +94,24 @@ def _shape_problems(layers: list[EncoderLayer], names: dict[int, str]) -> list[s
 
 
 def _weights(layer: EncoderLayer) -> LayerWeights:
-    inputs = [
+    each = 3 // len(layer.inputs)
+    query, key, value = (
         Linear(weight, bias)
         for module in layer.inputs
-        for weight, bias in zip(
-            *(_chunks(x, 3 // len(layer.inputs)) for x in (module.weight, module.bias)), strict=True
-        )
-    ]
+        for weight, bias in zip(module.weight.chunk(each), _chunks(module.bias, each), strict=True)
+    )
     scales: tuple[nn.Module, ...] = layer.scales or (nn.Identity(), nn.Identity())
     join, narrow = (_scaled(module, scale) for module, scale in zip((layer.join, layer.narrow), scales, strict=True))
     widen = Linear(layer.widen.weight, layer.widen.bias)
     first, second = (Norm(norm.weight, norm.bias, norm.eps) for norm in (layer.first, layer.second))
-    return LayerWeights(*inputs, join, widen, narrow, first, second)
+    return LayerWeights(query, key, value, join, widen, narrow, first, second)
 
 
 def _chunks(x: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
     return (None,) * count if x is None else x.chunk(count)
 
 
-def _scaled(module: nn.Module, scale: nn.Module) -> Linear:
+def _scaled(module: Any, scale: nn.Module) -> Linear:
     """What a linear layer with a layer scale behind it is."""
     gamma = getattr(scale, "gamma", None)
     if gamma is None:
@@ -119,7 +119,7 @@ def _scaled(module: nn.Module, scale: nn.Module) -> Linear:
     return Linear(gamma[:, None] * module.weight, None if module.bias is None else gamma * module.bias)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _is_norm(module: Any) -> bool:
     kind = type(module)
     return (
         isinstance(module, nn.LayerNorm)

@@ -19,6 +19,7 @@ from sttabt.engine.packing import packing_problems
 from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.methods.base import Predicted, SoftRun
+from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import method_settings
 
@@ -51,12 +52,20 @@ def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
     return FrozenModel(pruned, {part for part, found in problems.items() if not found}, left)
 
 
+def deployed(model: PrunedModel) -> PrunedModel:
+    """The model as it is deployed: frozen on a CPU, with what the kernels cannot reproduce left to torch; elsewhere as
+    it is.
+    """
+    return freeze(model, strict=False) if next(model.base.parameters()).is_cpu else model
+
+
 class FrozenNetwork(nn.Module):
     """An approximate network that can do no more than trace its attention."""
 
-    def __init__(self, backbone: Backbone, factor: int, share_stem: bool) -> None:
+    def __init__(self, network: ApproximateNetwork, packed: bool = True) -> None:
         super().__init__()
-        self.backbone, self.factor, self.share_stem = backbone, factor, share_stem
+        self.backbone = _frozen(network.backbone, packed)
+        self.factor, self.share_stem = network.factor, network.share_stem
 
     def forward(self, inputs: Any) -> AttentionTrace:
         """What every layer would attend to."""
@@ -74,8 +83,7 @@ class FrozenModel(PrunedModel):
         method = copy.deepcopy(pruned.method).requires_grad_(False)
         network: Any = None
         if pruned.approx is not None and pruned.method.attention == "approximate":
-            narrow = _frozen(pruned.approx.backbone, "the approximate network" in packed)
-            network = FrozenNetwork(narrow, pruned.approx.factor, pruned.approx.share_stem)
+            network = FrozenNetwork(pruned.approx, "the approximate network" in packed)
         super().__init__(base, method, network)
         self.left_to_torch = left_to_torch
         super().train(False)

@@ -24,8 +24,10 @@ from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
 from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.engine.dropped import run_dropped
+from sttabt.engine.frozen import FrozenBackbone
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.frozen import FrozenModel, deployed, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.timing.interleaved import Timing, time_interleaved
@@ -37,7 +39,8 @@ class Scores:
 
     others: further metrics of the dropped predictions, by name; occupancy: (L+1,) share of real tokens by boundary, a
     sample at a time; occupancy_padded: `padded_occupancy` of texts, None for images; macs: multiply-adds of a sample,
-    part by part; dense_macs: those of the base model without padding. Of each item, in the order of the data set:
+    part by part; dense_macs: those of the base model without padding; left_to_torch: parts of the frozen model that ran
+    in plain torch. Of each item, in the order of the data set:
     indices (samples,) its place there, labels and predictions (samples,), logits (samples, classes), as deployed.
     """
 
@@ -51,6 +54,7 @@ class Scores:
     occupancy_padded: float | None
     macs: dict[str, float]
     dense_macs: dict[str, float]
+    left_to_torch: list[str]
     indices: np.ndarray = field(repr=False, compare=False)
     labels: np.ndarray = field(repr=False, compare=False)
     predictions: np.ndarray = field(repr=False, compare=False)
@@ -66,7 +70,7 @@ def evaluate(
     workers: processes that load the data, here as below.
     """
     device = next(model.base.parameters()).device
-    forms = model.forms()
+    frozen, forms = deployed(model), model.forms()
     metrics = {(way, name): task.new_metric(name).to(device) for way in ("dropped", *forms) for name in task.metrics}
     total: dict[str, Any] = {}
     kept: list[Tensor] = []
@@ -77,14 +81,14 @@ def evaluate(
     for batch in _progress(loader, batches, f"evaluate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
-        run = model.run(batch.inputs)
+        run = frozen.run(batch.inputs)
         predicted = {"dropped": run.logits} | {way: form(batch.inputs).logits for way, form in forms.items()}
         for way, name in metrics:
             metrics[way, name].update(task.readings(name, predicted[way]), batch.labels)
         found = {
             "loss": task.loss(run.logits, batch.labels, reduction="sum").double(),
             "occupancy": run.plan.occupancy(run.real).double().sum(0),
-            "macs": _values(model.macs(run)) * size,
+            "macs": _values(frozen.macs(run)) * size,
             "dense_macs": _values(model.dense_macs(run.real)) * size,
         }
         item_logits = run.logits.float().cpu()
@@ -111,6 +115,7 @@ def evaluate(
         occupancy_padded=padded_occupancy(torch.cat(kept)[back], torch.cat(real)[back]) if kept else None,
         macs=dict(zip(PARTS, mean["macs"], strict=True)),
         dense_macs=dict(zip(PARTS, mean["dense_macs"], strict=True)),
+        left_to_torch=frozen.left_to_torch if isinstance(frozen, FrozenModel) else [],
         indices=order[back].numpy(),
         **{name: torch.cat(values)[back].numpy() for name, values in said.items()},
     )
@@ -131,16 +136,16 @@ def validate(
 ) -> Validation:
     """Every item of `dataset` once, as `evaluate`, without measuring anything else."""
     device = next(model.base.parameters()).device
-    metric = task.new_metric(task.metric).to(device)
+    metric, frozen = task.new_metric(task.metric).to(device), deployed(model)
     loss, macs, dense_macs, samples = 0.0, 0.0, 0.0, 0
     loader = evaluation_loader(dataset, batch_size, workers)
     for batch in _progress(loader, batches, f"validate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
-        run = model.run(batch.inputs)
+        run = frozen.run(batch.inputs)
         metric.update(task.readings(task.metric, run.logits), batch.labels)
         loss += float(task.loss(run.logits, batch.labels, reduction="sum").double())
-        macs += float(_values(model.macs(run)).sum()) * size
+        macs += float(_values(frozen.macs(run)).sum()) * size
         dense_macs += float(_values(model.dense_macs(run.real)).sum()) * size
         samples += size
     return Validation(score_of(metric), loss / samples, macs / dense_macs)
@@ -158,17 +163,23 @@ def padded_occupancy(kept: Tensor, real: Tensor, group: int = 1024) -> float:
 
 @dataclass(frozen=True)
 class DenseComparison:
-    """A pruned model's time, its ratios to `baseline`: the faster of the base model's own forwards, `dense` by name.
+    """A deployed model's time, its ratios to `baseline`: the faster of the base model's own forwards, `dense` by name.
 
     batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens
-    alone, and in the last layer only what the head reads. parts: what a plan that is made beforehand takes of
+    alone, and in the last layer only what the head reads. frozen: the base model in the kernels of the deployed one,
+    every real token in every layer; None where it is not frozen. parts: what a plan that is made beforehand takes of
     `pruned`, by names of PARTS: the network whose attention it reads, and the planning.
     """
 
     pruned: Timing
     dense: dict[str, Timing]
     baseline: str
+    frozen: Timing | None
     parts: dict[str, Timing]
+
+    def against_frozen(self) -> Timing | None:
+        """The deployed model's time with its ratios to the frozen base model's: what pruning gains without kernels."""
+        return None if self.frozen is None else self.pruned.against(self.frozen)
 
 
 @torch.inference_mode()
@@ -187,8 +198,11 @@ def time_against_dense(
     if model.base.may_pad:
         plans = [keep_all(model.base.real(inputs), model.base.layers, model.base.outputs) for inputs in each]
         variants["unpadded"] = _over(list(zip(each, plans, strict=True)), lambda pair: run_dropped(model.base, *pair))
-    parts = {name: _over(each, step) for name, step in model.steps().items()}
-    timing = time_interleaved(variants | {"pruned": _over(each, model.run)} | parts, "batch", rounds)
+    own, others = deployed(model), {}
+    if isinstance(own, FrozenModel) and isinstance(own.base, FrozenBackbone):
+        others["frozen"] = _over(each, freeze(model.base).run)
+    parts = {name: _over(each, step) for name, step in own.steps().items()}
+    timing = time_interleaved(variants | {"pruned": _over(each, own.run)} | others | parts, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
     seconds = {name: timing[name].seconds for name in parts}
     if len(parts) > 1:  # a plan begins with the approximate network
@@ -198,7 +212,8 @@ def time_against_dense(
         timing["pruned"].against(timing[baseline]),
         {name: timing[name] for name in variants},
         baseline,
-        {name: Timing(own, []).against(timing[baseline]) for name, own in seconds.items()},
+        timing.get("frozen"),
+        {name: Timing(taken, []).against(timing[baseline]) for name, taken in seconds.items()},
     )
 
 
@@ -240,7 +255,7 @@ def gallery(
     """
     picked = _one_of_each_class(splits.test, samples) if splits.class_names else _first(splits.test, samples)
     batch = next(iter(evaluation_loader(Subset(splits.test, picked), samples)))
-    run = model.run(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
+    run = deployed(model).run(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
     common = {
         "alive": run.plan.alive.cpu().numpy(),
         "layers": np.array(model.base.layers),

@@ -82,6 +82,7 @@ def make_row(
         macs_dense=sum(scores.dense_macs.values()),
         time=None,  # `measure_time` gives it
         time_baseline=None,
+        left_to_torch=scores.left_to_torch,
         approx=_approximation(notes.get("approx")),
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
@@ -128,7 +129,12 @@ def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:
     times = {"dense_ms": found.dense[found.baseline].median, "ms": found.pruned.median}
     if len(found.dense) > 1:
         times |= {f"dense_{name}_ms": timing.median for name, timing in found.dense.items()}
+    if found.frozen is not None:
+        times["dense_frozen_ms"] = found.frozen.median
     times = {name: seconds * 1e3 / samples for name, seconds in times.items()}
+    if beside := found.against_frozen():
+        first, third = beside.quartiles
+        times |= {"ratio_frozen": beside.ratio, "ratio_frozen_low": first, "ratio_frozen_high": third}
     parts = {f"{part}_ratio": timing.ratio for part, timing in found.parts.items()}
     return times | {"ratio": found.pruned.ratio, "ratio_low": low, "ratio_high": high} | parts
 
