@@ -19,6 +19,7 @@ from sttabt.report.choice import best_by_validation
 from sttabt.report.curves import curve_styles
 from sttabt.report.gallery import choose
 from sttabt.report.labels import OTHERS, colours, from_elsewhere, known_labels, rank
+from sttabt.report.overhead import write_overhead
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.rows import Row
@@ -178,7 +179,7 @@ def test_the_report_loads_no_torch_and_no_method() -> None:
 
 def test_both_ratios_are_in_the_table_where_they_were_measured() -> None:
     row = make_row()
-    timed = replace(row, time=(row.time or {}) | FROZEN, left_to_torch=["merging", "attention of 24 numbers a head"])
+    timed = replace(row, time=(row.time or {}) | FROZEN, left_to_torch=["the base model: blocks.0 has hooks"])
     single = timed.time | {f"single_{name}": value for name, value in (SINGLE | FROZEN).items()}
     column = {each.title: each.text for each in table_columns(to_points([replace(timed, time=single)]))}
     (point,) = to_points([replace(timed, time=single)])
@@ -188,8 +189,19 @@ def test_both_ratios_are_in_the_table_where_they_were_measured() -> None:
     assert column["single samples, frozen dense (quartiles)"](point) == "0.800 (0.750 to 0.875)"
     text = format_table([timed, make_row("random")])
     assert "what pruning alone gives" in text
-    assert "Of concrete, attention of 24 numbers a head, merging ran in plain torch, without kernels." in text
+    assert "Of concrete plain torch computed, without kernels, the base model: blocks.0 has hooks." in text
     assert "frozen" not in format_table([row]) and "plain torch" not in format_table([row])
+
+
+def test_both_ratios_are_in_the_table_of_overheads(tmp_path: Path) -> None:
+    row = make_row()
+    planned = replace(row, macs=row.macs | {"approximate_network": 4e6, "planning": 1e6})
+    timed = replace(planned, time=(row.time or {}) | FROZEN)
+    for each, shown in ((planned, False), (timed, True)):
+        path = write_overhead(points_by_dataset([each, make_row("dense")]), tmp_path)
+        assert path is not None and ("all, % of frozen dense time" in path.read_text()) == shown
+    line = next(line for line in path.read_text().splitlines() if line.startswith("| small, digits"))
+    assert [cell.strip() for cell in line.split("|")][-3:] == ["54", "80", ""]
 
 
 def test_both_ratios_are_in_the_figure_and_on_the_page(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ HEADS = {
     "approximate_network_time": "network, time %",
     "planning_time": "planning, time %",
     "time": "all, time %",
+    "time_frozen": "all, % of frozen dense time",
 }
 
 
@@ -54,7 +55,8 @@ def overhead_frame(datasets: dict[str, list[Point]]) -> pd.DataFrame:
             line |= {"setting": point.setting, "factor": first.factor, "occupancy": _mean(point, "occupancy")}
             line |= {f"{part}_macs": share for part, share in macs.items()}
             line |= {f"{part}_time": _mean(point, f"time.{part}_ratio") for part in PARTS}
-            lines.append(line | {"time": _mean(point, "time_ratio")})
+            line |= {"time": _mean(point, "time_ratio"), "time_frozen": _mean(point, "time_ratio_frozen")}
+            lines.append(line)
     if lines:
         for each in published_overhead():
             known: dict[str, object] = {
@@ -70,7 +72,7 @@ def overhead_frame(datasets: dict[str, list[Point]]) -> pd.DataFrame:
 def overhead_lines(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Heads and cells for people; columns without any value are left out."""
     columns = [name for name in HEADS if frame[name].notna().any()]
-    shares = [name for name in columns if name.endswith(("_macs", "time"))]
+    shares = [name for name in columns if name.endswith(("_macs", "time", "_frozen"))]
     texts = frame[columns].astype(object)
     for name in columns:
         kind = (lambda value: f"{100 * value:.3g}") if name in shares else str

@@ -91,7 +91,7 @@ class Row:
     # single_...: one sample at a time
     time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
-    left_to_torch: list[str] = field(default_factory=list)  # parts of the frozen model that ran in plain torch
+    left_to_torch: list[str] = field(default_factory=list)  # parts of the frozen model, each with the reason
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
     folder: Path | None = field(default=None, compare=False)  # where the row was read; not part of the file

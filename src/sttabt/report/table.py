@@ -133,7 +133,7 @@ def notes(points: Sequence[Point]) -> list[str]:
     for label in dict.fromkeys(point.label for point in points):
         parts = sorted({part for row in rows if row.label == label for part in row.left_to_torch})
         if parts:
-            found.append(f"Of {label}, {', '.join(parts)} ran in plain torch, without kernels.")
+            found.append(f"Of {label} plain torch computed, without kernels, {'; '.join(parts)}.")
     return found
 
 
