@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from conftest import make_approx, make_backbone, make_images
 from reference import random_trace, trace_probabilities
@@ -94,6 +95,22 @@ def test_torch_compile_takes_the_whole_model_without_graph_breaks(vision_name: s
     model, images = FixedModel(fixed_model(vision_name)), make_images(vision_name)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["approximate", "actual"])
+def test_any_batch_size_is_one_graph(vision_name: str, attention: str) -> None:
+    """torch.export with a dynamic batch dimension, and torch.compile that never compiles twice."""
+    model, images = FixedModel(fixed_model(vision_name, attention)), make_images(vision_name)
+    torch._dynamo.reset()  # other models' graphs count against the same limit
+    with torch.no_grad():
+        exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=(graphs := CompileCounter()))
+        for batch in (2, 3, 5, 7, 11):
+            others = make_images(vision_name, batch)
+            expected = model(others)
+            torch.testing.assert_close(exported.module()(others), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(compiled(others), expected, atol=1e-5, rtol=1e-5)
+    assert graphs.frame_count == 1
 
 
 def test_a_method_whose_counts_follow_the_image_is_refused() -> None:

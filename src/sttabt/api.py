@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sttabt import __version__
 from sttabt.backbones import adapt
 from sttabt.backbones.base import Backbone
+from sttabt.backbones.text import real_tokens
 from sttabt.cli.checks.model import check_counts
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
@@ -55,13 +56,15 @@ def prune(
 ) -> PrunedModel:
     """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
 
-    model: a timm VisionTransformer (ViT, DeiT), a transformers BertForSequenceClassification, or a Backbone.
+    model: a timm VisionTransformer (ViT, DeiT), a transformers BertForSequenceClassification, or a Backbone
+    (sttabt.backbones.adapt says which classes are served).
     method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`.
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
     at its interpolated start, which guesses badly until `distil` has trained it.
 
-    Calling the result with images (B, C, height, width) or a `text` gives `logits` (B, classes) and the `plan`, whose
-    `alive` (B, L+1, N) says which token lived at which layer boundary.
+    The result is called as `model` is and returns what that returns. Its `run(inputs)` gives `logits` (B, classes) and
+    the `plan`, whose `alive` (B, L+1, N) says which token lived at which layer boundary; inputs are images (B, C,
+    height, width) or a `text`.
     Raises UserError for a model that cannot be pruned, an unknown method or setting, or a value out of its range.
     """
     base = adapt(model).eval()
@@ -94,8 +97,8 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     for epoch in range(epochs):
         losses = []
         for batch in batches:
-            inputs = move_data_to_device(_inputs(batch), device)
             with torch.no_grad():
+                inputs = base.prepare(move_data_to_device(_inputs(batch), device))
                 target = run_dense(base, inputs)
             loss = approximation_loss(network, inputs, target, "kldiv", weights).total
             optimizer.zero_grad()
@@ -119,10 +122,7 @@ def text(encoding: Mapping[str, Tensor]) -> Text:
         raise UserError(f"the encoding has no input_ids, only {', '.join(encoding)}: give a tokenizer's result")
     ids = encoding["input_ids"]
     types = encoding.get("token_type_ids", torch.zeros_like(ids))
-    real = encoding.get("attention_mask", torch.ones_like(ids)).bool()
-    if not (real[:, :1].all() and (real[:, 1:] <= real[:, :-1]).all()):
-        raise UserError("the encoding is padded in front of a text: set tokenizer.padding_side='right'")
-    return Text(ids, types, real)
+    return Text(ids, types, real_tokens(ids, encoding.get("attention_mask")))
 
 
 @torch.inference_mode(False)  # weights that are made in inference mode could not be trained

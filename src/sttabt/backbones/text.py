@@ -96,7 +96,7 @@ class TextBackbone(Backbone):
                 raise UserError("input_ids is a Text: leave attention_mask and token_type_ids out")
             inputs = ids
         else:
-            inputs = Text(ids, torch.zeros_like(ids) if types is None else types.expand_as(ids), _real(ids, mask))
+            inputs = Text(ids, torch.zeros_like(ids) if types is None else types.expand_as(ids), real_tokens(ids, mask))
         return inputs, lambda logits: self._answer(logits, labels, return_dict)
 
     def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
@@ -122,8 +122,11 @@ def _bound(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str,
     return named | dict(kwargs)
 
 
-def _real(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, N) bool; raises UserError unless each text stands whole in front of its padding."""
+def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Which tokens a mask says are real, (B, N) bool; None: all.
+
+    Raises UserError unless each text stands whole in front of its padding.
+    """
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:

@@ -77,7 +77,7 @@ def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: f
         raise ValueError("samples of unequal length cannot keep the same number of tokens")
     queries = trace.queries[0]
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
-    order = torch.arange(outputs, device=queries.device).expand(len(queries), -1)
+    order = torch.arange(outputs, device=queries.device).expand(queries.shape[0], -1)
     impact = queries.new_full(order.shape, 1 / outputs)
     for layer in reversed(range(trace.layers)):
         weight = (propagation * impact + (1 - propagation)) / order.shape[1]

@@ -145,9 +145,9 @@ class PlannedMethod(Method):
         counts, tokens = run.plan.counts.tolist(), run.real.sum(-1).tolist()
         architecture = base.architecture
         found = _mean(
-            # Every row picks a patch.
-            encoder_macs(architecture, own[:-1], own[1:], own[0])
-            for own in counts
+            # Every row picks a patch, unless all are embedded before rows are picked.
+            encoder_macs(architecture, own[:-1], own[1:], whole - base.outputs if base.embeds_whole else own[0])
+            for own, whole in zip(counts, tokens, strict=True)
         )
         if not base.attends_ragged:
             found["attention"] += padding_macs(counts, architecture.width) / len(counts)
