@@ -33,6 +33,7 @@ from sttabt.bench.variants import (
 )
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dropped import run_dropped
+from sttabt.engine.frozen import FrozenBackbone
 from sttabt.engine.run import Run
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.settings import BenchSettings
@@ -133,6 +134,8 @@ def test_bisection_gives_the_better_side_of_a_jump() -> None:
 
 def test_rows_count_what_the_model_counts(variants: list[Variant], rows: list[SpeedRow]) -> None:
     base, images = make_backbone("digits"), make_images("digits")
+    frozen = "dense, frozen" in [variant.name for variant in variants]
+    own = FrozenBackbone(base) if frozen else base
     dense = sum(make_model("dense", base).dense_macs(base.real(images[:1])).values())
     found = {row.variant: row for row in rows}
     assert found["dense"].macs == dense == dense_macs(base)
@@ -142,7 +145,7 @@ def test_rows_count_what_the_model_counts(variants: list[Variant], rows: list[Sp
         with torch.inference_mode():
             result = variant.run()
         if variant.group == DROPPED:
-            macs = make_model("random", base).macs(result)
+            macs = make_model("random", own).macs(result)
         elif variant.group in (WHOLE, TOME):
             macs = variant.macs.args[0].macs(result)  # type: ignore[attr-defined]
         else:
@@ -180,15 +183,17 @@ def test_the_check_passes_right_logits_and_catches_wrong_ones(keep: float) -> No
 def test_a_wrong_variant_gets_no_row(variants: list[Variant]) -> None:
     base, images = make_backbone("digits"), make_images("digits")
 
+    dropped = [variant for variant in variants if variant.group == DROPPED]
+
     def wrong() -> Run:
-        run = variants[2].run()
+        run = dropped[0].run()
         return replace(run, logits=run.logits * 1.001)
 
-    chosen = [variants[0], replace(variants[2], name="wrong", run=wrong), variants[3]]
+    chosen = [variants[0], replace(dropped[0], name="wrong", run=wrong), dropped[1]]
     with torch.inference_mode():
         rows, failed = measure(chosen, base, images, 1, torch.float32, COMMON)
     assert failed == ["wrong"]
-    assert [row.variant for row in rows] == ["dense", variants[3].name]
+    assert [row.variant for row in rows] == ["dense", dropped[1].name]
 
 
 def test_autocast_runs_every_variant(variants: list[Variant]) -> None:

@@ -197,19 +197,28 @@ def test_the_dense_method_is_timed_as_the_base_model_itself() -> None:
         for one in (timing.pruned, timing.dense["batch"]):
             assert len(one.seconds) == 3 and min(one.seconds) > 0
         assert bool(timing.parts) == (method == "backtracking")
-    assert calls == {"dense": 10, "backtracking": 5}, "as the baseline, and as itself"
+    assert calls == {"dense": 10, "backtracking": 5}, "as the baseline, and as itself: what has hooks is not frozen"
+
+
+def test_a_frozen_model_is_timed_beside_the_frozen_dense_model() -> None:
+    dataset = _Images("digits", 4)
+    found = time_against_dense(_pruned("digits", "backtracking", keep_ratio=0.4), dataset, batch_size=4, rounds=3)
+    beside = found.against_frozen()
+    assert found.frozen is not None and beside is not None and beside.seconds == found.pruned.seconds
+    assert beside.ratios == [own / dense for own, dense in zip(found.pruned.seconds, found.frozen.seconds, strict=True)]
+    assert found.frozen.seconds != found.dense["batch"].seconds
 
 
 @pytest.mark.parametrize("attention", ["approximate", "actual"])
 def test_what_a_plan_takes_is_timed_part_by_part(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _pruned("digits", "backtracking", keep_ratio=0.4, attention=attention)
-    plan, trace = model.method.plan, model.trace
+    kind, method = type(deployed(model)), type(model.method)
 
     def slowly(wait: float, run: Callable[..., object]) -> Callable[..., object]:
         return lambda *arguments: (time.sleep(wait), run(*arguments))[1]
 
-    monkeypatch.setattr(model, "trace", slowly(0.2, trace))
-    monkeypatch.setattr(model.method, "plan", slowly(0.02, plan))
+    monkeypatch.setattr(kind, "trace", slowly(0.2, kind.trace))
+    monkeypatch.setattr(method, "plan", slowly(0.02, method.plan))
     found = time_against_dense(model, _Images("digits", 4), batch_size=4, rounds=3)
     planning = found.parts["planning"].median
     if attention == "actual":  # a dense run of the base model is part of its planning

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import has_hooks
+from sttabt.errors import UserError
 from sttabt.native import LayerWeights, Linear, Norm, PackedEncoder, is_built, pack_encoder
 
 NORMS = ("LayerNorm", "LayerNormFp32")  # of torch and of timm
@@ -27,6 +28,10 @@ def packing_problems(backbone: Backbone) -> list[str]:
     """What the kernels would not compute as the modules do, each with the module's name; [] where it can be packed."""
     if not is_built():
         return ["the kernels are missing: sttabt was installed without a C++ compiler"]
+    try:
+        backbone.check()
+    except UserError as error:
+        return [str(error)]
     layers = backbone.encoder_layers()
     if layers is None:
         return [f"{type(backbone).__name__} has layers that the kernels do not know"]
