@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from sttabt.core.counts import check_counts, extend
+from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 
@@ -58,14 +58,14 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
     return Backtracking(plan, torch.stack(impacts[::-1], 1), trace.rows_computed(plan.counts[:, 1:]))
 
 
-@singledispatch
+@dispatched
 def plan_topk(trace: AttentionTrace, keep: Keep, propagation: float, outputs: int) -> Planned:
     """The plan of `backtrack`; an engine with a trace of its own may register a faster way."""
     found = backtrack(trace, keep, propagation, outputs)
     return Planned(found.plan, found.scored)
 
 
-@singledispatch
+@dispatched
 @torch.no_grad()
 def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
     """As `backtrack`, with the same number of tokens for every sample: their order (B, counts[0]) of core.fixed.

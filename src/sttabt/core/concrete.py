@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import Planned, SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
 
@@ -68,7 +68,7 @@ def concrete_plan(
     return ConcretePlan(SoftPlan(torch.stack(boundaries[::-1], 1)), scored)
 
 
-@singledispatch
+@dispatched
 @torch.no_grad()
 def plan_concrete(
     trace: AttentionTrace, p_logit: Tensor, propagation: float, temperature: float, outputs: int, negligible: float

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.dispatch import dispatched
 
 
 def attend(
@@ -48,7 +48,7 @@ def attend_weighted(
     return merge_heads(attended[..., :width])
 
 
-@singledispatch
+@dispatched
 def attend_rows(
     backbone: Backbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
 ) -> Tensor:

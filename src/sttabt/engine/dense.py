@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.dispatch import dispatched
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, split_heads
 from sttabt.engine.packed import attend_packed, unpack
@@ -41,7 +42,7 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
     return DenseRun(backbone.head(x), tuple(hidden), trace)
 
 
-@singledispatch
+@dispatched
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     """What every layer attends to, and nothing more: the last layer stops at its queries and keys.
 

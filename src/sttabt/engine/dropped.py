@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
 from sttabt.engine.packed import attend_packed, present_places, unpack
 
 
-@singledispatch
+@dispatched
 def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
@@ -33,7 +34,7 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     return _run_packed(backbone, x, layout.counts)
 
 
-@singledispatch
+@dispatched
 def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
     """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.fixed.
 

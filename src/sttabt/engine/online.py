@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, singledispatch
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.dispatch import dispatched
 from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.engine.attention import attend, merge_heads, split_heads
@@ -103,7 +104,7 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
     return backbone.head(x, alive), torch.stack(boundaries, 1)
 
 
-@singledispatch
+@dispatched
 def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     """Computes the kept tokens only; padding is not even embedded.
 
