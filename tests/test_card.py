@@ -43,6 +43,16 @@ def _facts(card: ModelCard) -> dict[str, str]:
     return {line[0].removeprefix("| "): " | ".join(line[1:]).removesuffix(" |") for line in lines if len(line) > 1}
 
 
+def test_a_card_says_which_epoch_its_weights_are_of() -> None:
+    stop = "callbacks.early_stopping.stopping_threshold=-1"  # any accuracy ends it
+    _run(
+        "callbacks=[early_stopping,best_checkpoint]", stop, "stages=[base]", "fast_dev_run=0", "model.training.epochs=9"
+    )
+    facts = _facts(ModelCard.load(_folder_of("base") / CARD))
+    assert facts["epoch"] == "best by validation accuracy, epoch 1, of 1 trained"
+    assert "9 epochs" in facts["training"], "as asked for"
+
+
 def test_a_model_that_nobody_evaluated_says_so() -> None:
     _run("sparsity=concrete", "stages=[base,approx,prune]")
     for stage in ("base", "approx", "prune"):
@@ -57,6 +67,7 @@ def test_a_model_that_nobody_evaluated_says_so() -> None:
     assert base["teacher"] == "none: trained from random weights"
     assert base["samples"] == "1,293 for training, 144 for validation"
     assert base["at the end of training"].startswith("validation accuracy 0.")
+    assert base["epoch"] == "last epoch, of 1 trained"
     assert base["made from"] == "no other artifact"
     assert approx["teacher"] == f"the base model `{_folder_of('base').name}`, frozen"
     assert approx["at the end of training"].startswith("its own classification accuracy 0.")

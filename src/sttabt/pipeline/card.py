@@ -143,6 +143,7 @@ def _facts(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple
         ("teacher", _teacher(stage, settings, parents(description))),
         ("method", _method(stage, settings)),
         ("training", _training(stage, settings, trained="samples" in notes)),
+        ("epoch", _epoch(notes)),
         ("at the end of training", _validation(stage, notes.get("validation"))),
         ("made from", ", ".join(made_of) or "no other artifact"),
         ("weights", f"`{WEIGHTS}`, {record['bytes']:,} bytes, SHA-256 `{record['sha256']}`"),
@@ -205,15 +206,21 @@ def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:
         return "none"
     node, _, name = TRAININGS[stage].partition(".")
     training = settings[node][name]
-    size, steps = settings["hardware"]["batch_size"], settings["hardware"]["accumulate_grad_batches"]
-    batch = training["global_batch_size"] or size * steps
+    hardware = settings["hardware"]
+    together = hardware["accumulate_grad_batches"] * hardware["devices"] * hardware["nodes"]
+    batch = training["global_batch_size"] or hardware["batch_size"] * together
     text = (
         f"AdamW, {training['epochs']} epochs, learning rate {training['learning_rate']:g},"
         f" weight decay {training['weight_decay']:g}, {batch} samples an update, seed {settings['seed']},"
-        f" {settings['hardware']['precision']}"
+        f" {hardware['precision']}"
     )
     cut = settings["fast_dev_run"]
     return f"{text}; cut to {cut} batches of one epoch" if cut else text
+
+
+def _epoch(notes: Mapping[str, Any]) -> str:
+    """Which epoch the weights are of: callbacks may stop early, or keep the best."""
+    return f"{notes['weights']}, of {notes['epochs']} trained" if "weights" in notes else "none"
 
 
 def _validation(stage: str, validation: Mapping[str, float] | None) -> str:
