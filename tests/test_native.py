@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from conftest import make_backbone
 from sttabt import native
 from sttabt.core.backtrack import backtrack
-from sttabt.core.concrete import concrete_plan, weighted_standing
+from sttabt.core.concrete import concrete_plan, weighted_percentile
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, attend_weighted
 from sttabt.engine.dense import trace_attention
@@ -80,7 +80,7 @@ def test_sums_over_rows(lanes: int, padded: bool, standing: bool) -> None:
         found = native.sum_rows(queries, keys, weight, real if padded else None, 0.3, 0.1, standing)
     heavy = torch.where(weight > 0.1, weight, 0).double()
     if standing:
-        halves = weighted_standing(queries.double(), keys.double(), heavy, real if padded else None)
+        halves = weighted_percentile(queries.double(), keys.double(), heavy, real if padded else None)
         expected = (2 * halves - heavy.sum(-1, keepdim=True)) * real
     else:
         scores = (0.3 * queries.double() @ keys.double().transpose(-1, -2)).masked_fill(

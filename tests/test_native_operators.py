@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, backtrack, backtrack_fixed
-from sttabt.core.concrete import concrete_plan, weighted_standing
+from sttabt.core.concrete import concrete_plan, weighted_percentile
 from sttabt.core.trace import AttentionTrace
 from sttabt.native import cpu, operators
 from sttabt.native.packed import LayerWeights, Linear, Norm, PackedEncoder, pack_encoder, unpack_encoder
@@ -228,7 +228,7 @@ def sums_of(
     queries, keys, weight = queries.double(), keys.double(), torch.where(weight <= least, 0, weight).double()
     present = torch.ones_like(weight) > 0 if real is None else real
     if standard:
-        return (2 * weighted_standing(queries, keys, weight, real) - weight.sum(-1, keepdim=True)) * present
+        return (2 * weighted_percentile(queries, keys, weight, real) - weight.sum(-1, keepdim=True)) * present
     scores = (scale * queries @ keys.transpose(-1, -2)).masked_fill(~present[:, None, None], -torch.inf)
     rows = torch.where(weight[:, None, :, None] == 0, 0, torch.softmax(scores, -1))  # a row of weight 0 is not read
     return (weight[:, None, None] @ rows)[:, :, 0].mean(1)

@@ -117,7 +117,8 @@ class Backbone(nn.Module, ABC):
     def prepare(self, inputs: Any) -> Any:
         """Inputs with what is computed of them whole, whichever tokens are kept: a convolutional stem's output.
 
-        What it gives may stand for the inputs everywhere, so that several networks share it. Twice is as once.
+        What it gives may stand for the inputs everywhere, so that several networks share it; preparing it again changes
+        nothing.
         """
         return inputs
 
@@ -131,7 +132,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed_tokens(self, inputs: Any, sample: Tensor, token: Tensor) -> Tensor:
-        """Only the tokens (sample[t], token[t]), (T, D): what nobody reads is not embedded."""
+        """Only the tokens (sample[t], token[t]), (T, D): what no layer reads is not embedded."""
 
     @property
     def embeds_whole(self) -> bool:

@@ -37,7 +37,7 @@ def check_repeated(found: Repeated) -> None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody's code runs around a module's forward, or in its place."""
+    """Whether other code runs around a module's forward, or in its place."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 

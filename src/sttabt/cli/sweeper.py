@@ -24,7 +24,7 @@ from sttabt.settings.renamed import new_values
 
 @dataclass
 class GridsSettings:
-    """What any sweeper is given: an experiment that is a sweep has grids, whoever runs it."""
+    """What any sweeper is given: an experiment that is a sweep has grids, whichever sweeper runs it."""
 
     max_batch_size: int | None = None  # jobs that a launcher is given at once
     params: dict[str, str] | None = None

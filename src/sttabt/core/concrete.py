@@ -54,7 +54,7 @@ def concrete_plan(
         weight = mask * (propagation * importance + (1 - propagation))
         if negligible is not None:
             weight = threshold(weight, negligible, 0.0)
-        importance = _standing(trace, layer, weight, padding, skip=negligible is not None)
+        importance = _percentile(trace, layer, weight, padding, skip=negligible is not None)
         importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
         importance = (FLOOR + (1 - FLOOR) * importance) * real
@@ -92,10 +92,10 @@ def concrete_loss(
     )
 
 
-def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
-    """Where each key stands in the rows of the queries, (B, N): sum of `weight` (B, n) times the standing in a row.
+def weighted_percentile(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
+    """Percentiles of the keys in the rows of the queries, (B, N): sum over rows of `weight` (B, n) times percentile.
 
-    The standing, in (0, 1), is the standardised score (over real keys) through the normal CDF, mean over heads.
+    The percentile, in (0, 1), is the normal CDF of the standardised score (over real keys), mean over heads.
     queries: (B, H, n, d); keys: (B, H, N, d); real: (B, N) bool, None where there is no padding. A row's mean is
     q . mean(k) and its variance q . Cov(k) . q, so that centred keys and scaled queries give standardised scores in
     one product.
@@ -112,17 +112,17 @@ def weighted_standing(queries: Tensor, keys: Tensor, weight: Tensor, real: Tenso
     scale = (2 * variance.clamp_min(SMALLEST_VARIANCE)).rsqrt()  # 2: the normal CDF is (1 + erf(x / sqrt 2)) / 2
     standard = (queries * scale) @ centred.transpose(-1, -2)
     errors = standard.erf() if standard.requires_grad else standard.erf_()
-    standing = 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1))
-    return standing if real is None else standing * real
+    percentile = 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1))
+    return percentile if real is None else percentile * real
 
 
-def _standing(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
-    """`weighted_standing` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0."""
+def _percentile(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
+    """`weighted_percentile` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0."""
     queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
     if skip:
         places, weight = rows_with_weight(weight)
         queries = trace.rows(layer, places).to(weight.dtype)
-    return weighted_standing(queries, keys, weight, padding)
+    return weighted_percentile(queries, keys, weight, padding)
 
 
 def _logit(probability: Tensor) -> Tensor:

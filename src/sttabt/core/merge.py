@@ -43,8 +43,8 @@ def match_tokens(features: Tensor, merged: int, outputs: int = 1) -> Matching:
     merged = min(merged, len(taking), len(offered))
     batch = features.shape[0]
     if not merged:
-        nobody = places[:0].expand(batch, -1)
-        return Matching(places.expand(batch, -1), nobody, nobody)
+        none = places[:0].expand(batch, -1)
+        return Matching(places.expand(batch, -1), none, none)
     features = F.normalize(features, dim=-1)
     best, partner = (features[:, offered] @ features[:, taking].transpose(1, 2)).max(-1)
     order = best.argsort(dim=-1, descending=True, stable=True)

@@ -126,8 +126,8 @@ class MergeRecord:
     @property
     def counts(self) -> Tensor:
         """(B, L+1) int64: how many rows are computed at each boundary."""
-        standing = self.alive.sum(-1)
-        return standing if self.fused is None else standing + self.fused
+        single = self.alive.sum(-1)
+        return single if self.fused is None else single + self.fused
 
     def depth(self) -> Tensor:
         """(B, N) int64: how many layers read each token, itself or as the one that others merged into."""

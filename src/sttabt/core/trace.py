@@ -13,7 +13,7 @@ from sttabt.core.plan import rows_with_weight
 
 @dataclass(frozen=True)
 class AttentionTrace:
-    """Queries and keys of every layer, from which attention maps are computed where somebody reads them.
+    """Queries and keys of every layer, from which attention maps are computed where they are read.
 
     queries, keys: L tensors (B, H, N, d); real: (B, N) bool, False on padding; scale: what a product of the two is
     multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already. may_pad: False where it is known that

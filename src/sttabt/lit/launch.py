@@ -163,7 +163,7 @@ def launch(
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A free port of this machine."""
     with socket.socket() as found:
         found.bind(("", 0))
         return found.getsockname()[1]

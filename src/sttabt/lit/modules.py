@@ -100,7 +100,7 @@ class Pruning(TrainingStage):
     """
 
     stage = "prune"
-    leaves_unused = True  # nobody reads the prediction of an approximate network that plans
+    leaves_unused = True  # the prediction of an approximate network that plans is not used
 
     def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
         super().__init__(pruned, settings.training, task)

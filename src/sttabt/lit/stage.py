@@ -77,7 +77,7 @@ class TrainingStage(L.LightningModule, ABC):
             values = ", ".join(f"{name}={float(term.detach()):g}" for name, term in terms.items())
             raise self._diverged(f"epoch {self.current_epoch}, step {index} ({values})")
         logged = {f"{self.stage}/{name}": term.detach() for name, term in terms.items()}
-        # Several processes talk twice about each value: where nobody would read it, they do not.
+        # Several processes exchange each value twice: values that are not logged are not exchanged.
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         if alone or self._is_logged():
             self.log_dict(logged | {f"{self.stage}/loss": loss.detach()}, sync_dist=True)

@@ -2,7 +2,7 @@
 
 Three kinds implement both once: PlannedMethod decides before the base model runs, OnlineMethod layer by layer, and
 MergingMethod joins tokens instead of dropping them. One that has weights of its own is a TrainedMethod besides.
-Nobody outside asks which kind a method is.
+No other code asks which kind a method is.
 """
 
 from __future__ import annotations

@@ -68,5 +68,5 @@ def _follow(stage: Stage, description: dict[str, Any]) -> Path:
 
 
 def _about(context: Context) -> dict[str, Any]:
-    """Notes of an artifact for its card and for whoever loads it; nothing depends on them."""
+    """Notes of an artifact for its card and for loading it; nothing depends on them."""
     return {"settings": asdict(context.settings), "command": context.job.command, "commit": context.job.commit}

@@ -1,4 +1,4 @@
-"""Weights by name: which of them fit a model, and which nobody reads."""
+"""Weights by name: which of them fit a model, and which are not used."""
 
 from __future__ import annotations
 

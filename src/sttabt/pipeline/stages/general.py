@@ -13,7 +13,7 @@ from sttabt.pipeline.stage import Made, Stage
 from sttabt.pipeline.start import load_given, new_approx, new_base
 from sttabt.store.artifacts import checksum
 
-ENCODER_CLASSES = 2  # of a pretrained encoder, whose head nobody reads; the same for all tasks
+ENCODER_CLASSES = 2  # of a pretrained encoder, whose head is not used; the same for all tasks
 DESCRIBED = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight")
 
 
