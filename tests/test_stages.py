@@ -486,6 +486,12 @@ def test_a_row_says_how_ltp_was_set() -> None:
     assert (len(_made("base")), len(_made("prune"))) == (1, 2)
 
 
+def test_more_tokens_than_the_model_has_are_refused_before_anything_trains() -> None:
+    with pytest.raises(UserError, match=r"sparsity\.counts=\[99\] begins with 99 tokens, but the model has 5"):
+        run_stages(_settings("sparsity=backtracking", "sparsity.counts=[99]"), JOB)
+    assert not _made("base")
+
+
 def test_a_dynamic_count_has_no_knob() -> None:
     row = _run("sparsity=backtracking", "sparsity.dynamic=true")
     assert (row.knob, row.settings["dynamic"], row.settings["counts"]) == (None, True, "")

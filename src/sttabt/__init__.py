@@ -6,12 +6,12 @@ In one line: `sttabt.prune(model, "backtracking", keep_ratio=0.4)`; see `sttabt.
 from typing import TYPE_CHECKING, Any
 
 from sttabt.errors import UserError
+from sttabt.version import __version__
 
 if TYPE_CHECKING:
     from sttabt.api import distil, freeze, load, prune, text
 
-__version__ = "0.2.0"
-__all__ = ["UserError", "distil", "freeze", "load", "prune", "text"]
+__all__ = ["UserError", "__version__", "distil", "freeze", "load", "prune", "text"]
 
 
 def __getattr__(name: str) -> Any:

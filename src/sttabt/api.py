@@ -14,11 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sttabt import __version__
 from sttabt.backbones import adapt
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.text import real_tokens
-from sttabt.cli.checks.model import check_counts
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
@@ -40,6 +38,7 @@ from sttabt.settings.effects import no_effect
 from sttabt.settings.fields import describe
 from sttabt.settings.values import check_value
 from sttabt.store.artifacts import AVERAGED, load_folder, parents
+from sttabt.version import __version__
 
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation
@@ -68,7 +67,8 @@ def prune(
     Raises UserError for a model that cannot be pruned, an unknown method or setting, or a value out of its range.
     """
     base = adapt(model).eval()
-    sparsity = _sparsity(method, settings, base.layers)
+    sparsity = _sparsity(method, settings)
+    sparsity.check_model(base.layers, base.tokens)
     kind = find_method(method)
     pruning = kind(sparsity, base.layers, base.outputs)
     network = None
@@ -171,7 +171,7 @@ def _inputs(batch: Any) -> Any:
     return text(inputs) if isinstance(inputs, Mapping) else inputs
 
 
-def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> MethodSettings:
+def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
     if method not in method_names():
         raise UserError(f"method={method} is unknown: {nearest(method, method_names())}")
     schema = method_settings(method)
@@ -188,7 +188,6 @@ def _sparsity(method: str, settings: Mapping[str, Any], layers: int) -> MethodSe
     values = cast(dict[str, Any], OmegaConf.to_container(typed))
     for name in settings:
         check_value(name, values[name], known[name])
-    check_counts(values.get("counts", []), layers)
     sparsity = schema(method=method, **{name: values[name] for name in settings})
     for name in settings:
         if reason := no_effect(Settings(sparsity=sparsity), f"sparsity.{name}"):

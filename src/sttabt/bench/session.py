@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.bench.figure import draw_speed
 from sttabt.bench.measure import measure
 from sttabt.bench.plans import reachable_mean
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
@@ -24,7 +25,6 @@ from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
 from sttabt.pretrained.build import build_base
 from sttabt.report.files import write_atomically
-from sttabt.report.speed import draw_speed
 from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
 from sttabt.store.job import source_commit
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sttabt import __version__
 from sttabt.data.sources import find_source
 from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, training_of, update_size
 from sttabt.store.artifacts import checksum
+from sttabt.version import __version__
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
 IMAGES = ("crop", "mean", "std")  # settings of a model that say what becomes of images before it sees them

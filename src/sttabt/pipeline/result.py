@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-import sttabt
 from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
@@ -20,6 +19,7 @@ from sttabt.report.predictions import Predictions
 from sttabt.report.rows import Row
 from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.store.job import Job
+from sttabt.version import __version__
 
 SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
 
@@ -51,7 +51,7 @@ def make_row(
         config_hash=config_hash,
         command=job.command,
         commit=job.commit,
-        version=sttabt.__version__,
+        version=__version__,
         seed=settings.seed,
         device=device_name(next(model.base.parameters()).device),
         threads=torch.get_num_threads(),

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sttabt import __version__
 from sttabt.cli.checks import leaves
 from sttabt.cli.sweep import assignments
 from sttabt.errors import UserError
 from sttabt.search.space import WHERE, Space, describe
 from sttabt.settings import TRAININGS, Settings, update_size
 from sttabt.store.artifacts import fingerprint
+from sttabt.version import __version__
 
 # Settings that decide where and how fast a trial runs, not what it gives.
 WITHOUT_RESULT = (

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from sttabt import __version__
 from sttabt.errors import UserError
+from sttabt.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import Any
 
 from sttabt.cli.checks.dataset import check_images, check_task
 from sttabt.cli.checks.files import check_files
-from sttabt.cli.checks.model import check_counts, check_kinds, check_model, check_weights
+from sttabt.cli.checks.model import check_kinds, check_model, check_weights
 from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
@@ -31,7 +31,7 @@ def check(settings: Settings) -> None:
     check_task(settings.dataset)
     check_images(settings)
     check_model(settings)
-    check_counts(getattr(settings.sparsity, "counts", []), settings.model.depth)
+    settings.sparsity.check_model(settings.model.depth)
     check_batch(settings)
     check_weights(settings)
     check_files(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
@@ -65,16 +64,6 @@ def check_model(settings: Settings) -> None:
             f"approx.factor={factor} does not divide the head width {head_width}"
             f" (model.width={model.width}, model.heads={model.heads}): choose one of: {valid}"
         )
-
-
-def check_counts(counts: list[int], depth: int) -> None:
-    """Raises UserError for `sparsity.counts` that a model of so many layers cannot keep; [] is none."""
-    if not counts:
-        return
-    if len(counts) != depth:
-        raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {depth} layers")
-    if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
-        raise UserError(f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least")
 
 
 def check_weights(settings: Settings) -> None:

@@ -69,7 +69,9 @@ def run_stages(settings: Settings, job: Job) -> None:
 def base_model(context: Context) -> tuple[Backbone, Artifacts]:
     """The dense base model, and its artifact."""
     stage = BaseStage(context)
-    _ = stage.model  # a mistake in it shows before anybody waits for another job's artifact
+    model = stage.model  # a mistake in it shows before anything is waited for or trained
+    if {"prune", "evaluate"} & set(context.settings.stages):
+        context.settings.sparsity.check_model(model.layers, model.tokens)
     artifact = obtain(stage)
     return stage.read(artifact), {"base": artifact}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, setting
 from sttabt.settings.methods.base import MethodSettings
 
@@ -57,6 +59,19 @@ class BacktrackingSettings(MethodSettings):
     @classmethod
     def labels(cls) -> dict[str, str]:
         return {_label("approximate"): cls.colour, _label("actual"): "#CC79A7"}
+
+    def check_model(self, layers: int, tokens: int | None = None) -> None:
+        counts = self.counts
+        if not counts:
+            return
+        if len(counts) != layers:
+            raise UserError(f"sparsity.counts={counts} has {len(counts)} entries: give one for each of {layers} layers")
+        if counts[-1] < 1 or any(above > below for below, above in pairwise(counts)):
+            raise UserError(
+                f"sparsity.counts={counts} must not rise from layer to layer, and hold 1 token at the least"
+            )
+        if tokens is not None and counts[0] > tokens:
+            raise UserError(f"sparsity.counts={counts} begins with {counts[0]} tokens, but the model has {tokens}")
 
     @property
     def reads_approximation(self) -> bool:

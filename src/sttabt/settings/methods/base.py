@@ -36,6 +36,9 @@ class MethodSettings:
         """Every label that it can have, with the colour of the curve."""
         return {cls.title: cls.colour}
 
+    def check_model(self, layers: int, tokens: int | None = None) -> None:
+        """Raises UserError for settings that a model of so many layers, and so many tokens a sample, cannot keep."""
+
     @property
     def reads_approximation(self) -> bool:
         """Whether it reads the approximate network's attention, as its `Method.attention` says."""
