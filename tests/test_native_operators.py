@@ -174,6 +174,8 @@ def test_a_layer_part_by_part(vectors: int, width: int, wide: int, heads: int, n
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
         found = ops.layer_project(x, attended, *pair, 2)
         torch.testing.assert_close(found, projected(layers[2], x, attended, norm_first), rtol=1e-4, atol=1e-4)
+        expected = fed_forward(layers[2], projected(layers[2], x, attended, norm_first), norm_first)
+        torch.testing.assert_close(ops.layer_finish(x, attended, *pair, 2), expected, rtol=1e-4, atol=1e-4)
         found = ops.layer_feed_forward(x, *pair, 0)
         torch.testing.assert_close(found, fed_forward(layers[0], x, norm_first), rtol=1e-4, atol=1e-4)
 
@@ -219,6 +221,22 @@ def test_attention_of_ragged_samples(vectors: int, threads: int, width: int, wei
     samples = (rows.double().split(counts.tolist()) for rows, counts in ((query, writes), (key, reads), (value, reads)))
     expected = [attention_of(q, k, v, heads, own) for q, k, v, own in zip(*samples, weights, strict=True)]
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=1e-5, atol=2e-6)
+
+
+def test_what_tokens_receive(vectors: int, threads: int) -> None:
+    torch.manual_seed(0)
+    for width, heads in ((16, 3), (5, 2), (64, 1)):
+        counts = torch.tensor([1, 37, 5, 0, 50])
+        query, key, value = torch.randn(3, 93, width * heads)
+        attended, received = ops.attend_received(query, key, value, heads, counts)
+        assert torch.equal(attended, ops.attend_ragged(query, key, value, heads, counts, counts, None))
+        samples = zip(query.split(counts.tolist()), key.split(counts.tolist()), strict=True)
+        maps = [
+            (q.double().unflatten(1, (heads, -1)).transpose(0, 1), k.double().unflatten(1, (heads, -1)).transpose(0, 1))
+            for q, k in samples
+        ]
+        expected = [torch.softmax(q @ k.mT / width**0.5, -1).mean((0, 1)) for q, k in maps]
+        torch.testing.assert_close(received.double(), torch.cat(expected), rtol=1e-5, atol=1e-6)
 
 
 def sums_of(
@@ -372,7 +390,7 @@ def test_plans_of_concrete_masks_are_those_of_the_reference(
     width, heads = [(48, 3), (12, 3), (64, 2)][seed]
     x, packed, counts, kept, precise = traced(width, heads, seed)
     p_logit = torch.linspace(-3.0, -1.0, 4)
-    mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).alive
+    mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).plan.alive
     for rows in (x, kept):
         lifetime, scored = ops.plan_concrete(rows, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible)
         clear = ((mask - 0.5).abs() > 0.02).all(1)
@@ -564,7 +582,9 @@ def test_operators_are_as_torch_wants_them() -> None:
         "trace": (x, *packed, one),
         "layer_inputs": (x, *packed, 1, 2),
         "layer_project": (x, x.clone(), *packed, 1),
+        "layer_finish": (x, x.clone(), *packed, 1),
         "layer_feed_forward": (x, *packed, 1),
+        "attend_received": (x, x.clone(), x.clone(), 5, one),
         "plan_topk": (x, *packed, one, 6, 1, 0.1, [0.5, 0.5], False, [], False),
         "plan_concrete": (x, *packed, one, 6, 1, torch.zeros(2), 0.1, 0.1, 0.0),
         "attend_ragged": (x, x.clone(), x.clone(), 5, one, one.clone(), x[:, 0].clone()),

@@ -118,6 +118,11 @@ class FrozenBackbone(Backbone):
         rows = x.flatten(0, -2)
         return kernels.layer_feed_forward(rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
 
+    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        _refuse_gate(gate)
+        rows = x.flatten(0, -2), attended.flatten(0, -2)
+        return kernels.layer_finish(*rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
+
     def embeddings(self) -> list[nn.Parameter]:
         return []
 
@@ -177,9 +182,25 @@ class FrozenTrace(AttentionTrace):
 
 
 class FrozenAttention(LayerAttention):
-    """What a rule asks for is summed up without a map of the attention."""
+    """Of packed rows (T, D); what all rows give is known already, anything else is computed when it is asked for.
+
+    sums: (T,), what each token receives from all rows of its sample.
+    """
+
+    def __init__(self, rows: tuple[Tensor, Tensor], sums: Tensor, present: Tensor, heads: int) -> None:
+        self.rows, self.sums, self.present, self.heads = rows, sums, present, heads
+
+    @cached_property
+    def query(self) -> Tensor:  # type: ignore[override]
+        return unpack(self.rows[0], self.present)
+
+    @cached_property
+    def key(self) -> Tensor:  # type: ignore[override]
+        return unpack(self.rows[1], self.present)
 
     def received(self, rows: Tensor) -> Tensor:
+        if rows is self.present:
+            return unpack(self.sums[:, None], self.present)[..., 0]
         queries, keys = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
         weight = rows.to(queries.dtype) / rows.sum(-1, keepdim=True)
         return kernels.column_sums(queries, keys, weight, self.present, queries.shape[-1] ** -0.5, 0.0, False)
@@ -264,18 +285,17 @@ def _topk(
 
 @run_online_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
-    """Rows of the samples stay packed; a rule sees them padded to the longest, attention as they are."""
+    """Rows of the samples stay packed. All of them attend before the rule decides, as it needs their scores anyway."""
     real, x, counts = embed_real(backbone, inputs)
     heads, lifetime = backbone.heads, real.long()
     sample, token = real.nonzero(as_tuple=True)
     for layer in range(backbone.layers - 1):
         present = first_places(counts)
         query, key, value = backbone.qkv(layer, x)
-        attention = FrozenAttention(unpack(query, present), unpack(key, present), present, heads)
-        keep = rule(layer, attention, present)
+        attended, received = kernels.attend_received(query, key, value, heads, counts)
+        keep = rule(layer, FrozenAttention((query, key), received, present, heads), present)
         kept, writes = keep[present], keep.sum(1)
-        attended = kernels.attend_ragged(query[kept], key, value, heads, counts, writes, None)
-        x = backbone.finish(layer, x[kept], attended)
+        x = backbone.finish(layer, x[kept], attended[kept])
         sample, token, counts = sample[kept], token[kept], writes
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1

@@ -29,6 +29,8 @@ SCHEMAS = {
     "layer_project": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Feed-forward and residual, (T, D).
     "layer_feed_forward": "(Tensor x, Tensor packed, int[] sizes, int layer) -> Tensor",
+    # Both one after the other.
+    "layer_finish": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Back-tracking top-k (core.backtrack): lifetime (B, N), at how many boundaries a token is alive, and the rows of
     # attention that were scored, (B, L). rows: what `trace` gives, or x, which is traced on the way. keep: L shares
     # of a sample's tokens; with as_counts numbers of tokens; empty: `dynamic` (share of the largest importance, least
@@ -42,6 +44,8 @@ SCHEMAS = {
     # log_weight: (rows of keys,), added to a key's scores.
     "attend_ragged": "(Tensor query, Tensor key, Tensor value, int heads, Tensor reads, Tensor writes,"
     " Tensor? log_weight) -> Tensor",
+    # Attention of every row within its sample, and what each token receives: mean over heads and rows, (T,).
+    "attend_received": "(Tensor query, Tensor key, Tensor value, int heads, Tensor counts) -> (Tensor, Tensor)",
     # Weighted sum over rows of attention, mean over heads, (B, N): queries, keys (B, H, N, d), weight (B, N), of which
     # those up to `least` are left out; real: (B, N) bool. A row is its softmax of scale * q . k over the real keys, or
     # with `standard` erf of its standardised scores over the square root of 2.
@@ -108,6 +112,11 @@ def layer_project(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[i
     return _layer(x, attended, packed, own, layer, 3, own.width)
 
 
+def layer_finish(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
+    own = _encoder(packed, sizes)
+    return _layer(x, attended, packed, own, layer, 5, own.width)
+
+
 def layer_feed_forward(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
     own = _encoder(packed, sizes)
     return _layer(x, None, packed, own, layer, 4, own.width)
@@ -145,6 +154,23 @@ def plan_concrete(
 def attend_ragged(
     query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None
 ) -> Tensor:
+    if log_weight is not None:
+        log_weight = _floats("log_weight", log_weight, 1).contiguous()
+        if len(log_weight) != len(key):
+            raise ValueError(f"{len(log_weight)} weights for {len(key)} keys")
+    return _attend(query, key, value, heads, reads, writes, log_weight, None)
+
+
+def attend_received(query: Tensor, key: Tensor, value: Tensor, heads: int, counts: Tensor) -> tuple[Tensor, Tensor]:
+    received = _new(heads, len(key))
+    out = _attend(query, key, value, heads, counts, counts, None, received)
+    return out, received.mean(0) / counts.repeat_interleave(counts)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None,
+    received: Tensor | None,
+) -> Tensor:  # fmt: skip
     query, key, value = (_dense(_floats(name, x, 2)) for name, x in (("query", query), ("key", key), ("value", value)))
     if heads < 1 or query.shape[1] % heads or not query.shape[1] == key.shape[1] == value.shape[1]:
         raise ValueError(f"widths {query.shape[1]}, {key.shape[1]}, {value.shape[1]} do not make {heads} heads")
@@ -153,14 +179,11 @@ def attend_ragged(
         raise ValueError(f"{len(reads)} and {len(writes)} samples, {len(key)} keys and {len(value)} values")
     _check_counts(reads, len(key), len(key))
     _check_counts(writes, len(query), len(query))
-    if log_weight is not None:
-        log_weight = _floats("log_weight", log_weight, 1).contiguous()
-        if len(log_weight) != len(key):
-            raise ValueError(f"{len(log_weight)} weights for {len(key)} keys")
+    weights, sums = (None if x is None else x.data_ptr() for x in (log_weight, received))
     out = _new(*query.shape)
     _run("attend", query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0), value.data_ptr(),
-         value.stride(0), None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), heads,
-         query.shape[1] // heads, len(reads), reads.data_ptr(), writes.data_ptr(), torch.get_num_threads())  # fmt: skip
+         value.stride(0), weights, out.data_ptr(), sums, heads, query.shape[1] // heads, len(reads), reads.data_ptr(),
+         writes.data_ptr(), torch.get_num_threads())  # fmt: skip
     return out
 
 
@@ -308,6 +331,7 @@ def _(x: Tensor, packed: Tensor, sizes: list[int], layer: int, part: int) -> Ten
 
 
 @torch.library.register_fake("sttabt::layer_project", lib=_library)
+@torch.library.register_fake("sttabt::layer_finish", lib=_library)
 def _(x: Tensor, attended: Tensor, packed: Tensor, sizes: list[int], layer: int) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -332,6 +356,11 @@ def _(
     query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None
 ) -> Tensor:
     return query.new_empty(query.shape)
+
+
+@torch.library.register_fake("sttabt::attend_received", lib=_library)
+def _(query: Tensor, key: Tensor, value: Tensor, heads: int, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[0])
 
 
 @torch.library.register_fake("sttabt::column_sums", lib=_library)
