@@ -223,20 +223,25 @@ def test_attention_of_ragged_samples(vectors: int, threads: int, width: int, wei
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=1e-5, atol=2e-6)
 
 
-def test_what_tokens_receive(vectors: int, threads: int) -> None:
-    torch.manual_seed(0)
-    for width, heads in ((16, 3), (5, 2), (64, 1)):
-        counts = torch.tensor([1, 37, 5, 0, 50])
-        query, key, value = torch.randn(3, 93, width * heads)
-        attended, received = ops.attend_received(query, key, value, heads, counts)
-        assert torch.equal(attended, ops.attend_ragged(query, key, value, heads, counts, counts, None))
-        samples = zip(query.split(counts.tolist()), key.split(counts.tolist()), strict=True)
-        maps = [
-            (q.double().unflatten(1, (heads, -1)).transpose(0, 1), k.double().unflatten(1, (heads, -1)).transpose(0, 1))
-            for q, k in samples
-        ]
-        expected = [torch.softmax(q @ k.mT / width**0.5, -1).mean((0, 1)) for q, k in maps]
-        torch.testing.assert_close(received.double(), torch.cat(expected), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_attention_of_a_layer(vectors: int, threads: int, norm_first: bool, weighted: bool) -> None:
+    for width, wide, heads in SIZES:
+        layers = make_layers(width, wide)
+        pair, counts = packed_pair(pack_encoder(layers, heads, norm_first)), torch.tensor([1, 37, 0, 5, 50])
+        x, weight = torch.randn(93, width), torch.randn(93) if weighted else None
+        attended, received, keys = ops.layer_attend(x, *pair, 1, counts, weight)
+        query, key, value = (rows.double() for rows in qkv_of(layers[1], x, norm_first))
+        torch.testing.assert_close(keys.double(), key, rtol=1e-4, atol=1e-4)
+        expected, sums = [], []
+        for rows in torch.arange(93).split(counts.tolist()):
+            own = None if weight is None else weight[rows].double()
+            expected.append(attention_of(query[rows], key[rows], value[rows], heads, own))
+            q, k = (part[rows].unflatten(1, (heads, -1)).transpose(0, 1) for part in (query, key))
+            scores = q @ k.mT / (width // heads) ** 0.5
+            sums.append(torch.softmax(scores if own is None else scores + own, -1).mean((0, 1)))
+        torch.testing.assert_close(attended.double(), torch.cat(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(received.double(), torch.cat(sums), rtol=1e-4, atol=1e-5)
 
 
 def sums_of(
@@ -584,7 +589,7 @@ def test_operators_are_as_torch_wants_them() -> None:
         "layer_project": (x, x.clone(), *packed, 1),
         "layer_finish": (x, x.clone(), *packed, 1),
         "layer_feed_forward": (x, *packed, 1),
-        "attend_received": (x, x.clone(), x.clone(), 5, one),
+        "layer_attend": (x, *packed, 1, one, x[:, 0].clone()),
         "plan_topk": (x, *packed, one, 6, 1, 0.1, [0.5, 0.5], False, [], False),
         "plan_concrete": (x, *packed, one, 6, 1, torch.zeros(2), 0.1, 0.1, 0.0),
         "attend_ragged": (x, x.clone(), x.clone(), 5, one, one.clone(), x[:, 0].clone()),

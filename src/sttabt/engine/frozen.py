@@ -21,7 +21,7 @@ from sttabt.core.concrete import plan_concrete
 from sttabt.core.counts import check_counts
 from sttabt.core.plan import Planned, TokenPlan
 from sttabt.core.trace import AttentionTrace
-from sttabt.engine.attention import attend_rows, split_heads
+from sttabt.engine.attention import attend_layer, split_heads
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped, run_fixed
 from sttabt.engine.online import LayerAttention, Rule, first_places, run_online_dropped, what_the_last_writes
@@ -182,21 +182,22 @@ class FrozenTrace(AttentionTrace):
 
 
 class FrozenAttention(LayerAttention):
-    """Of packed rows (T, D); what all rows give is known already, anything else is computed when it is asked for.
+    """What all rows give is known already; queries and keys are computed when something else is asked for.
 
-    sums: (T,), what each token receives from all rows of its sample.
+    x: what the layer reads, (T, D); sums: (T,), what each token receives from all rows of its sample.
     """
 
-    def __init__(self, rows: tuple[Tensor, Tensor], sums: Tensor, present: Tensor, heads: int) -> None:
-        self.rows, self.sums, self.present, self.heads = rows, sums, present, heads
+    def __init__(self, backbone: FrozenBackbone, layer: int, x: Tensor, sums: Tensor, present: Tensor) -> None:
+        self.backbone, self.layer, self.x = backbone, layer, x
+        self.sums, self.present, self.heads = sums, present, backbone.heads
 
     @cached_property
     def query(self) -> Tensor:  # type: ignore[override]
-        return unpack(self.rows[0], self.present)
+        return unpack(self.backbone.queries_keys(self.layer, self.x)[0], self.present)
 
     @cached_property
     def key(self) -> Tensor:  # type: ignore[override]
-        return unpack(self.rows[1], self.present)
+        return unpack(self.backbone.queries_keys(self.layer, self.x)[1], self.present)
 
     def received(self, rows: Tensor) -> Tensor:
         if rows is self.present:
@@ -291,9 +292,10 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
     sample, token = real.nonzero(as_tuple=True)
     for layer in range(backbone.layers - 1):
         present = first_places(counts)
-        query, key, value = backbone.qkv(layer, x)
-        attended, received = kernels.attend_received(query, key, value, heads, counts)
-        keep = rule(layer, FrozenAttention((query, key), received, present, heads), present)
+        attended, received, _ = kernels.layer_attend(
+            x, backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, None
+        )
+        keep = rule(layer, FrozenAttention(backbone, layer, x, received, present), present)
         kept, writes = keep[present], keep.sum(1)
         x = backbone.finish(layer, x[kept], attended[kept])
         sample, token, counts = sample[kept], token[kept], writes
@@ -308,15 +310,21 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
     return Run(backbone.head(x, present), TokenPlan(lifetime, backbone.layers), real)
 
 
-@attend_rows.register
+@attend_layer.register
 def _(
-    backbone: FrozenBackbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
-) -> Tensor:
-    batch, writes = query.shape[:2]
-    counts = (torch.full((batch,), rows, dtype=torch.int64) for rows in (key.shape[1], writes))
+    backbone: FrozenBackbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    counts = torch.full(x.shape[:1], x.shape[1], dtype=torch.int64)
     weight = None if log_weight is None else log_weight.flatten()
-    rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-    return kernels.attend_ragged(*rows, backbone.heads, *counts, weight).view(query.shape)
+    if written is not None:
+        query, key, value = backbone.qkv(layer, x, written)
+        rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        writes = torch.full_like(counts, query.shape[1])
+        return kernels.attend_ragged(*rows, backbone.heads, counts, writes, weight).view(query.shape), key
+    attended, _, key = kernels.layer_attend(
+        x.flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, weight
+    )
+    return attended.view(x.shape), key.view(x.shape)
 
 
 class _Packed(nn.Module):

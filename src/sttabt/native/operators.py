@@ -25,6 +25,10 @@ SCHEMAS = {
     "trace": "(Tensor x, Tensor packed, int[] sizes, Tensor counts) -> Tensor",
     # Of a layer's x (T, D): queries, keys and values (T, 3, stride), part 1: queries alone, 2: keys and values.
     "layer_inputs": "(Tensor x, Tensor packed, int[] sizes, int layer, int part) -> Tensor",
+    # Attention of a layer's x (T, D), before its output projection, (T, D); what each token receives, mean over heads
+    # and rows of its sample, (T,); the keys, (T, D). counts: (B,); log_weight: (T,), added to a key's scores.
+    "layer_attend": "(Tensor x, Tensor packed, int[] sizes, int layer, Tensor counts, Tensor? log_weight)"
+    " -> (Tensor, Tensor, Tensor)",
     # Output projection and residual, (T, D), of x and attended (T, D).
     "layer_project": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Feed-forward and residual, (T, D).
@@ -44,8 +48,6 @@ SCHEMAS = {
     # log_weight: (rows of keys,), added to a key's scores.
     "attend_ragged": "(Tensor query, Tensor key, Tensor value, int heads, Tensor reads, Tensor writes,"
     " Tensor? log_weight) -> Tensor",
-    # Attention of every row within its sample, and what each token receives: mean over heads and rows, (T,).
-    "attend_received": "(Tensor query, Tensor key, Tensor value, int heads, Tensor counts) -> (Tensor, Tensor)",
     # Weighted sum over rows of attention, mean over heads, (B, N): queries, keys (B, H, N, d), weight (B, N), of which
     # those up to `least` are left out; real: (B, N) bool. A row is its softmax of scale * q . k over the real keys, or
     # with `standard` erf of its standardised scores over the square root of 2.
@@ -107,6 +109,21 @@ def layer_inputs(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, pa
     return _layer(x, None, packed, own, layer, part, (3, 1, 2)[part], own.stride)
 
 
+def layer_attend(
+    x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, counts: Tensor, log_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    own = _encoder(packed, sizes)
+    x, counts = _rows("x", x, own.width), _counts("counts", counts, 1)
+    _check_counts(counts, len(x), len(x))
+    _check_layer(layer, own)
+    log_weight = _log_weight(log_weight, len(x))
+    out, received, keys = _new(len(x), own.width), _new(own.heads, len(x)), _new(len(x), own.width)
+    _run("layer_attend", x.data_ptr(), _integers(own), packed.data_ptr(), layer, len(counts), counts.data_ptr(),
+         None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), received.data_ptr(), keys.data_ptr(),
+         torch.get_num_threads())  # fmt: skip
+    return out, received.mean(0) / counts.repeat_interleave(counts), keys
+
+
 def layer_project(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
     own = _encoder(packed, sizes)
     return _layer(x, attended, packed, own, layer, 3, own.width)
@@ -154,23 +171,6 @@ def plan_concrete(
 def attend_ragged(
     query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None
 ) -> Tensor:
-    if log_weight is not None:
-        log_weight = _floats("log_weight", log_weight, 1).contiguous()
-        if len(log_weight) != len(key):
-            raise ValueError(f"{len(log_weight)} weights for {len(key)} keys")
-    return _attend(query, key, value, heads, reads, writes, log_weight, None)
-
-
-def attend_received(query: Tensor, key: Tensor, value: Tensor, heads: int, counts: Tensor) -> tuple[Tensor, Tensor]:
-    received = _new(heads, len(key))
-    out = _attend(query, key, value, heads, counts, counts, None, received)
-    return out, received.mean(0) / counts.repeat_interleave(counts)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None,
-    received: Tensor | None,
-) -> Tensor:  # fmt: skip
     query, key, value = (_dense(_floats(name, x, 2)) for name, x in (("query", query), ("key", key), ("value", value)))
     if heads < 1 or query.shape[1] % heads or not query.shape[1] == key.shape[1] == value.shape[1]:
         raise ValueError(f"widths {query.shape[1]}, {key.shape[1]}, {value.shape[1]} do not make {heads} heads")
@@ -179,11 +179,11 @@ def _attend(
         raise ValueError(f"{len(reads)} and {len(writes)} samples, {len(key)} keys and {len(value)} values")
     _check_counts(reads, len(key), len(key))
     _check_counts(writes, len(query), len(query))
-    weights, sums = (None if x is None else x.data_ptr() for x in (log_weight, received))
+    log_weight = _log_weight(log_weight, len(key))
     out = _new(*query.shape)
     _run("attend", query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0), value.data_ptr(),
-         value.stride(0), weights, out.data_ptr(), sums, heads, query.shape[1] // heads, len(reads), reads.data_ptr(),
-         writes.data_ptr(), torch.get_num_threads())  # fmt: skip
+         value.stride(0), None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), heads,
+         query.shape[1] // heads, len(reads), reads.data_ptr(), writes.data_ptr(), torch.get_num_threads())  # fmt: skip
     return out
 
 
@@ -208,12 +208,24 @@ def column_sums(
     return sums.mean(1)
 
 
+def _check_layer(layer: int, own: Sizes) -> None:
+    if not 0 <= layer < own.layers:
+        raise ValueError(f"layer {layer} of {own.layers} layers")
+
+
+def _log_weight(log_weight: Tensor | None, keys: int) -> Tensor | None:
+    if log_weight is None:
+        return None
+    if len(_floats("log_weight", log_weight, 1)) != keys:
+        raise ValueError(f"{len(log_weight)} weights for {keys} keys")
+    return log_weight.contiguous()
+
+
 def _layer(
     x: Tensor, attended: Tensor | None, packed: Tensor, own: Sizes, layer: int, part: int, *shape: int
 ) -> Tensor:
     x = _rows("x", x, own.width)
-    if not 0 <= layer < own.layers:
-        raise ValueError(f"layer {layer} of {own.layers} layers")
+    _check_layer(layer, own)
     if attended is not None:
         attended = _rows("attended", attended, own.width)
         if len(attended) != len(x):
@@ -330,6 +342,13 @@ def _(x: Tensor, packed: Tensor, sizes: list[int], layer: int, part: int) -> Ten
     return x.new_empty(x.shape[0], (3, 1, 2)[part], padded(Sizes(*sizes).width))
 
 
+@torch.library.register_fake("sttabt::layer_attend", lib=_library)
+def _(
+    x: Tensor, packed: Tensor, sizes: list[int], layer: int, counts: Tensor, log_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape)
+
+
 @torch.library.register_fake("sttabt::layer_project", lib=_library)
 @torch.library.register_fake("sttabt::layer_finish", lib=_library)
 def _(x: Tensor, attended: Tensor, packed: Tensor, sizes: list[int], layer: int) -> Tensor:
@@ -356,11 +375,6 @@ def _(
     query: Tensor, key: Tensor, value: Tensor, heads: int, reads: Tensor, writes: Tensor, log_weight: Tensor | None
 ) -> Tensor:
     return query.new_empty(query.shape)
-
-
-@torch.library.register_fake("sttabt::attend_received", lib=_library)
-def _(query: Tensor, key: Tensor, value: Tensor, heads: int, counts: Tensor) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape[0])
 
 
 @torch.library.register_fake("sttabt::column_sums", lib=_library)

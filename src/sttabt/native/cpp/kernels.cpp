@@ -361,6 +361,21 @@ PUBLIC int64_t sttabt_layer(
     return 1;
 }
 
+// Attention of all rows of a layer, see layer_attend in encoder.inc: x (rows, width), bias (rows) or null, out (rows,
+// width), received (heads, rows) or null, keys (rows, width) or null; counts (samples).
+PUBLIC int64_t sttabt_layer_attend(
+    const float *x, const int64_t *sizes, const float *packed, int64_t l, int64_t samples, const int64_t *counts,
+    const float *bias, float *out, float *received, float *keys, int64_t threads
+) {
+    threads = allowed(threads);
+    const Encoder encoder = described(sizes, packed);
+    const Groups groups(encoder, samples, counts, 1, 256, threads);
+    const Memory memory(groups.room * (groups.count > 1 ? threads : 1));
+    if (!memory.data) return 0;
+    CALL(layer_attend, encoder, x, samples, counts, l, bias, out, received, keys, groups, memory.data, threads);
+    return 1;
+}
+
 // lifetime (samples, tokens), scored (samples, layers), see planning.inc, from x (rows, width), or from kept, see
 // sttabt_encode. counts (samples). rule: a Topk, or with `concrete` a Concrete.
 PUBLIC int64_t sttabt_plan(
@@ -385,12 +400,11 @@ PUBLIC int64_t sttabt_plan(
 }
 
 // out (sum of writes, heads * width) = softmax(query . key / sqrt(width) + bias) . value, within each sample: reads and
-// writes (samples), rows of keys and of queries. bias: one a key row, or null. received (heads, rows of keys), or null:
-// the sum over a sample's rows of their softmax.
+// writes (samples), rows of keys and of queries. bias: one a key row, or null.
 PUBLIC int64_t sttabt_attend(
     const float *query, int64_t query_row, const float *key, int64_t key_row, const float *value, int64_t value_row,
-    const float *bias, float *out, float *received, int64_t heads, int64_t width, int64_t samples,
-    const int64_t *reads, const int64_t *writes, int64_t threads
+    const float *bias, float *out, int64_t heads, int64_t width, int64_t samples, const int64_t *reads,
+    const int64_t *writes, int64_t threads
 ) {
     threads = allowed(threads);
     const int64_t room = room16(attention_room(largest_of(reads, samples), width));
@@ -401,7 +415,7 @@ PUBLIC int64_t sttabt_attend(
         segment[b] = {to, writes[b], from, reads[b]};
     const Rows q = {query, 0, width, query_row}, k = {key, 0, width, key_row}, v = {value, 0, width, value_row};
     const float scale = 1.0f / sqrtf((float)width);
-    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, false, received, memory.data, room, threads);
+    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, false, nullptr, 0, memory.data, room, threads);
     return 1;
 }
 
