@@ -252,7 +252,8 @@ def _(trace: FrozenTrace, keep: Keep, propagation: float, outputs: int) -> Plann
     if (any(as_counts) and not all(as_counts)) or (keep is not None and not each):
         found = backtrack(trace, keep, propagation, outputs)  # says what is wrong, or mixes the two
         return Planned(found.plan, found.scored)
-    return _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
+    lifetime, scored = _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
+    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
 
 
 @backtrack_fixed.register
@@ -260,7 +261,8 @@ def _(trace: FrozenTrace, counts: Sequence[int], propagation: float = 0.1, outpu
     if trace.is_padded:
         raise ValueError("samples of unequal length cannot keep the same number of tokens")
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
-    return _topk(trace, counts[:-1], True, propagation, outputs, inclusive=True).plan.order()[:, : counts[0]]
+    lifetime, _ = _topk(trace, counts[:-1], True, propagation, outputs, inclusive=True)
+    return TokenPlan(lifetime, trace.layers).order()[:, : counts[0]]
 
 
 @plan_concrete.register
@@ -276,12 +278,12 @@ def _(
 
 def _topk(
     trace: FrozenTrace, keep: Sequence[Any], as_counts: bool, propagation: float, outputs: int, inclusive: bool
-) -> Planned:
-    lifetime, scored = kernels.plan_topk(
+) -> tuple[Tensor, Tensor]:
+    """Lifetimes (B, N), and rows that were scored (B, L)."""
+    return kernels.plan_topk(
         trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
         propagation, list(map(float, keep)), as_counts, [DYNAMIC_SHARE, *DYNAMIC_RANGE], inclusive,
     )  # fmt: skip
-    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
 
 
 @run_online_dropped.register
