@@ -343,3 +343,16 @@ def test_fixed_counts_of_a_frozen_model() -> None:
     model, images = make_model("digits", counts=counts[: base.layers]), make_inputs("digits")
     expected, frozen = FixedModel(model)(images), FixedModel(freeze(model))
     torch.testing.assert_close(frozen(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_fixed_counts_of_a_frozen_model_are_one_graph_of_any_batch() -> None:
+    base = make_backbone("digits")
+    fixed = FixedModel(freeze(make_model("digits", counts=[20, 14, 5][: base.layers])))
+    compiled = torch.compile(fixed, fullgraph=True, dynamic=True)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(fixed, (make_inputs("digits"),), dynamic_shapes={"inputs": {0: batch}}).module()
+    for size in (2, 5):
+        images = make_inputs("digits")[:1].repeat(size, 1, 1, 1) * torch.arange(1, size + 1)[:, None, None, None]
+        torch.testing.assert_close(compiled(images), fixed(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(exported(images), fixed(images), rtol=1e-4, atol=1e-4)

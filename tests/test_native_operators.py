@@ -174,6 +174,8 @@ def test_a_layer_part_by_part(vectors: int, width: int, wide: int, heads: int, n
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
         found = ops.layer_project(x, attended, *pair, 2)
         torch.testing.assert_close(found, projected(layers[2], x, attended, norm_first), rtol=1e-4, atol=1e-4)
+        expected = fed_forward(layers[2], projected(layers[2], x, attended, norm_first), norm_first)
+        torch.testing.assert_close(ops.layer_finish(x, attended, *pair, 2), expected, rtol=1e-4, atol=1e-4)
         found = ops.layer_feed_forward(x, *pair, 0)
         torch.testing.assert_close(found, fed_forward(layers[0], x, norm_first), rtol=1e-4, atol=1e-4)
 
@@ -219,6 +221,27 @@ def test_attention_of_ragged_samples(vectors: int, threads: int, width: int, wei
     samples = (rows.double().split(counts.tolist()) for rows, counts in ((query, writes), (key, reads), (value, reads)))
     expected = [attention_of(q, k, v, heads, own) for q, k, v, own in zip(*samples, weights, strict=True)]
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_attention_of_a_layer(vectors: int, threads: int, norm_first: bool, weighted: bool) -> None:
+    for width, wide, heads in SIZES:
+        layers = make_layers(width, wide)
+        pair, counts = packed_pair(pack_encoder(layers, heads, norm_first)), torch.tensor([1, 37, 0, 5, 50])
+        x, weight = torch.randn(93, width), torch.randn(93) if weighted else None
+        attended, received, keys = ops.layer_attend(x, *pair, 1, counts, weight)
+        query, key, value = (rows.double() for rows in qkv_of(layers[1], x, norm_first))
+        torch.testing.assert_close(keys.double(), key, rtol=1e-4, atol=1e-4)
+        expected, sums = [], []
+        for rows in torch.arange(93).split(counts.tolist()):
+            own = None if weight is None else weight[rows].double()
+            expected.append(attention_of(query[rows], key[rows], value[rows], heads, own))
+            q, k = (part[rows].unflatten(1, (heads, -1)).transpose(0, 1) for part in (query, key))
+            scores = q @ k.mT / (width // heads) ** 0.5
+            sums.append(torch.softmax(scores if own is None else scores + own, -1).mean((0, 1)))
+        torch.testing.assert_close(attended.double(), torch.cat(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(received.double(), torch.cat(sums), rtol=1e-4, atol=1e-5)
 
 
 def sums_of(
@@ -372,7 +395,7 @@ def test_plans_of_concrete_masks_are_those_of_the_reference(
     width, heads = [(48, 3), (12, 3), (64, 2)][seed]
     x, packed, counts, kept, precise = traced(width, heads, seed)
     p_logit = torch.linspace(-3.0, -1.0, 4)
-    mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).alive
+    mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).plan.alive
     for rows in (x, kept):
         lifetime, scored = ops.plan_concrete(rows, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible)
         clear = ((mask - 0.5).abs() > 0.02).all(1)
@@ -564,7 +587,9 @@ def test_operators_are_as_torch_wants_them() -> None:
         "trace": (x, *packed, one),
         "layer_inputs": (x, *packed, 1, 2),
         "layer_project": (x, x.clone(), *packed, 1),
+        "layer_finish": (x, x.clone(), *packed, 1),
         "layer_feed_forward": (x, *packed, 1),
+        "layer_attend": (x, *packed, 1, one, x[:, 0].clone()),
         "plan_topk": (x, *packed, one, 6, 1, 0.1, [0.5, 0.5], False, [], False),
         "plan_concrete": (x, *packed, one, 6, 1, torch.zeros(2), 0.1, 0.1, 0.0),
         "attend_ragged": (x, x.clone(), x.clone(), 5, one, one.clone(), x[:, 0].clone()),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone
+from sttabt.backbones.base import Backbone, Rows
 from sttabt.core.dispatch import dispatched
 
 
@@ -49,17 +49,18 @@ def attend_weighted(
 
 
 @dispatched
-def attend_rows(
-    backbone: Backbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
-) -> Tensor:
-    """Attention of a layer, (B, n, D), with its dropout, and with weights (B, m) of the keys where they are given.
+def attend_layer(
+    backbone: Backbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of the written rows of a layer on all of x (B, n, D), with its dropout; and the keys, (B, n, D).
 
-    An engine with kernels of its own registers them for its kind of backbone.
+    log_weight: (B, n), as in `attend_weighted`. An engine may register another way for its kind of backbone.
     """
+    query, key, value = backbone.qkv(layer, x, written)
     dropout = backbone.attention_dropout(layer)
     if log_weight is None:
-        return attend(query, key, value, backbone.heads, dropout=dropout)
-    return attend_weighted(query, key, value, backbone.heads, log_weight, dropout)
+        return attend(query, key, value, backbone.heads, dropout=dropout), key
+    return attend_weighted(query, key, value, backbone.heads, log_weight, dropout), key
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -21,7 +21,7 @@ from sttabt.core.concrete import plan_concrete
 from sttabt.core.counts import check_counts
 from sttabt.core.plan import Planned, TokenPlan
 from sttabt.core.trace import AttentionTrace
-from sttabt.engine.attention import attend_rows, split_heads
+from sttabt.engine.attention import attend_layer, split_heads
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped, run_fixed
 from sttabt.engine.online import LayerAttention, Rule, first_places, run_online_dropped, what_the_last_writes
@@ -118,6 +118,11 @@ class FrozenBackbone(Backbone):
         rows = x.flatten(0, -2)
         return kernels.layer_feed_forward(rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
 
+    def finish(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
+        _refuse_gate(gate)
+        rows = x.flatten(0, -2), attended.flatten(0, -2)
+        return kernels.layer_finish(*rows, self.encoder.buffer, self.encoder.sizes, layer).view(x.shape)
+
     def embeddings(self) -> list[nn.Parameter]:
         return []
 
@@ -177,9 +182,26 @@ class FrozenTrace(AttentionTrace):
 
 
 class FrozenAttention(LayerAttention):
-    """What a rule asks for is summed up without a map of the attention."""
+    """What all rows give is known already; queries and keys are computed when something else is asked for.
+
+    x: what the layer reads, (T, D); sums: (T,), what each token receives from all rows of its sample.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, layer: int, x: Tensor, sums: Tensor, present: Tensor) -> None:
+        self.backbone, self.layer, self.x = backbone, layer, x
+        self.sums, self.present, self.heads = sums, present, backbone.heads
+
+    @cached_property
+    def query(self) -> Tensor:  # type: ignore[override]
+        return unpack(self.backbone.queries_keys(self.layer, self.x)[0], self.present)
+
+    @cached_property
+    def key(self) -> Tensor:  # type: ignore[override]
+        return unpack(self.backbone.queries_keys(self.layer, self.x)[1], self.present)
 
     def received(self, rows: Tensor) -> Tensor:
+        if rows is self.present:
+            return unpack(self.sums[:, None], self.present)[..., 0]
         queries, keys = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
         weight = rows.to(queries.dtype) / rows.sum(-1, keepdim=True)
         return kernels.column_sums(queries, keys, weight, self.present, queries.shape[-1] ** -0.5, 0.0, False)
@@ -230,7 +252,8 @@ def _(trace: FrozenTrace, keep: Keep, propagation: float, outputs: int) -> Plann
     if (any(as_counts) and not all(as_counts)) or (keep is not None and not each):
         found = backtrack(trace, keep, propagation, outputs)  # says what is wrong, or mixes the two
         return Planned(found.plan, found.scored)
-    return _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
+    lifetime, scored = _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
+    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
 
 
 @backtrack_fixed.register
@@ -238,7 +261,8 @@ def _(trace: FrozenTrace, counts: Sequence[int], propagation: float = 0.1, outpu
     if trace.is_padded:
         raise ValueError("samples of unequal length cannot keep the same number of tokens")
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
-    return _topk(trace, counts[:-1], True, propagation, outputs, inclusive=True).plan.order()[:, : counts[0]]
+    lifetime, _ = _topk(trace, counts[:-1], True, propagation, outputs, inclusive=True)
+    return TokenPlan(lifetime, trace.layers).order()[:, : counts[0]]
 
 
 @plan_concrete.register
@@ -254,28 +278,28 @@ def _(
 
 def _topk(
     trace: FrozenTrace, keep: Sequence[Any], as_counts: bool, propagation: float, outputs: int, inclusive: bool
-) -> Planned:
-    lifetime, scored = kernels.plan_topk(
+) -> tuple[Tensor, Tensor]:
+    """Lifetimes (B, N), and rows that were scored (B, L)."""
+    return kernels.plan_topk(
         trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
         propagation, list(map(float, keep)), as_counts, [DYNAMIC_SHARE, *DYNAMIC_RANGE], inclusive,
     )  # fmt: skip
-    return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
 
 
 @run_online_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
-    """Rows of the samples stay packed; a rule sees them padded to the longest, attention as they are."""
+    """Rows of the samples stay packed. All of them attend before the rule decides, as it needs their scores anyway."""
     real, x, counts = embed_real(backbone, inputs)
     heads, lifetime = backbone.heads, real.long()
     sample, token = real.nonzero(as_tuple=True)
     for layer in range(backbone.layers - 1):
         present = first_places(counts)
-        query, key, value = backbone.qkv(layer, x)
-        attention = FrozenAttention(unpack(query, present), unpack(key, present), present, heads)
-        keep = rule(layer, attention, present)
+        attended, received, _ = kernels.layer_attend(
+            x, backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, None
+        )
+        keep = rule(layer, FrozenAttention(backbone, layer, x, received, present), present)
         kept, writes = keep[present], keep.sum(1)
-        attended = kernels.attend_ragged(query[kept], key, value, heads, counts, writes, None)
-        x = backbone.finish(layer, x[kept], attended)
+        x = backbone.finish(layer, x[kept], attended[kept])
         sample, token, counts = sample[kept], token[kept], writes
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1
@@ -288,15 +312,21 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
     return Run(backbone.head(x, present), TokenPlan(lifetime, backbone.layers), real)
 
 
-@attend_rows.register
+@attend_layer.register
 def _(
-    backbone: FrozenBackbone, layer: int, query: Tensor, key: Tensor, value: Tensor, log_weight: Tensor | None = None
-) -> Tensor:
-    batch, writes = query.shape[:2]
-    counts = (torch.full((batch,), rows, dtype=torch.int64) for rows in (key.shape[1], writes))
+    backbone: FrozenBackbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    counts = torch.full(x.shape[:1], x.shape[1], dtype=torch.int64)
     weight = None if log_weight is None else log_weight.flatten()
-    rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-    return kernels.attend_ragged(*rows, backbone.heads, *counts, weight).view(query.shape)
+    if written is not None:
+        query, key, value = backbone.qkv(layer, x, written)
+        rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        writes = torch.full_like(counts, query.shape[1])
+        return kernels.attend_ragged(*rows, backbone.heads, counts, writes, weight).view(query.shape), key
+    attended, _, key = kernels.layer_attend(
+        x.flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, weight
+    )
+    return attended.view(x.shape), key.view(x.shape)
 
 
 class _Packed(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from sttabt.backbones.base import Backbone
 from sttabt.core.merge import match_tokens
 from sttabt.core.plan import MergeRecord, output_tokens
-from sttabt.engine.attention import attend_rows, split_heads
+from sttabt.engine.attention import attend_layer, split_heads
 from sttabt.engine.run import Run
 
 
@@ -27,8 +27,7 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     last, survivors = backbone.layers - 1, backbone.reads_survivors
     for layer in range(backbone.layers):
         written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
-        query, key, value = backbone.qkv(layer, x, written)
-        attended = attend_rows(backbone, layer, query, key, value, None if layer == 0 else size[..., 0].log())
+        attended, key = attend_layer(backbone, layer, x, None if layer == 0 else size[..., 0].log(), written)
         if layer == last:
             x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break

@@ -209,8 +209,8 @@ class OnlineMethod(Method):
         for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
             # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
             found = self._encoder_macs(base, own, tokens)
-            if base.attends_ragged:  # the rows that are written are scored once more
-                pairs = sum(read * write for read, write in pairwise(own[:-1]))
+            if base.attends_ragged:  # all rows attend, those too that are not written
+                pairs = sum(read * (read - write) for read, write in pairwise(own[:-1]))
                 found["attention"] += pairs * base.architecture.width
                 attended = own
             else:  # attention, and the rule on it, run on samples padded to the longest

@@ -25,10 +25,16 @@ SCHEMAS = {
     "trace": "(Tensor x, Tensor packed, int[] sizes, Tensor counts) -> Tensor",
     # Of a layer's x (T, D): queries, keys and values (T, 3, stride), part 1: queries alone, 2: keys and values.
     "layer_inputs": "(Tensor x, Tensor packed, int[] sizes, int layer, int part) -> Tensor",
+    # Attention of a layer's x (T, D), before its output projection, (T, D); what each token receives, mean over heads
+    # and rows of its sample, (T,); the keys, (T, D). counts: (B,); log_weight: (T,), added to a key's scores.
+    "layer_attend": "(Tensor x, Tensor packed, int[] sizes, int layer, Tensor counts, Tensor? log_weight)"
+    " -> (Tensor, Tensor, Tensor)",
     # Output projection and residual, (T, D), of x and attended (T, D).
     "layer_project": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Feed-forward and residual, (T, D).
     "layer_feed_forward": "(Tensor x, Tensor packed, int[] sizes, int layer) -> Tensor",
+    # Both one after the other.
+    "layer_finish": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Back-tracking top-k (core.backtrack): lifetime (B, N), at how many boundaries a token is alive, and the rows of
     # attention that were scored, (B, L). rows: what `trace` gives, or x, which is traced on the way. keep: L shares
     # of a sample's tokens; with as_counts numbers of tokens; empty: `dynamic` (share of the largest importance, least
@@ -103,9 +109,29 @@ def layer_inputs(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, pa
     return _layer(x, None, packed, own, layer, part, (3, 1, 2)[part], own.stride)
 
 
+def layer_attend(
+    x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, counts: Tensor, log_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    own = _encoder(packed, sizes)
+    x, counts = _rows("x", x, own.width), _counts("counts", counts, 1)
+    _check_counts(counts, len(x), len(x))
+    _check_layer(layer, own)
+    log_weight = _log_weight(log_weight, len(x))
+    out, received, keys = _new(len(x), own.width), _new(own.heads, len(x)), _new(len(x), own.width)
+    _run("layer_attend", x.data_ptr(), _integers(own), packed.data_ptr(), layer, len(counts), counts.data_ptr(),
+         None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), received.data_ptr(), keys.data_ptr(),
+         torch.get_num_threads())  # fmt: skip
+    return out, received.mean(0) / counts.repeat_interleave(counts), keys
+
+
 def layer_project(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
     own = _encoder(packed, sizes)
     return _layer(x, attended, packed, own, layer, 3, own.width)
+
+
+def layer_finish(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
+    own = _encoder(packed, sizes)
+    return _layer(x, attended, packed, own, layer, 5, own.width)
 
 
 def layer_feed_forward(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
@@ -153,10 +179,7 @@ def attend_ragged(
         raise ValueError(f"{len(reads)} and {len(writes)} samples, {len(key)} keys and {len(value)} values")
     _check_counts(reads, len(key), len(key))
     _check_counts(writes, len(query), len(query))
-    if log_weight is not None:
-        log_weight = _floats("log_weight", log_weight, 1).contiguous()
-        if len(log_weight) != len(key):
-            raise ValueError(f"{len(log_weight)} weights for {len(key)} keys")
+    log_weight = _log_weight(log_weight, len(key))
     out = _new(*query.shape)
     _run("attend", query.data_ptr(), query.stride(0), key.data_ptr(), key.stride(0), value.data_ptr(),
          value.stride(0), None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), heads,
@@ -185,12 +208,24 @@ def column_sums(
     return sums.mean(1)
 
 
+def _check_layer(layer: int, own: Sizes) -> None:
+    if not 0 <= layer < own.layers:
+        raise ValueError(f"layer {layer} of {own.layers} layers")
+
+
+def _log_weight(log_weight: Tensor | None, keys: int) -> Tensor | None:
+    if log_weight is None:
+        return None
+    if len(_floats("log_weight", log_weight, 1)) != keys:
+        raise ValueError(f"{len(log_weight)} weights for {keys} keys")
+    return log_weight.contiguous()
+
+
 def _layer(
     x: Tensor, attended: Tensor | None, packed: Tensor, own: Sizes, layer: int, part: int, *shape: int
 ) -> Tensor:
     x = _rows("x", x, own.width)
-    if not 0 <= layer < own.layers:
-        raise ValueError(f"layer {layer} of {own.layers} layers")
+    _check_layer(layer, own)
     if attended is not None:
         attended = _rows("attended", attended, own.width)
         if len(attended) != len(x):
@@ -307,7 +342,15 @@ def _(x: Tensor, packed: Tensor, sizes: list[int], layer: int, part: int) -> Ten
     return x.new_empty(x.shape[0], (3, 1, 2)[part], padded(Sizes(*sizes).width))
 
 
+@torch.library.register_fake("sttabt::layer_attend", lib=_library)
+def _(
+    x: Tensor, packed: Tensor, sizes: list[int], layer: int, counts: Tensor, log_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape)
+
+
 @torch.library.register_fake("sttabt::layer_project", lib=_library)
+@torch.library.register_fake("sttabt::layer_finish", lib=_library)
 def _(x: Tensor, attended: Tensor, packed: Tensor, sizes: list[int], layer: int) -> Tensor:
     return x.new_empty(x.shape)
 

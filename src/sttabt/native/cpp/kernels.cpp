@@ -137,7 +137,7 @@ struct Concrete {
 // Floats of memory that a thread needs for a head of `tokens` tokens.
 inline int64_t attention_room(int64_t tokens, int64_t width) {
     const int64_t n = room16(tokens), w = room16(width);
-    return width * n + n + 8 * (n + w) + std::max(n * w, n) + 16;
+    return width * n + 2 * n + 8 * (n + w) + std::max(n * w, n) + 16;
 }
 
 inline int64_t feed_forward_room(const Encoder &encoder, int64_t rows) {
@@ -346,17 +346,33 @@ PUBLIC int64_t sttabt_encode(
 
 // The parts of one layer. part 0: out (count, 3 * stride), queries, keys and values of x, (count, width); 1: queries
 // alone, 2: keys and values, (count, stride) and (count, 2 * stride). 3: out (count, width) = what `project` makes of
-// x and attended; 4: of feed_forward.
+// x and attended; 4: of feed_forward; 5: of both, one after the other.
 PUBLIC int64_t sttabt_layer(
     const float *x, const float *attended, int64_t count, const int64_t *sizes, const float *packed, int64_t l,
     int64_t part, float *out, int64_t threads
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);
-    const int64_t rows = count * encoder.stride();
-    const Memory memory(3 * rows + feed_forward_room(encoder, count));
+    const int64_t share = count >= 128 * threads ? 128 : std::max(count, (int64_t)1);
+    const int64_t room = 4 * share * encoder.stride() + feed_forward_room(encoder, share);
+    const Memory memory(room * threads);
     if (!memory.data) return 0;
-    CALL(layer_part, encoder, x, attended, count, l, part, memory.data, out, threads);
+    CALL(layer_part, encoder, x, attended, count, l, part, share, memory.data, room, out, threads);
+    return 1;
+}
+
+// Attention of all rows of a layer, see layer_attend in encoder.inc: x (rows, width), bias (rows) or null, out (rows,
+// width), received (heads, rows) or null, keys (rows, width) or null; counts (samples).
+PUBLIC int64_t sttabt_layer_attend(
+    const float *x, const int64_t *sizes, const float *packed, int64_t l, int64_t samples, const int64_t *counts,
+    const float *bias, float *out, float *received, float *keys, int64_t threads
+) {
+    threads = allowed(threads);
+    const Encoder encoder = described(sizes, packed);
+    const Groups groups(encoder, samples, counts, 1, 256, threads);
+    const Memory memory(groups.room * (groups.count > 1 ? threads : 1));
+    if (!memory.data) return 0;
+    CALL(layer_attend, encoder, x, samples, counts, l, bias, out, received, keys, groups, memory.data, threads);
     return 1;
 }
 
@@ -399,7 +415,7 @@ PUBLIC int64_t sttabt_attend(
         segment[b] = {to, writes[b], from, reads[b]};
     const Rows q = {query, 0, width, query_row}, k = {key, 0, width, key_row}, v = {value, 0, width, value_row};
     const float scale = 1.0f / sqrtf((float)width);
-    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, false, memory.data, room, threads);
+    CALL(attend, q, k, v, bias, out, heads * width, heads, width, scale, samples, segment, false, nullptr, 0, memory.data, room, threads);
     return 1;
 }
 
