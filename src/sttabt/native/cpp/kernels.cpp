@@ -84,6 +84,10 @@ struct Encoder {
 
     int64_t stride() const { return room16(width); }
 
+    // Rows of a group of samples: few enough to stay in a cache between the parts of a layer, where its weights do, too;
+    // otherwise enough to make reading the weights worth while.
+    int64_t group_rows() const { return width <= 128 ? 256 : 1024; }
+
     int64_t weight_room(int64_t outputs, int64_t depth) const {
         return room16((room16(outputs) + panel - 1) / panel * panel * depth);
     }
@@ -160,9 +164,9 @@ struct Groups {
     int64_t first(int64_t group) const { return samples * group / count; }
 
     // counts (boundaries, samples). A thread's share of the rows must not exceed the mean by much.
-    Groups(const Encoder &encoder, int64_t samples, const int64_t *counts, int64_t boundaries, int64_t rows_of_group, int64_t threads)
+    Groups(const Encoder &encoder, int64_t samples, const int64_t *counts, int64_t boundaries, int64_t threads)
         : samples(samples), count(1) {
-        const int64_t rows = sum_of(counts, samples), wanted = (rows + rows_of_group - 1) / rows_of_group;
+        const int64_t rows = sum_of(counts, samples), wanted = rows / encoder.group_rows() + 1;
         for (int64_t tried : {(wanted + threads - 1) / threads * threads, samples}) {
             count = std::max(std::min(tried, samples), (int64_t)1);
             if (threads == 1 || is_balanced(counts, boundaries, threads)) break;
@@ -336,7 +340,7 @@ PUBLIC int64_t sttabt_encode(
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);
-    const Groups groups(encoder, samples, counts, kept ? 1 : encoder.layers + 1, 256, threads);
+    const Groups groups(encoder, samples, counts, kept ? 1 : encoder.layers + 1, threads);
     const Memory memory(groups.room * (groups.count > 1 ? threads : 1));
     if (!memory.data) return 0;
     const int64_t kept_layer = 2 * encoder.stride() * sum_of(counts, samples);
@@ -369,7 +373,7 @@ PUBLIC int64_t sttabt_layer_attend(
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);
-    const Groups groups(encoder, samples, counts, 1, 256, threads);
+    const Groups groups(encoder, samples, counts, 1, threads);
     const Memory memory(groups.room * (groups.count > 1 ? threads : 1));
     if (!memory.data) return 0;
     CALL(layer_attend, encoder, x, samples, counts, l, bias, out, received, keys, groups, memory.data, threads);
