@@ -223,5 +223,5 @@ def test_negligible_rows_hardly_move_a_hard_mask(seed: int) -> None:
     p_logit = torch.linspace(-1.0, 0.5, 6)
     full, skipped = (concrete_plan(trace, p_logit, negligible=delta) for delta in (None, 1e-5))
     assert sum(skipped.scored) < sum(full.scored), "some rows were skipped"
-    assert (full.alive - skipped.alive).abs().max() < 40 * 1e-5 / 0.1 * 10
+    assert (full.plan.alive - skipped.plan.alive).abs().max() < 40 * 1e-5 / 0.1 * 10
     assert (full.plan.harden().alive == skipped.plan.harden().alive).float().mean() >= 0.999

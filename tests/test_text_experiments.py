@@ -98,7 +98,7 @@ def test_an_experiment_of_text_runs(experiment: str, stand_in: Path, monkeypatch
     rows = [Row.read(path) for path in Path("runs").rglob("row.json")]
     names = tasks if glue else [experiment]
     found = {
-        name: sorted(" ".join(filter(None, (r.method, r.attention))) for r in rows if r.dataset == name)
+        name: sorted(" ".join(filter(None, (r.method, r.settings.get("attention")))) for r in rows if r.dataset == name)
         for name in names
     }
     assert found == {name: sorted(methods) for name in names}

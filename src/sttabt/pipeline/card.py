@@ -270,5 +270,6 @@ def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if record["stage"] == "general":
         return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
     arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
-    inputs = "images" if find_source(settings["dataset"]["source"]).holds == "images" else "sttabt.text(tokenizer(...))"
-    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = model.run({inputs}).logits'
+    images = find_source(settings["dataset"]["source"]).holds == "images"
+    call = "model(images)" if images else 'model(**tokenizer(texts, padding=True, return_tensors="pt")).logits'
+    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = {call}'
