@@ -127,7 +127,7 @@ TEXTS = st.one_of(
 )
 NUMBERS = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_subnormal=False, allow_nan=False))
 SETTINGS = st.dictionaries(NAMES, st.one_of(TEXTS, NUMBERS, st.booleans(), st.none()), max_size=5)
-SHARES = st.one_of(st.floats(allow_subnormal=False, 0, 1), st.sampled_from([0, 1]))
+SHARES = st.one_of(st.floats(0, 1, allow_subnormal=False), st.sampled_from([0, 1]))
 
 
 @st.composite
