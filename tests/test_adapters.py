@@ -185,7 +185,6 @@ def test_only_the_library_of_a_model_is_imported() -> None:
     code = """
 import sys
 from sttabt.backbones.registry import adapt, served
-from sttabt.testing.models import pad_text
 served()
 assert not {"timm", "transformers", "huggingface_hub", "sttabt.pretrained", "sttabt.store"} & set(sys.modules)
 import timm
