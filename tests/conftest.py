@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -15,12 +16,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig
+from transformers import BertConfig
 
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
-from sttabt.backbones.distilbert import DistilBert
-from sttabt.backbones.text import EXAMPLE_SIZES, example_text
+from sttabt.backbones.registry import adapters
+from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.testing import models as testing
 from sttabt.testing.models import examples, make_example
@@ -29,7 +30,7 @@ torch.set_num_threads(1)
 
 LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_width": 8}  # arguments of build_lvvit
 LENGTHS = (9, 2, 13, 6)  # tokens of the example texts; the third is the longest
-TEXTS = ("bert", "distilbert")  # the example backbones of text
+TEXTS = tuple(sorted(name for kind in adapters() if kind.may_pad for name in kind.examples()))
 VISION = tuple(sorted(set(examples()) - set(TEXTS)))
 BERT = {
     **EXAMPLE_SIZES,
@@ -46,12 +47,20 @@ def make_bert(**changes: object) -> Bert:
     return Bert.from_config(BertConfig(**{**BERT, **changes}))
 
 
-def make_distilbert(**changes: object) -> DistilBert:
-    """As make_bert, of the same sizes."""
+def make_text_model(name: str, **changes: object) -> TextBackbone:
+    """The example of that name with changes to the library's configuration; random weights, as the library starts."""
+    example: Any = examples()[name]().model
+    config = copy.deepcopy(example.model.config)
+    for key, value in changes.items():
+        setattr(config, key, value)
     torch.manual_seed(7)
-    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-    sizes = {(names | {"intermediate_size": "hidden_dim"}).get(name, name): value for name, value in BERT.items()}
-    return DistilBert.from_config(DistilBertConfig(**{**sizes, **changes}))
+    return type(example).from_config(config)
+
+
+def set_dropouts(base: Backbone) -> None:
+    """Another rate for every dropout, so that none can stand in another's place."""
+    for number, module in enumerate(m for m in base.modules() if isinstance(m, torch.nn.Dropout)):
+        module.p = 0.15 + 0.01 * number
 
 
 def make_backbone(name: str) -> Backbone:
@@ -59,8 +68,8 @@ def make_backbone(name: str) -> Backbone:
     return make_example(name).model
 
 
-def new_vision(name: str) -> Any:
-    """A small vision backbone, as it starts."""
+def new_backbone(name: str) -> Any:
+    """The example of that name with weights as the library starts them."""
     torch.manual_seed(7)
     return examples()[name]().model
 

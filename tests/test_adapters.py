@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from conftest import (
     make_approx,
     make_backbone,
     make_bert,
-    make_distilbert,
     make_inputs,
     make_text,
+    make_text_model,
+    set_dropouts,
 )
 from sttabt.backbones import adapt, registry
 from sttabt.backbones.base import Backbone
@@ -50,6 +52,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.pretrained.huggingface_text import build_text
+from sttabt.settings import method_names
 from sttabt.testing.models import pad_text
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -185,7 +188,6 @@ def test_only_the_library_of_a_model_is_imported() -> None:
     code = """
 import sys
 from sttabt.backbones.registry import adapt, served
-from sttabt.testing.models import pad_text
 served()
 assert not {"timm", "transformers", "huggingface_hub", "sttabt.pretrained", "sttabt.store"} & set(sys.modules)
 import timm
@@ -346,14 +348,11 @@ def test_dropout_of_a_vit_is_timms(which: str, fused: bool) -> None:
         assert base.attention_dropout(layer) == (0.4 if which == "all" or not fused else 0.0)
 
 
-@pytest.mark.parametrize(
-    "base",
-    [make_bert(hidden_dropout_prob=0.3, classifier_dropout=0.2), make_distilbert(dropout=0.3, seq_classif_dropout=0.2)],
-    ids=TEXTS,
-)
+@pytest.mark.parametrize("name", TEXTS)
 @torch.no_grad()
-def test_dropouts_alone_at_work_are_the_librarys(base: Bert) -> None:
-    base.eval()
+def test_dropouts_alone_at_work_are_the_librarys(name: str) -> None:
+    base = make_text_model(name).eval()
+    set_dropouts(base)
     for module in base.modules():
         module.train(isinstance(module, nn.Dropout))
     _same_draws(base, make_text())
@@ -514,13 +513,12 @@ def test_a_vit_is_called_as_timm_calls_it() -> None:
 @torch.inference_mode()
 def test_a_text_model_answers_as_the_library_does(name: str, problem: str, how: str) -> None:
     classes = 1 if problem == "one" else 5
-    make = make_bert if name == "bert" else make_distilbert
     config = {"num_labels": classes} | ({"problem_type": "regression"} if problem == "regression" else {})
-    base, other = make(**config).eval(), make(**config).eval()
+    base, other = make_text_model(name, **config).eval(), make_text_model(name, **config).eval()
     text = make_text()
     labels = torch.arange(4) if problem == "single" else torch.rand(4, *([classes] if classes > 1 else []))
     given: dict[str, Any] = {"input_ids": text.ids, "attention_mask": text.real.long(), "labels": labels}
-    given |= {"token_type_ids": text.types} if name == "bert" else {}
+    given |= {"token_type_ids": text.types} if "token_type_ids" in signature(base.model.forward).parameters else {}
     args: tuple[Any, ...] = ()
     if how == "positions":
         args = given.pop("input_ids"), given.pop("attention_mask")
@@ -581,7 +579,7 @@ def test_a_call_of_a_text_model_that_cannot_be_read_is_refused() -> None:
 # --- pruned
 
 
-@pytest.mark.parametrize("method", ["backtracking", "concrete", "random", "forward_topk", "ltp", "tome", "dense"])
+@pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_a_pruned_vit_follows_dtype_and_image_size(method: str, dtype: torch.dtype) -> None:

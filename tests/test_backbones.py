@@ -6,15 +6,12 @@ import pytest
 import torch
 
 from conftest import (
-    TEXTS,
     factor_of,
     make_approx,
     make_backbone,
-    make_bert,
-    make_distilbert,
     make_images,
     make_inputs,
-    new_vision,
+    new_backbone,
 )
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
@@ -47,10 +44,7 @@ def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
 def test_official_names_go_both_ways(backbone_name: str) -> None:
     base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     torch.manual_seed(99)
-    if backbone_name in TEXTS:
-        other = (make_bert if backbone_name == "bert" else make_distilbert)().eval()
-    else:
-        other = new_vision(backbone_name).eval()
+    other = new_backbone(backbone_name).eval()
     load_official_state(other, official_state(base))
     assert torch.equal(other(inputs), base(inputs))
 
@@ -91,9 +85,10 @@ def test_weights_of_another_architecture_are_refused() -> None:
 def test_a_narrow_copy_has_the_same_depth_and_heads(backbone_name: str) -> None:
     base = make_backbone(backbone_name)
     factor = factor_of(backbone_name)
-    sizes, narrow = base.architecture, make_approx(base, backbone_name).backbone.architecture
+    network = make_approx(base, backbone_name)
+    sizes, narrow = base.architecture, network.backbone.architecture
     assert (narrow.layers, narrow.heads) == (sizes.layers, sizes.heads)
-    of_own_stem = backbone_name in ("lvvit", "lvvit_auxiliary")  # whose channels are as much fewer
+    of_own_stem = bool(sizes.stem) and not network.share_stem  # whose channels are as much fewer
     assert narrow.patch_inputs * (factor if of_own_stem else 1) == sizes.patch_inputs
     assert bool(narrow.stem) == of_own_stem
     assert (narrow.width * factor, narrow.feed_forward * factor) == (sizes.width, sizes.feed_forward)

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,11 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import sttabt
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.cli.reference import FILE, reference
+from sttabt.data.sources import find_source
 from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings, steps_of, update_size
@@ -27,12 +29,16 @@ from sttabt.settings.fields import walk
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in config_folder().iterdir()}
 EXPERIMENTS = GROUPS.pop("experiment")
-CHOSEN = [(group, choice) for group, choices in GROUPS.items() if group != "config.yaml" for choice in choices]
+OTHERS = sorted(GROUPS.keys() - {"model", "dataset"})
+CHOSEN = [(group, choice) for group in OTHERS for choice in GROUPS[group]]
 CHOSEN.remove(("sparsity", "each_job"))  # for sweeps: each job decides
-CHOSEN.remove(("dataset", "glue"))  # what the tasks have in common
-TEXT_MODELS = ("minilm_l6", "bert_base", "distilbert")
-IMAGE_FILES = ("image_folder", "imagenet", "image_table", "imagenet_hub", "cifar10", "cifar100")
-TEXT_DATA = ("text_file", "movie_reviews", "movie_review_scores", *(f"glue_{task}" for task in GLUE_TASKS))
+
+
+def _of_text(model: Any) -> bool:
+    return bool(model.get("huggingface")) and not model.get("patch_size")
+
+
+TEXT_MODELS = [name for name in GROUPS["model"] if _of_text(OmegaConf.load(config_folder() / "model" / f"{name}.yaml"))]
 
 
 @pytest.fixture(autouse=True)
@@ -59,22 +65,49 @@ def _sweep_jobs(experiment: str, *overrides: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOSEN)
-def test_every_choice_composes(group: str, choice: str, tmp_path: Path) -> None:
+def test_every_choice_composes(group: str, choice: str) -> None:
+    assert isinstance(compose_settings([f"{group}={choice}", "name=test"]), Settings)
+
+
+@pytest.mark.parametrize("choice", GROUPS["model"])
+def test_every_model_composes(choice: str, tmp_path: Path) -> None:
+    model = _composed(f"model={choice}").model
+    fitting = [f"dataset.image_size={8 * model.patch_size}", "dataset.channels=3"]
+    if _of_text(model):
+        fitting = [f"model.huggingface={tmp_path}", "dataset=text_file", f"dataset.path={tmp_path}"]
+    assert compose_settings([f"model={choice}", "name=test", *fitting]).model.name == choice
+
+
+@pytest.mark.parametrize("choice", sorted({*GROUPS["dataset"]} - {"glue"}))  # it is what the tasks have in common
+def test_every_data_set_composes(choice: str, tmp_path: Path) -> None:
+    """With a model that reads it. A source that reads files has a folder, or else a file."""
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
-    large = choice.startswith(("deit", "lvvit", "vit_base"))
-    fitting = ["dataset.image_size=224", "dataset.channels=3"] if large else []
-    fitting += [f"dataset.path={tmp_path}"] if choice == "fashion_mnist" else []
-    if choice in IMAGE_FILES:
-        fitting += ["model=deit_tiny", "dataset.image_size=224", f"dataset.path={tmp_path}"]
-    if choice in TEXT_MODELS or choice in TEXT_DATA:
-        fitting += [f"model={choice if choice in TEXT_MODELS else 'bert_base'}", f"model.huggingface={tmp_path}"]
-        fitting += [f"dataset={choice if choice in TEXT_DATA else 'text_file'}", f"dataset.path={tmp_path}"]
-    settings = compose_settings([f"{group}={choice}", "name=test", *fitting])
-    assert isinstance(settings, Settings)
-    if group in ("model", "dataset") and choice != "imagenet_hub":
-        own = ("image_folder", "image_table", "text_file")  # of which the folder gives the name
-        assert getattr(settings, group).name == (tmp_path.name if choice in own else choice)
+    (tmp_path / "own").touch()
+    dataset = _composed(f"dataset={choice}").dataset
+    source = find_source(dataset.source)
+    fitting = [f"dataset={choice}", "name=test"]
+    if source.holds == "text":
+        fitting += ["model=bert_base", f"model.huggingface={tmp_path}"]
+    else:
+        fitting += ["model=digits_vit", f"model.patch_size={dataset.image_size}"]
+    if "path" not in source.reads:
+        assert compose_settings(fitting).dataset.name == choice
+        return
+    try:
+        settings = compose_settings([*fitting, f"dataset.path={tmp_path}"])
+    except UserError:
+        settings = compose_settings([*fitting, f"dataset.path={tmp_path / 'own'}"])
+    if dataset.name:
+        assert settings.dataset.name == dataset.name and choice.startswith(dataset.name)
+    else:
+        assert settings.dataset.name in (tmp_path.name, "own"), "as the folder or the file is called"
+
+
+def _composed(*overrides: str) -> DictConfig:
+    """Before anything is checked."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("config", overrides=["name=test", *overrides])
 
 
 def _covering(jobs: list[list[str]]) -> list[list[str]]:

@@ -27,7 +27,8 @@ from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
-from sttabt.settings import method_names, method_settings
+from sttabt.settings import method_settings
+from sttabt.testing import contract
 from sttabt.timing.interleaved import Timing, time_interleaved
 
 CLASSES = 5
@@ -60,27 +61,10 @@ def _pruned(name: str, method: str, **settings: object) -> PrunedModel:
     return PrunedModel(base, chosen, make_approx(base, name) if chosen.attention == "approximate" else None).eval()
 
 
-METHODS = [
-    ("dense", {}),
-    ("random", {"keep_ratio": 0.5}),
-    ("forward_topk", {"keep_ratio": 0.5}),
-    ("tome", {"merged": 8}),
-    ("backtracking", {"keep_ratio": 0.4}),
-    ("backtracking", {"keep_ratio": 0.4, "attention": "actual"}),
-    ("backtracking", {"dynamic": True}),
-    ("concrete", {"p_logit": -0.5}),
-    ("ltp", {}),
-]
-
-
-def test_every_method_is_evaluated_here() -> None:
-    assert {method for method, _ in METHODS} == set(method_names())
-
-
-@pytest.mark.parametrize(("method", "settings"), METHODS)
+@pytest.mark.parametrize("case", contract.cases(backbone="digits"), ids=str)
 @torch.inference_mode()
-def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict) -> None:
-    dataset, model = _Images("digits", 11), _pruned("digits", method, **settings)
+def test_evaluation_equals_a_loop_over_single_images(case: contract.Case) -> None:
+    dataset, (model, _) = _Images("digits", 11), case.make()
     scores = evaluate(model, dataset, TASK, batch_size=4)  # 4, 4 and 3
     masking = not isinstance(model.method, MergingMethod)
     right, loss, occupancy = Counter[str](), 0.0, []
@@ -101,7 +85,7 @@ def test_evaluation_equals_a_loop_over_single_images(method: str, settings: dict
     assert scores.samples == 11
     assert scores.dropped == pytest.approx(right["dropped"] / 11)
     assert scores.masked == (pytest.approx(right["masked"] / 11) if masking else None)
-    assert scores.soft == (pytest.approx(right["soft"] / 11) if method in ("concrete", "ltp") else None)
+    assert scores.soft == (pytest.approx(right["soft"] / 11) if isinstance(model.method, TrainedMethod) else None)
     assert scores.loss == pytest.approx(loss / 11, rel=1e-5)
     assert scores.occupancy == pytest.approx(np.mean(occupancy, 0).tolist())
     macs: Counter[str] = Counter()  # of a sample, but padding in its batch counts

@@ -35,7 +35,6 @@ def adapt(model: nn.Module) -> Backbone:
     raise UserError(f"a {kind.__name__} cannot be pruned{hint}: give one of {', '.join(sorted(adapters))}")
 
 
-@cache
 def adapters() -> tuple[type[Backbone], ...]:
     """Every adapter: this package's, then those of other packages."""
     modules = [import_module(f"{__package__}.{found.name}") for found in pkgutil.iter_modules([str(_FOLDER)])]

@@ -6,6 +6,7 @@ Adapters that are not registered here (those of other packages) keep the names o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import singledispatch
 
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.lvvit import LvVit, fold_branches
 from sttabt.backbones.vit import ViT
-from sttabt.core.dispatch import dispatched
 from sttabt.pretrained import vit_names
 from sttabt.pretrained.states import load_views, without_unused
 
@@ -28,7 +28,7 @@ def load_official_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None
     load_views(without_unused(state), official_state(backbone))
 
 
-@dispatched
+@singledispatch
 def official_names(backbone: Backbone, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values by parameter name (weights, gradients) under the official names, fused projections taken apart."""
     return backbone.parts(values)
@@ -45,7 +45,7 @@ def _(backbone: Bert, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(encoder): value for name, value in values.items()}
 
 
-@dispatched
+@singledispatch
 def from_released(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights under the names of `backbone.model`, changed to what it holds where the two differ."""
     return dict(state)

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sttabt.backbones.base import Example
 from sttabt.core.plan import output_tokens
 from sttabt.errors import UserError
+from sttabt.models.frozen import freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import method_names, method_settings
 from sttabt.testing.models import examples, is_text, make_example, make_pruned, one_by_one, pad_text, pick
@@ -134,6 +135,16 @@ def check_multiply_adds_are_those_that_torch_counts(case: Case) -> None:
 
 
 @torch.inference_mode()
+def check_a_frozen_model_computes_the_same(case: Case) -> None:
+    """Kernels keep the same tokens and give the same logits, to rounding; what they do not know is left to torch."""
+    model, example = case.make()
+    frozen = freeze(model, strict=False)
+    expected, found = model.run(example.inputs), frozen.run(example.inputs)
+    assert torch.equal(found.plan.alive, expected.plan.alive)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
 def check_a_pruned_model_is_a_model(case: Case) -> None:
     """It is called as the original; a copy, a pickle and a loaded state compute the same; a batch may be empty."""
     model, example = case.make()
@@ -179,6 +190,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_a_sample_does_not_depend_on_its_batch,
     check_padding_changes_nothing,
     check_multiply_adds_are_those_that_torch_counts,
+    check_a_frozen_model_computes_the_same,
     check_a_pruned_model_is_a_model,
     check_gradients_reach_the_base,
     check_the_knob_moves_what_is_kept,
