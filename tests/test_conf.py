@@ -135,11 +135,12 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
         assert compose_settings(job).name == experiment
 
 
-def test_the_quickstart_has_every_method() -> None:
-    jobs = _sweep_jobs("quickstart")
-    methods = [compose_settings(job).sparsity.method for job in jobs]
-    assert sorted(set(methods)) == sorted(method_names())
-    assert methods[0] == "dense", "cheap jobs come first"
+def test_the_quickstart_compares_methods_of_every_kind_with_a_control() -> None:
+    found = [compose_settings(job).sparsity for job in _sweep_jobs("quickstart")]
+    assert found[0].method == "dense", "cheap jobs come first"
+    assert {"random", "concrete", "backtracking"} < {each.method for each in found} <= set(method_names())
+    swept = {each.label for each in found if sum(other.label == each.label for other in found) > 1}
+    assert swept == {each.label for each in found} - {"dense"}, "every knob is swept"
 
 
 GRID = {  # jobs of a task, dense and others
