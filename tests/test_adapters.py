@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from inspect import signature
 from pathlib import Path
@@ -42,8 +41,8 @@ from conftest import (
 from sttabt.backbones import adapt, registry
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
+from sttabt.backbones.bert_family import BertFamily
 from sttabt.backbones.distilbert import DistilBert
-from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.vit import ViT
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
@@ -137,31 +136,16 @@ class OwnAdapter(ViT):
     serves = (f"{__name__}.OwnModel",)
 
 
-class Roberta(Bert):
-    """What a family of transformers takes that is a BERT but for its positions and its head."""
+class Roberta(BertFamily):
+    """What a family of transformers takes that is a BERT but for its positions."""
 
     serves = ("transformers.models.roberta.modeling_roberta.RobertaForSequenceClassification",)
     model_type = "roberta"
     pretraining_heads = ("lm_head.",)
-    pooler = frozenset()
 
-    def repeated(self) -> Iterator[Repeated]:
-        yield Repeated("the model", self.model, (self.library(),))
-
-    def problems(self) -> dict[str, bool]:
-        return {"causal attention (is_decoder)": self.model.config.is_decoder}
-
-    def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        return self.model.classifier(x)
-
-    def _layer(self, layer: int) -> Any:
-        return self.model.roberta.encoder.layer[layer]
-
-    def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
-        tables = self.model.roberta.embeddings
-        position = tables.position_embeddings(token + tables.padding_idx + 1)
-        rows = tables.word_embeddings(ids) + tables.token_type_embeddings(types) + position
-        return tables.dropout(tables.LayerNorm(rows))
+    @property
+    def first_position(self) -> int:
+        return self.model.config.pad_token_id + 1
 
 
 def test_a_family_of_another_package_comes_from_files_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,7 +161,7 @@ def test_a_family_of_another_package_comes_from_files_too(monkeypatch: pytest.Mo
     finally:
         registry.served.cache_clear()
     base, text = built.base.eval(), make_text()
-    assert type(base) is Roberta and not built.new_head
+    assert type(base) is Roberta and not built.new_head and base.tokens == BERT["max_position_embeddings"] - 1
     with torch.inference_mode():
         expected = base.model(input_ids=text.ids, attention_mask=text.real, token_type_ids=text.types).logits
         found_logits = sttabt.prune(base, "backtracking", keep_ratio=1.0, approx=4)(text).logits

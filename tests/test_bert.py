@@ -19,6 +19,9 @@ from transformers import (
     BertModel,
     DistilBertForMaskedLM,
     DistilBertModel,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraModel,
     GPT2Config,
 )
 
@@ -35,6 +38,7 @@ from conftest import (
 )
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.distilbert import DistilBert
+from sttabt.backbones.electra import Electra
 from sttabt.core.backtrack import backtrack
 from sttabt.core.concrete import concrete_loss, concrete_plan
 from sttabt.core.forward import forward_select
@@ -270,6 +274,26 @@ def test_a_distilbert_comes_from_files_as_a_bert_does(
     rewrite(tmp_path / "whole", lambda state: state.pop("pre_classifier.bias"))
     with pytest.raises(UserError, match=r"pre_classifier\.bias is missing"):
         build_text(str(tmp_path / "whole"), 5, pretrained=True)
+
+
+@pytest.mark.parametrize("kind", [ElectraModel, ElectraForPreTraining, ElectraForMaskedLM])
+def test_an_electra_comes_from_files_and_gets_a_head(kind: Any, tmp_path: Path) -> None:
+    kind(make_backbone("electra_projected").model.config).save_pretrained(tmp_path)
+    stored = {name.removeprefix("electra."): x for name, x in load_file(tmp_path / "model.safetensors").items()}
+    built = build_text(str(tmp_path), 3, pretrained=True)
+    assert isinstance(built.base, Electra) and built.new_head
+    state = official_state(built.base)
+    assert "embeddings_project.weight" in state
+    for name, value in state.items():
+        assert name.startswith("classifier.") or torch.equal(value, stored[name]), name
+
+
+def test_narrow_embeddings_that_are_projected_become_as_much_narrower() -> None:
+    narrow = make_text_model("electra_projected").narrow(4)
+    assert (narrow.architecture.looked_up, narrow.architecture.width) == (4, 8)
+    assert make_text_model("electra").narrow(4).architecture.looked_up == 0
+    with pytest.raises(UserError, match=r"approx.factor=4 does not divide the embedding width 18"):
+        make_text_model("electra_projected", embedding_size=18).narrow(4)
 
 
 @pytest.fixture

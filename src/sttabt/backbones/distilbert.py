@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Example, Rows
-from sttabt.backbones.bert import Bert
+from sttabt.backbones.bert_family import BertFamily
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.slicing import gated
-from sttabt.backbones.text import EXAMPLE_SIZES, example_text
 from sttabt.core.text import Text
 
 
-class DistilBert(Bert):
-    """As Bert; the types of its inputs are not read."""
+class DistilBert(BertFamily):
+    """The types of its inputs are not read."""
 
     serves: ClassVar[tuple[str, ...]] = (
         "transformers.models.distilbert.modeling_distilbert.DistilBertForSequenceClassification",
@@ -30,11 +28,7 @@ class DistilBert(Bert):
 
     @classmethod
     def examples(cls) -> dict[str, Callable[[], Example]]:
-        from transformers import DistilBertConfig
-
-        sizes: dict[str, Any] = {**EXAMPLE_SIZES, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
-        config = partial(DistilBertConfig, **sizes)
-        return {"distilbert": lambda: Example(cls.from_config(config()), example_text(), 4)}
+        return {"distilbert": cls.example}
 
     def attention_dropout(self, layer: int) -> float:
         attention = self._layer(layer).attention

@@ -17,6 +17,7 @@ class Architecture:
     """The sizes that a cost depends on.
 
     patch_inputs: numbers that a patch is embedded from, C*p*p; 0 for text, whose embedding is looked up.
+    looked_up: width of the embedding tables of text where every token is projected from there; 0 where none is.
     pooler: the head maps the output token through a square layer before it classifies.
     stem: multiply-adds of what is computed whole, whichever patches are embedded: convolutions (LV-ViT).
     classifiers: output tokens, each with a classifier of its own (distilled DeiT has two).
@@ -33,6 +34,7 @@ class Architecture:
     stem: int = 0
     classifiers: int = 1
     auxiliary: bool = False
+    looked_up: int = 0
 
 
 def encoder_macs(
@@ -58,8 +60,9 @@ def encoder_macs(
     classified: float = architecture.classifiers
     if architecture.auxiliary:
         classified += writes[-1] - architecture.classifiers
+    embedded = stem_patches * architecture.patch_inputs + reads[0] * architecture.looked_up
     return {
-        "stem": architecture.stem + stem_patches * architecture.patch_inputs * width,
+        "stem": architecture.stem + embedded * width,
         "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
         "attention": sum((query + out) * read for read, _, query, out in layers) * width,
         "feed_forward": sum(2 * write for write in writes) * width * architecture.feed_forward,

@@ -11,8 +11,8 @@ from functools import singledispatch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
-from sttabt.backbones.bert import Bert
 from sttabt.backbones.lvvit import LvVit, fold_branches
+from sttabt.backbones.text import TextBackbone
 from sttabt.backbones.vit import ViT
 from sttabt.pretrained import vit_names
 from sttabt.pretrained.states import load_views, without_unused
@@ -40,7 +40,7 @@ def _(backbone: ViT, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @official_names.register
-def _(backbone: Bert, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _(backbone: TextBackbone, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoder = f"{backbone.model.base_model_prefix}."
     return {name.removeprefix(encoder): value for name, value in values.items()}
 

@@ -35,8 +35,8 @@ class ModelSettings:
     lvvit: str = setting("", f"of images: an LV-ViT, which timm has not: {', '.join(LVVIT_SIZES)}")
     huggingface: str = setting(
         "",
-        "a BERT, DistilBERT, ViT or DeiT: its folder, its id on the hub, or package:NAME/FOLDER of an installed"
-        " package",
+        "a BERT, DistilBERT, ELECTRA, ViT or DeiT: its folder, its id on the hub, or package:NAME/FOLDER of an"
+        " installed package",
     )
     width: int = setting(MISSING, "numbers a token", at_least(1))
     depth: int = setting(MISSING, "layers", at_least(1))
