@@ -108,6 +108,13 @@ def vision_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Whatever a test sets: sums of two threads differ from those of one in their last bits."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has its own folder, and gets back the log handlers that Hydra replaces."""

@@ -143,10 +143,8 @@ def test_arguments_reach_the_trainer(splits: Splits, tmp_path: Path) -> None:
     profiler = "trainer.profiler={_target_:lightning.pytorch.profilers.SimpleProfiler,filename:times}"
     settings = _settings("trainer=deterministic", "trainer.check_val_every_n_epoch=3", profiler)
     module = _training(settings)
-    try:
-        fit(module, splits, settings, tmp_path, [])
-    finally:
-        torch.use_deterministic_algorithms(False)
+    fit(module, splits, settings, tmp_path, [])
+    assert not torch.are_deterministic_algorithms_enabled(), "the next job of this process has its own setting"
     assert module.trainer.check_val_every_n_epoch == 3
     assert type(module.trainer.profiler).__name__ == "SimpleProfiler"
     assert module.trainer.max_epochs == 6

@@ -118,9 +118,10 @@ def _train(
     if settings.hardware.compile:
         module.terms = torch.compile(module.terms)  # type: ignore[method-assign]
     callbacks, terminated = [*chosen, broken, last], False
-    with _users_mistakes(settings, MisconfigurationException, TypeError, ValueError):
-        trainer = _new_trainer(module, settings, folder, loggers, callbacks, data.accumulate, ranks)
+    determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
+        with _users_mistakes(settings, MisconfigurationException, TypeError, ValueError):
+            trainer = _new_trainer(module, settings, folder, loggers, callbacks, data.accumulate, ranks)
         with _users_mistakes(settings, MisconfigurationException):
             trainer.fit(module, datamodule=data, ckpt_path=folder / CHECKPOINT if resume else None, weights_only=True)
     except SIGTERMException:
@@ -131,6 +132,8 @@ def _train(
         if not trainer.received_sigterm:
             raise
         terminated = True
+    finally:  # trainer.deterministic is this training's, not that of the next job in this process
+        torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
     if terminated or trainer.received_sigterm:
         log.warning("stage %s was interrupted by SIGTERM: the same command resumes it", module.stage)
         raise SystemExit(TERMINATED)
