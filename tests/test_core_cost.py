@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sttabt.core.cost import Architecture, encoder_macs
+from sttabt.core.cost import Architecture, encoder_macs, trace_macs
 
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
 DEIT_SMALL = Architecture(layers=12, width=384, heads=6, feed_forward=1536, classes=1000, patch_inputs=768)
@@ -130,3 +132,11 @@ def test_dense_bert_base_at_128_tokens_is_the_literature_value():
     # Text counts a multiply-add as two operations.
     total = 2 * sum(encoder_macs(BERT_BASE, [128] * 12, [128] * 12, 0).values())
     assert total == pytest.approx(22.4e9, rel=0.01)
+
+
+def test_tracing_one_layer_is_its_queries_and_keys():
+    """Of an encoder of one layer; a token of text that is projected after its look-up costs that besides."""
+    one = replace(DEIT_SMALL, layers=1)
+    assert trace_macs(one, 197, 196) == (196 * one.patch_inputs + 2 * 197 * one.width) * one.width
+    text = replace(BERT_BASE, layers=1, looked_up=128)
+    assert trace_macs(text, 20, 0) == 20 * (128 + 2 * text.width) * text.width

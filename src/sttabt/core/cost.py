@@ -7,7 +7,7 @@ Papers on vision transformers call the same count "FLOPs".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 PARTS = ("stem", "projections", "attention", "feed_forward", "head", "approximate_network", "planning")
 
@@ -60,7 +60,9 @@ def encoder_macs(
     classified: float = architecture.classifiers
     if architecture.auxiliary:
         classified += writes[-1] - architecture.classifiers
-    embedded = stem_patches * architecture.patch_inputs + reads[0] * architecture.looked_up
+    embedded = stem_patches * architecture.patch_inputs
+    if architecture.looked_up:
+        embedded += reads[0] * architecture.looked_up
     return {
         "stem": architecture.stem + embedded * width,
         "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
@@ -72,6 +74,7 @@ def encoder_macs(
 
 def trace_macs(architecture: Architecture, tokens: int, patches: int) -> float:
     """Multiply-adds of tracing one sample's attention: the encoder without its head, up to the last layer's keys."""
-    before = Architecture(**{**asdict(architecture), "layers": architecture.layers - 1})
+    width = architecture.width
+    before = replace(architecture, layers=architecture.layers - 1, looked_up=0)
     parts = encoder_macs(before, [tokens] * before.layers, [tokens] * before.layers, patches)
-    return sum(parts.values()) - parts["head"] + 2 * tokens * architecture.width**2
+    return sum(parts.values()) - parts["head"] + tokens * (architecture.looked_up + 2 * width) * width
