@@ -168,8 +168,8 @@ def _planners(base: Backbone, network: Network, inputs: Tensor, settings: BenchS
     models = calibrated(base, network, inputs, middle_keep(settings))
     tracing = partial(_macs, models[0], inputs, ("approximate_network",))
 
-    def trace() -> Any:
-        return network(inputs)
+    def trace() -> object:
+        return network(inputs).compute()
 
     def plan(model: PrunedModel) -> Variant:
         name = f"trace and {model.method.title}, factor {network.factor}"

@@ -30,6 +30,10 @@ class AttentionTrace:
     def layers(self) -> int:
         return len(self.queries)
 
+    def compute(self) -> AttentionTrace:
+        """The trace with its queries and keys at hand, for a trace that leaves them until they are read."""
+        return self
+
     @property
     def is_padded(self) -> bool:
         """Whether any token is padding."""

@@ -162,6 +162,10 @@ class FrozenTrace(AttentionTrace):
     def keys(self) -> tuple[Tensor, ...]:
         return self._apart(1)
 
+    def compute(self) -> AttentionTrace:
+        _ = self._kept
+        return self
+
     def received(self, layer: int, weight: Tensor, places: Tensor | None = None) -> Tensor:
         if places is not None:
             weight = torch.zeros_like(self.real, dtype=weight.dtype).scatter(1, places, weight)

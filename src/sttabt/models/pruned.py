@@ -78,7 +78,7 @@ class PrunedModel(nn.Module):
 
         Each begins with the one before it: a plan begins with the attention that it reads.
         """
-        traced = {"approximate_network": self.trace} if self.method.attention == "approximate" else {}
+        traced = {"approximate_network": self._traces} if self.method.attention == "approximate" else {}
         return traced | {name: partial(self._step, step) for name, step in self.method.steps().items()}
 
     def macs(self, run: Run) -> dict[str, float]:
@@ -100,6 +100,11 @@ class PrunedModel(nn.Module):
         if self.method.attention == "approximate" and self.approx is not None:
             return self.approx.backbone
         return self.base if self.method.attention == "actual" else None
+
+    def _traces(self, inputs: Any) -> AttentionTrace:
+        trace = self.trace(inputs)
+        assert trace is not None, "asked for where there is one"
+        return trace.compute()
 
     def _form(self, form: Callable[..., Predicted], inputs: Any) -> Predicted:
         prepared = self.base.prepare(inputs)
