@@ -140,7 +140,8 @@ def _train(
     metrics = last.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = next((callback for callback in chosen if isinstance(callback, BestWeights) and callback.weights), None)
     if best is not None:
-        module.load_state_dict(best.weights, strict=False)
+        found = module.load_state_dict(best.weights, strict=False)  # all but frozen teachers
+        assert not found.unexpected_keys, "best weights are those of this module"
         metrics |= best.metrics
     epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     return Fitted(metrics, epochs, "last epoch" if best is None else best.describe(), len(broken.known))
