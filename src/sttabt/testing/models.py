@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttabt.backbones.base import Backbone, Example
+from sttabt.backbones.base import Example
 from sttabt.backbones.registry import adapters
 from sttabt.core.text import Text
 from sttabt.errors import UserError, nearest
@@ -80,8 +80,3 @@ def pad_text(text: Text, more: int) -> Text:
         torch.cat([text.types, torch.ones(batch, more, dtype=torch.long)], 1),
         torch.cat([text.real, torch.zeros(batch, more, dtype=torch.bool)], 1),
     )
-
-
-def is_text(base: Backbone) -> bool:
-    """Whether its samples differ in length."""
-    return base.may_pad
