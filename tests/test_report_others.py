@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from sttabt.report.build import make_report
 from sttabt.report.choice import best_by_validation
-from sttabt.report.curves import curve_styles
+from sttabt.report.curves import MARKERS, curve_styles
 from sttabt.report.gallery import choose
 from sttabt.report.labels import OTHERS, colours, from_elsewhere, known_labels, rank
 from sttabt.report.overhead import write_overhead
@@ -161,6 +162,22 @@ def test_its_settings_are_chosen_and_searched_by_their_names(tmp_path: Path) -> 
     assert draw_search(points, tmp_path) == tmp_path / "search.png"
     frame = pd.read_csv(tmp_path / "search.csv")
     assert set(frame["curve"]) == {"GlowPrune"} and "warmth 0.2, training.epochs 3" in set(frame["setting"])
+
+
+def test_a_search_draws_more_methods_than_there_are_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [f"method {number}" for number in range(len(MARKERS) + 2)]
+    rows = [
+        make_other(
+            warmth, label=label, own={"training.epochs": epochs}, config_hash=f"{label}-{warmth}-{epochs}",
+            validation={"score": warmth / epochs, "macs_share": warmth},
+        )
+        for label in labels for warmth, epochs in itertools.product((0.2, 0.4), (3, 5))
+    ]  # fmt: skip
+    figures: list[Figure] = []
+    monkeypatch.setattr("sttabt.report.search.save", lambda figure, *_: figures.append(figure) or tmp_path)
+    draw_search({"digits": to_points(rows, along=["warmth", "training.epochs"])}, tmp_path)
+    shown = figures[0].axes[0].get_legend_handles_labels()[1]
+    assert sorted(shown) == sorted(["front", *labels])
 
 
 def test_a_knob_may_be_a_word(tmp_path: Path) -> None:

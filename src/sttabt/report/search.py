@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _draw(panel: Axes, points: list[Point]) -> None:
     panel.step(costs[best], scores[best], where="post", color=FRONT, linewidth=1, zorder=1)
     ring: dict[str, Any] = {"facecolors": "none", "edgecolors": FRONT, "linewidths": 1.2}
     panel.scatter(costs[best], scores[best], s=70, zorder=3, label="front", **ring)
-    for label, marker in zip(dict.fromkeys(point.label for point in points), MARKERS, strict=False):
+    for label, marker in zip(dict.fromkeys(point.label for point in points), cycle(MARKERS), strict=False):
         own = [index for index, point in enumerate(points) if point.label == label]
         knob, values = _knob([points[index] for index in own])
         look: dict[str, Any] = {"c": values, "cmap": "viridis"} if knob else {"color": PLAIN}
