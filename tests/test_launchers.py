@@ -159,6 +159,24 @@ def test_jobs_of_submitit_outlive_one_that_fails() -> None:
     _check_last_failed(ended, total=2)
 
 
+def test_a_job_of_submitit_without_a_result_says_its_last_words(tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit")
+    from hydra_plugins.sttabt_submitit_launcher import _result
+
+    def die() -> None:
+        sys.stderr.write("the last words\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail() -> None:
+        raise ValueError("no such shard")
+
+    executor = submitit.AutoExecutor(tmp_path, cluster="local")
+    for job, words in ((die, ": the last words ("), (fail, ": ValueError: no such shard (")):
+        reason = _result(executor.submit(job))._return_value
+        assert isinstance(reason, RuntimeError) and words in str(reason)
+
+
 @pytest.mark.usefixtures("slurm")
 def test_a_slurm_job_that_is_preempted_goes_on_to_the_same_weights(monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("submitit")

@@ -122,8 +122,10 @@ def _result(job: Any) -> JobReturn:
     """The first process' result: with several nodes it is the one that speaks for all."""
     try:
         return job.results()[0]
-    except Exception:
-        reason = f"it ended without a result, state {job.state} (what it wrote last is in {job.paths.stderr})"
+    except Exception as error:  # submitit raises its own, the job's, or what unpickling the result raises
+        text = str(error).partition("You can check full logs")[0]  # submitit's list of paths follows the trace
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip(" -")), type(error).__name__)
+        reason = f"it ended without a result, state {job.state}: {last} (what it wrote last is in {job.paths.stderr})"
         return failed_job(RuntimeError(reason))
 
 
