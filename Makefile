@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench test lint setup clean movie-reviews fashion-mnist
+.PHONY: run bench test test-long lint setup clean movie-reviews fashion-mnist
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -12,6 +12,9 @@ bench: setup  ## what dropping tokens saves on this machine: some minutes on two
 
 test: setup  ## everything that must hold; two processes, one thread each
 	$(BIN)/python -m pytest -n 2
+
+test-long: setup  ## the same with many more trials: hours
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 REVIEWS := data/movie_reviews/movieReviewSnippets_GroundTruth.txt
 VADER := vaderSentiment-3.3.2
