@@ -24,10 +24,11 @@ from sttabt.data.base import Splits
 from sttabt.data.images import AugmentedImages
 from sttabt.errors import UserError
 from sttabt.lit.callbacks import BestWeights
+from sttabt.lit.checkpoint import LAST
 from sttabt.lit.configured import HARMLESS_ARGUMENTS, OWNED, influences, new_callbacks
 from sttabt.lit.data import StageData
 from sttabt.lit.decay import undecayed
-from sttabt.lit.fit import CHECKPOINT, fit
+from sttabt.lit.fit import fit
 from sttabt.lit.modules import BaseTraining
 from sttabt.lit.stage import warmup_cosine
 from sttabt.run import main
@@ -273,7 +274,7 @@ def test_best_weights_come_from_several_processes(splits: Splits, tmp_path: Path
         settings = _settings(*hardware, *common)
         module = _training(settings)
         fitted = fit(module, splits, settings, tmp_path / str(len(found)), [])
-        checkpoint = torch.load(tmp_path / str(len(found)) / CHECKPOINT, weights_only=True)
+        checkpoint = torch.load(tmp_path / str(len(found)) / LAST, weights_only=True)
         best = BestWeights.of(checkpoint)
         assert _equal({f"trained.{name}": value for name, value in _values(module.trained).items()}, best)
         found.append(fitted)

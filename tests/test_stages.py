@@ -373,28 +373,6 @@ def test_two_processes_train_a_stage_once_and_sigterm_ends_one_that_can_go_on(
         assert _equal(_weights(stage), _weights(stage, "whole"))
 
 
-def test_a_truncated_checkpoint_is_one_line_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_stages(_settings("stages=[base]"), JOB)
-    (folder,) = Path("artifacts/base").glob("*/")
-    whole = folder / "whole"
-    torch.save({"weight": torch.rand(1000)}, whole)
-    (folder / "artifact.json").unlink()
-    (folder / "last.ckpt").write_bytes(whole.read_bytes()[:-1])
-    artifacts = f"paths.artifacts={Path('artifacts').absolute()}"
-    arguments = ["sttabt", "experiment=debug", *TWO_STEPS, "stages=[base]", artifacts]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"\S+/last\.ckpt is damaged, .*: delete it, or begin the stage again with resume=never", line)
-    monkeypatch.setattr(sys, "argv", [*arguments, "resume=never"])
-    main()
-    assert len(_made("base")) == 1
-
-
 # --- weights that are given
 
 

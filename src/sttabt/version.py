@@ -1,3 +1,3 @@
-"""The version of the package: artifacts of another one are made again."""
+"""The version of the package, which artifacts and rows note."""
 
 __version__ = "0.2.0"

@@ -24,8 +24,8 @@ from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
 from sttabt.pretrained.build import build_base
-from sttabt.report.files import write_atomically
 from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
+from sttabt.store.files import write_atomically
 from sttabt.store.job import source_commit
 
 CHANNELS, CLASSES = 3, 1000

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,9 @@ class Splits:
     """Data sets are indexed by position; train of images, which is augmented, by (epoch, position).
 
     class_names: empty for scores; mean, std: what images were normalised by, to draw them again, empty for text.
+    contents: what the splits hold, by split: a hash, or the files that were read, each under a name that says its place
+    and its label. What is cut from another split need not stand there; {}: the source cannot say it, and its settings
+    stand for its data.
     """
 
     train: Dataset
@@ -41,6 +46,7 @@ class Splits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    contents: Mapping[str, str | Mapping[str, Path]] = field(default_factory=dict)
 
 
 class Sequences(Dataset, ABC):
@@ -67,6 +73,7 @@ class EpochOrder(Sampler):
         self.length, self.seed, self.epoch = length, seed, 0
         self.taken = length if taken is None else taken
         self.ranks, self.batch_size = ranks, batch_size
+        self.skipped = 0  # items that the next pass leaves out, as they were seen before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -75,10 +82,11 @@ class EpochOrder(Sampler):
         return self.taken // self.ranks
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        begin, self.skipped = self.skipped, 0
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[: self.taken]
         if self.ranks > 1:
             order = order.reshape(-1, self.ranks, self.batch_size)[:, rank()].flatten()
-        return iter((self.epoch, int(index)) for index in order)
+        return iter((self.epoch, int(index)) for index in order[begin:])
 
 
 class BatchesByLength(Sampler):
@@ -90,12 +98,14 @@ class BatchesByLength(Sampler):
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, taken: int, ranks: int = 1) -> None:
         self.lengths, self.batch_size, self.ranks = lengths, batch_size, ranks
+        self.skipped = 0  # batches, as in EpochOrder
         self.sampler = EpochOrder(len(lengths), seed, taken)  # where Lightning looks for set_epoch
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size // self.ranks
 
     def __iter__(self) -> Iterator[list[int]]:
+        begin, self.skipped = self.skipped, 0
         order = np.array([index for _, index in self.sampler])
         batches = []
         for start in range(0, len(order), POOL * self.batch_size):
@@ -105,7 +115,7 @@ class BatchesByLength(Sampler):
         shuffled = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 1)).permutation(len(batches))
         if self.ranks > 1:
             shuffled = shuffled[rank() :: self.ranks]
-        return iter([batches[index] for index in shuffled])
+        return iter([batches[index] for index in shuffled[begin:]])
 
 
 class Share(Sampler):
@@ -123,6 +133,13 @@ class Share(Sampler):
 
 class Loader(DataLoader):
     """Says a user's mistake that another process met while loading as if it were met here, without a traceback."""
+
+    def skip(self, batches: int) -> None:
+        """The next pass of a training begins after so many batches."""
+        if isinstance(self.batch_sampler, BatchesByLength):
+            self.batch_sampler.skipped = batches
+        elif isinstance(self.sampler, EpochOrder):
+            self.sampler.skipped = batches * (self.batch_size or 1)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # what all readers of a DataLoader rely on
         try:
@@ -195,6 +212,16 @@ def evaluation_loader(
         return Loader(dataset, batch_size, sampler=share, collate_fn=collate, **_loading(workers, pin_memory))
     in_order = Share(range(len(dataset)), ranks)  # type: ignore[arg-type]
     return Loader(dataset, batch_size, sampler=in_order, **_loading(workers, pin_memory))
+
+
+def hash_of(*values: np.ndarray | Tensor | Sequence[str] | Sequence[int]) -> str:
+    """A hash of arrays, numbers and words, for `Splits.contents`."""
+    found = hashlib.sha256()
+    for value in values:
+        array = np.ascontiguousarray(value)
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(array.data if array.dtype.kind != "U" else "\0".join(array.flatten().tolist()).encode())
+    return found.hexdigest()
 
 
 @contextmanager

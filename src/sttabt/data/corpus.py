@@ -45,8 +45,15 @@ def load_corpus(
     return Splits(train, validation, validation, class_names=(), mean=(), std=())
 
 
-def _from_files(path: Path) -> list[str]:
+def corpus_files(source: str) -> dict[str, Path]:
+    """The files that `load_corpus` reads, by their order; {} of a data set on the hub."""
+    path = Path(source)
     files = [path] if path.is_file() else sorted([*path.rglob("*.txt"), *path.rglob("*.txt.gz")])
+    return {f"{place:09}": file for place, file in enumerate(files)}
+
+
+def _from_files(path: Path) -> list[str]:
+    files = corpus_files(str(path)).values()
     if not files:
         raise UserError(f"approx.corpus={path} has no .txt file: put text there, a passage a line")
     return [line for file in files for line in decode(file, "utf-8", "approx.corpus").splitlines()]

@@ -108,6 +108,7 @@ def image_splits(
         class_names=train.class_names,
         mean=mean,
         std=std,
+        contents={"train": train.contents(), "test": test.contents()},
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class LabelledImages(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """What a user finds the image by, mostly its path."""
+
+    @abstractmethod
+    def contents(self) -> str | Mapping[str, Path]:
+        """What `Splits.contents` says of all of them: a hash, or files by a name with place and label."""
 
 
 def decode(image: Image.Image, channels: int) -> Image.Image:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from sttabt.core.text import Text
-from sttabt.data.base import Batch, Sequences, Splits, split_indices
+from sttabt.data.base import Batch, Sequences, Splits, hash_of, split_indices
 from sttabt.data.tables import Rows, check_class_count, normalised
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import find_pretrained, use_hub
@@ -56,6 +56,11 @@ class TextDataset(Sequences):
         ids, types = self.tokens.ids[own].long(), self.tokens.types[own].long()
         return Batch(Text(ids, types, torch.ones(len(ids), dtype=torch.bool)), self.labels[index])
 
+    def contents(self) -> str:
+        """A hash of the tokens and labels, which is what a model reads of texts."""
+        tokens = self.tokens
+        return hash_of(tokens.ids, tokens.types, tokens.starts, np.array(tokens.padding), self.labels)
+
     def collate(self, items: Sequence[Batch]) -> Batch:
         """Padded at the end up to the longest."""
         lengths = torch.tensor([len(item.inputs.ids) for item in items])
@@ -83,7 +88,9 @@ def text_splits(
         part: text_dataset(rows, model, settings.max_tokens, f"{settings.name}, {part}") for part, rows in parts.items()
     }
     names = tuple(settings.class_names) or tuple(map(str, range(settings.classes)))
-    return Splits(**datasets, class_names=() if settings.task == "regression" else names, mean=(), std=())
+    contents = {part: each.contents() for part, each in datasets.items()}
+    own = () if settings.task == "regression" else names
+    return Splits(**datasets, class_names=own, mean=(), std=(), contents=contents)
 
 
 def text_dataset(rows: Rows, model: ModelSettings, max_tokens: int, name: str) -> TextDataset:

@@ -17,10 +17,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from sttabt.errors import UserError, nearest
+from sttabt.lit.loggers import ContinuedCSVLogger
 
 NAMED = 10  # broken images that a line names
 MEGABYTE = 2**20
-METRICS, STOPPED = "sttabt/metrics", "sttabt/stopped"  # in a checkpoint
+# In a checkpoint.
+METRICS, STOPPED, SECONDS, BATCHES = "sttabt/metrics", "sttabt/stopped", "sttabt/seconds", "sttabt/batches"
+TOGETHER = 10  # updates after which processes that train together ask each other whether a checkpoint is due
 
 STATE = ("score", "epoch", "weights", "metrics")  # of BestWeights, in a checkpoint
 
@@ -75,18 +78,39 @@ class BestWeights(Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """The checkpoint that a run resumes from: written at the end of each epoch, after every other callback.
+    """The checkpoint that a run resumes from: written at the end of each epoch, after every other callback, and every
+    so many `minutes` between updates, where they are not 0.
 
     That of the last epoch is written when the training has ended, since a finished one is not resumed: Lightning then
     skips `on_train_end`, where a callback may still change weights. Beside what Lightning saves it holds the metrics so
-    far, and whether a callback has stopped the training.
+    far, whether a callback has stopped the training, how many seconds it took, and how many batches of the epoch are
+    done.
+
+    metrics, seconds_before: of the checkpoint that was resumed from.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, minutes: float = 0.0) -> None:
+        self.file, self.minutes = file, minutes
+        self.begun = self.saved = time.perf_counter()
+        self.batches = 0
         self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **named: Any) -> None:
+        batches = self.batches = self.batches + 1
+        if not self.minutes or batches % trainer.accumulate_grad_batches or trainer.is_last_batch:
+            return
+        due = time.perf_counter() - self.saved >= 60 * self.minutes
+        if trainer.world_size > 1:
+            if batches // trainer.accumulate_grad_batches % TOGETHER:
+                return
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due:
+            trainer.save_checkpoint(self.file)
+            self.saved = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.batches = 0
         if not trainer.should_stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             trainer.save_checkpoint(self.file)
 
@@ -96,10 +120,18 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[METRICS] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint[STOPPED] = trainer.should_stop
+        checkpoint[BATCHES] = self.batches
+        checkpoint[SECONDS] = self.seconds_before + time.perf_counter() - self.begun
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.metrics = checkpoint.get(METRICS, {})
         trainer.should_stop = checkpoint.get(STOPPED, False)
+        self.seconds_before = checkpoint.get(SECONDS, 0.0)
+        self.batches = checkpoint.get(BATCHES, 0)
+        trainer.datamodule.train.skip(self.batches)  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, ContinuedCSVLogger):
+                logger.continue_from(checkpoint["global_step"])
 
 
 class Measurements(Callback):
@@ -113,6 +145,7 @@ class Measurements(Callback):
         self.begun, self.samples, self.rate = 0.0, 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = time.perf_counter()  # of an epoch that goes on no start is told
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -176,10 +209,14 @@ class BrokenImages(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"known": sorted(self.known)}
+        """Those that were named, and those that were met, which count for `dataset.broken_share`."""
+        broken = self.dataset.broken.nonzero().flatten().tolist() if hasattr(self.dataset, "broken") else []
+        return {"known": sorted(self.known), "broken": broken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.known = set(state_dict["known"])
+        if broken := state_dict["broken"]:
+            self.dataset.broken[broken] = True
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sttabt.data.base import Splits
 from sttabt.errors import TERMINATED, UserError
 from sttabt.lit.callbacks import BestWeights, BrokenImages, EpochLines, LastCheckpoint, Measurements
-from sttabt.lit.checkpoint import AtomicCheckpointIO
+from sttabt.lit.checkpoint import LAST, AtomicCheckpointIO, forget, newest
 from sttabt.lit.configured import new_arguments, new_callbacks
 from sttabt.lit.data import StageData
 from sttabt.lit.launch import ALONE, Nodes, launch
@@ -32,7 +31,6 @@ from sttabt.settings import TRAININGS, Settings, processes_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "last.ckpt"
 UNKNOWN_MONITOR = "Early stopping conditioned on metric"  # how Lightning's RuntimeError begins, which has no own type
 LOGGED = 10  # steps between those whose losses the loggers get, unless trainer.log_every_n_steps says otherwise
 
@@ -47,6 +45,7 @@ for noise in (
     "to set TF32",
     "`srun` command is available",
     "is smaller than the logging interval",
+    "ended before the epoch ended and your dataloader",  # LastCheckpoint says where it goes on
 ):
     warnings.filterwarnings("ignore", message=f".*{noise}")
 
@@ -56,32 +55,35 @@ class Fitted:
     """What a training tells beside its weights.
 
     metrics: its last ones by name, those of validation for the weights that the module holds now; epochs: how many it
-    took; weights: which ones these are, as `last epoch`; broken_images: how many could not be read.
+    took; weights: which ones these are, as `last epoch`; broken_images: how many could not be read; seconds_before: how
+    long what was interrupted had taken.
     """
 
     metrics: dict[str, float]
     epochs: int
     weights: str
     broken_images: int
+    seconds_before: float
 
 
 def fit(
     module: TrainingStage, splits: Splits, settings: Settings, folder: Path, loggers: list[Any], nodes: Nodes = ALONE
 ) -> Fitted:
-    """Train `module` in place; its checkpoint CHECKPOINT in `folder` is written after every epoch.
+    """Train `module` in place; a checkpoint in `folder` is written after every epoch.
 
-    With resume=auto a checkpoint found there is resumed from; the result is that of an uninterrupted run.
+    With resume=auto the newest whole one that is found there is resumed from; the result is that of an uninterrupted
+    run.
     Raises UserError when the training diverges, and SystemExit(143) after SIGTERM; the stage can be resumed then.
     """
-    last = folder / CHECKPOINT
-    if settings.resume == "never" and nodes.first:
-        last.unlink(missing_ok=True)
-    if last.exists():
-        _check_readable(last)
-        log.info("stage %s resumes from %s", module.stage, last)
     name = f"{module.stage}-{folder.name}"
-    resume = nodes.agree(f"resume/{name}", str(last.exists())) == str(True)  # whatever another node's disk shows
-    arguments = (module, splits, settings, folder, loggers, resume)
+    found = None
+    if nodes.first:
+        if settings.resume == "never":
+            forget(folder)
+        if (found := newest(folder)) is not None:
+            log.info("stage %s resumes from %s", module.stage, found)
+    chosen = nodes.agree(f"resume/{name}", found.name if found else "")  # whatever another node's disk shows
+    arguments = (module, splits, settings, folder, loggers, folder / chosen if chosen else None)
     if processes_of(settings.hardware) == 1 or not module.training_settings.epochs:
         fitted = _train(*arguments, ranks=1)
     else:
@@ -89,7 +91,7 @@ def fit(
         torch.cuda.empty_cache()
         fitted = launch(_train, (*arguments, processes_of(settings.hardware)), settings.hardware, nodes, name)
         if nodes.first:  # the others have no use for them
-            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(folder / LAST, map_location="cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"] | BestWeights.of(checkpoint))
     module.check_finite("the last step")  # whatever a checkpoint held
     return fitted
@@ -101,7 +103,7 @@ def _train(
     settings: Settings,
     folder: Path,
     loggers: list[Any],
-    resume: bool,
+    resumed: Path | None,
     ranks: int,
 ) -> Fitted:
     """The training, in this process or in each of `ranks` that train together."""
@@ -112,7 +114,7 @@ def _train(
             f" step: choose an even hardware.batch_size that is no more than the {len(splits.train)} images to train on"  # type: ignore[arg-type]
         )
     chosen = new_callbacks(settings, module.stage, module.validated, module.mode)
-    broken, last = BrokenImages(splits.train), LastCheckpoint(folder / CHECKPOINT)
+    broken, last = BrokenImages(splits.train), LastCheckpoint(folder / LAST, settings.hardware.checkpoint_minutes)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     module.seed = settings.seed
     if settings.hardware.compile:
@@ -123,7 +125,7 @@ def _train(
         with _users_mistakes(settings, MisconfigurationException, TypeError, ValueError):
             trainer = _new_trainer(module, settings, folder, loggers, callbacks, data.accumulate, ranks)
         with _users_mistakes(settings, MisconfigurationException):
-            trainer.fit(module, datamodule=data, ckpt_path=folder / CHECKPOINT if resume else None, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:
         terminated = True
     except RuntimeError as error:  # SIGTERM also reaches the processes that load data, which may be gone first
@@ -144,7 +146,8 @@ def _train(
         assert not found.unexpected_keys, "best weights are those of this module"
         metrics |= best.metrics
     epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    return Fitted(metrics, epochs, "last epoch" if best is None else best.describe(), len(broken.known))
+    weights = "last epoch" if best is None else best.describe()
+    return Fitted(metrics, epochs, weights, len(broken.known), last.seconds_before)
 
 
 def _new_trainer(
@@ -204,12 +207,3 @@ def _together(module: TrainingStage) -> DDPStrategy:
         find_unused_parameters=module.leaves_unused,
         forward_sync_buffers=False,  # in evaluation, too, where processes have different numbers of batches
     )
-
-
-def _check_readable(checkpoint: Path) -> None:
-    try:
-        torch.load(checkpoint, map_location="meta", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{checkpoint} is damaged, it may be truncated: delete it, or begin the stage again with resume=never"
-        ) from error

@@ -6,6 +6,7 @@ One naming scheme everywhere: `<stage>/<name>` while a stage trains, `result/<fi
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 
 from sttabt.lit.logged import result_values, strips
 from sttabt.report.gallery import Gallery, ImageGallery
@@ -25,6 +28,24 @@ if TYPE_CHECKING:
     from sttabt.store.job import Job
 
 METRICS, TENSORBOARD = "metrics", "tensorboard"  # folders of a job
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """A stage's metrics.csv, which a resumed training continues where it lies in the same folder."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.before: list[dict[str, Any]] = []
+        file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE  # which Lightning deletes when it first logs
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8", errors="replace") as rows:
+                self.before = [row for row in csv.DictReader(rows) if str(row.get("step")).isdecimal()]
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Keeps what was logged before that step; what came after it comes again."""
+        kept = [{name: value for name, value in row.items() if value} for row in self.before]
+        self.experiment.metrics[:0] = [row for row in kept if int(row["step"]) < step]
 
 
 class JobLoggers:
@@ -55,7 +76,7 @@ class JobLoggers:
         if self.kind == "none" or stage not in MODEL_STAGES:
             yield []
             return
-        loggers: list[Any] = [CSVLogger(self.output, name=METRICS, version=stage)]
+        loggers: list[Any] = [ContinuedCSVLogger(self.output, name=METRICS, version=stage)]
         if self.kind == "tensorboard":
             loggers.append(TensorBoardLogger(self.output, name=TENSORBOARD, version=stage, default_hp_metric=False))
         if self.wandb is None:

@@ -16,14 +16,13 @@ from filelock import FileLock
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sttabt.data.sources import find_source
-from sttabt.report.files import write_atomically
 from sttabt.report.points import spell
 from sttabt.report.rows import METRICS, ROW_FILE, Row
 from sttabt.report.table import format_table
 from sttabt.settings import TRAININGS, method_settings
-from sttabt.store.artifacts import MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
+from sttabt.store.artifacts import CARD, MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
+from sttabt.store.files import write_atomically
 
-CARD = "README.md"
 NOT_MEASURED = "not measured"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TITLES = {

@@ -12,10 +12,10 @@ from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, training_of, update_size
-from sttabt.store.artifacts import checksum
-from sttabt.version import __version__
+from sttabt.store.files import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
+PLACES = ("path", "hub_id")  # settings of a data set that say where it is
 IMAGES = ("crop", "mean", "std")  # settings of a model that say what becomes of images before it sees them
 
 
@@ -30,13 +30,18 @@ def weights_of(settings: Settings) -> dict[str, Any]:
         files = sorted(path for pattern in weights for path in folder.glob(pattern))
         model["huggingface"] = {path.name: checksum(path) for path in files}
     sizes = {"channels": data.channels, "image_size": data.image_size, "max_tokens": data.max_tokens}
-    return {"model": model, **sizes, "version": __version__}
+    return {"model": model, **sizes}
 
 
-def data_of(settings: Settings) -> dict[str, Any]:
-    """What decides the batches of training and evaluation, and the loss."""
+def data_of(settings: Settings, contents: Mapping[str, str], tested: bool = False) -> dict[str, Any]:
+    """What decides the batches of training, or where it is `tested` those of evaluation too, and the loss.
+
+    contents: a hash of each split, which stands for the place of the data; {}: its place stands for what is there.
+    """
     model = asdict(settings.model)
-    described = without(asdict(settings.dataset), "metric", "broken_share")
+    described = without(asdict(settings.dataset), "name", "metric", "broken_share", *(PLACES if contents else ()))
+    if contents:
+        described["contents"] = {split: each for split, each in contents.items() if tested or split != "test"}
     if find_source(settings.dataset.source).holds == "images":
         described |= {name: model[name] for name in IMAGES}
     return described
@@ -49,7 +54,6 @@ def training_of_stage(settings: Settings, stage: str) -> dict[str, Any]:
     return {
         "training": without(asdict(training), "global_batch_size"),
         "seed": settings.seed,
-        "version": __version__,
         "global_batch_size": update_size(settings, stage),
         "precision": settings.hardware.precision,
         "fast_dev_run": settings.fast_dev_run,

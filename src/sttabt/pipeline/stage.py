@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +19,11 @@ from sttabt.lit.fit import fit
 from sttabt.lit.launch import ALONE, Nodes
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.stage import TrainingStage
+from sttabt.pipeline.descriptions import data_of
 from sttabt.pipeline.evaluation import find_device
 from sttabt.settings import Settings
 from sttabt.store.artifacts import Store
+from sttabt.store.contents import digest
 from sttabt.store.job import Job
 
 
@@ -38,12 +41,21 @@ class Context:
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
 
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """A hash of what each split holds, by its name; {} of a source that cannot say it."""
+        return {
+            split: each if isinstance(each, str) else digest(each, self.store.root)
+            for split, each in self.splits.contents.items()
+        }
+
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a stage made: its weights, where it is, and notes (seconds, approximation errors)."""
+    """What a stage made: its weights and their checksum, where it is, and notes (seconds, approximation errors)."""
 
     tensors: dict[str, Tensor]
+    sha256: str
     folder: Path
     notes: dict[str, Any]
 
@@ -64,12 +76,14 @@ class Made:
 class Stage(ABC):
     """One step of a run. Its artifact is found by `description`; `obtain` makes it if it is not there.
 
-    name: the folder of its artifacts; asked_by: the name in `settings.stages` that asks for it. made_of: the artifacts
-    that it is made of, by stage.
+    name: the folder of its artifacts; asked_by: the name in `settings.stages` that asks for it. computation: the
+    version of what it computes, which rises when the same settings and data give other numbers: artifacts are made
+    again then, and not when code is merely written anew. made_of: the artifacts that it is made of, by stage.
     """
 
     name: ClassVar[str]
     asked_by: ClassVar[str]
+    computation: ClassVar[int]
 
     def __init__(self, context: Context, made_of: Mapping[str, Artifact] | None = None) -> None:
         self.context, self.made_of = context, dict(made_of or {})
@@ -91,6 +105,11 @@ class Stage(ABC):
         return self.context.settings
 
     @property
+    def data(self) -> dict[str, Any]:
+        """What a description says of the data that a training sees."""
+        return data_of(self.settings, self.context.contents)
+
+    @property
     def keys(self) -> dict[str, str]:
         """The fingerprints of what it is made of, by stage."""
         return {stage: artifact.key for stage, artifact in self.made_of.items()}
@@ -105,4 +124,5 @@ class Stage(ABC):
             "epochs": fitted.epochs,
             "weights": fitted.weights,
         }
-        return notes | ({"broken_images": fitted.broken_images} if fitted.broken_images else {})
+        some = {"broken_images": fitted.broken_images, "seconds_before": fitted.seconds_before}
+        return notes | {name: value for name, value in some.items() if value}

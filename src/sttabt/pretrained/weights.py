@@ -19,7 +19,7 @@ from sttabt.errors import UserError
 from sttabt.pretrained.names import from_released
 from sttabt.pretrained.positions import fit_positions
 from sttabt.pretrained.states import below, load_views, mismatches, without_unused
-from sttabt.store.artifacts import checksum
+from sttabt.store.files import checksum
 
 if TYPE_CHECKING:
     from sttabt.backbones.base import Backbone

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sttabt.report.files import write_atomically
 from sttabt.report.older import FIELDS as SETTINGS_ONCE
 from sttabt.report.older import OLDER
 from sttabt.report.rows import Row, Setting
+from sttabt.store.files import write_atomically
 
 DERIVED = ("macs_total", "macs_share")  # columns that a row computes
 

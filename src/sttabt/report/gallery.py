@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sttabt.report.files import write_atomically
 from sttabt.report.labels import from_elsewhere, rank
 from sttabt.report.rows import DENSE, Row
+from sttabt.store.files import write_atomically
 
 GALLERY_FILE = "tokens.npz"
 SHOWN_IMAGES, SHOWN_TEXTS = 2, 3  # methods that the figure has room for

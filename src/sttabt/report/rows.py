@@ -8,8 +8,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sttabt.report.files import write_atomically
 from sttabt.report.older import OLDER, from_older
+from sttabt.store.files import write_atomically
 
 ROW_FILE = "row.json"
 SCHEMA = 6

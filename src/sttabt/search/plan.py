@@ -17,7 +17,7 @@ from sttabt.version import __version__
 
 # Settings that decide where and how fast a trial runs, not what it gives.
 WITHOUT_RESULT = (
-    *("paths", "logger", "evaluation", "stages", "resume", "skip_approx"),
+    *("paths", "logger", "evaluation", "stages", "resume", "remake", "skip_approx"),
     *(f"hardware.{name}" for name in ("accelerator", "workers", "threads", "compile")),
     *(
         f"hardware.{name}" for name in ("devices", "nodes", "batch_size", "accumulate_grad_batches")

@@ -68,7 +68,7 @@ def setting(
     """A dataclass field.
 
     default: MISSING where a value must be given; a class for a node of settings; lists and dictionaries are copied.
-    rule: of a number, or of every entry of a list. choices: of a text; a function where they are found later.
+    rule, choices: of a number and a text, or of every entry of a list; a function where choices are found later.
     knob: it moves a method along its curve of score and cost. when: says why it has no effect, see When.
     """
     metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, when)}

@@ -24,6 +24,9 @@ class HardwareSettings:
     )
     batch_size: int = setting(64, "samples a step and a device", at_least(1))
     accumulate_grad_batches: int = setting(1, "steps a weight update", at_least(1))
+    checkpoint_minutes: float = setting(
+        0.0, "minutes between the checkpoints within an epoch; 0: at its end alone", at_least(0)
+    )
     workers: int = setting(0, "processes that load data", at_least(0))
     threads: int = setting(0, "CPU threads of torch; 0 leaves torch's choice", at_least(0))
 

@@ -14,6 +14,8 @@ from sttabt.settings.training import TrainingSettings
 
 STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 
+REMADE = STAGES[:-1]  # those that leave artifacts
+
 TRAININGS = {  # where a stage's training is set
     "base": "model.training",
     "general": "approx.corpus_training",
@@ -90,12 +92,15 @@ class Settings:
     )
     logger: LoggerSettings = setting(LoggerSettings, "where metrics go while a job runs")
     paths: PathSettings = setting(PathSettings, "where files go")
-    stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}")
+    stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}", choices=STAGES)
     skip_approx: bool = setting(
         False, "use the approximate network that is there; an error if there is none", when=_is_approximated
     )
     resume: str = setting(
         "auto", "go on with an interrupted stage (auto), or begin it again (never)", choices=("auto", "never")
+    )
+    remake: list[str] = setting(
+        [], f"stages that are made again though they are there, of {', '.join(REMADE)}", choices=REMADE
     )
     seed: int = setting(0, "of all that is random, except the splits", at_least(0))
     fast_dev_run: int = setting(0, "above 0: so many steps a stage, on as many batches; for tests", at_least(0))

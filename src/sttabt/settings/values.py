@@ -22,13 +22,16 @@ def check_values(node: Any) -> None:
 
 
 def check_value(key: str, value: Any, description: Description) -> None:
-    """As `check_values`, for one setting; every entry of a list must hold the rule."""
+    """As `check_values`, for one setting; every entry of a list must hold the rule, or be a choice."""
     rule, choices = description.rule, description.allowed
     if isinstance(value, list):
         for entry in value:
             if rule is not None and not rule.holds(entry):
                 raise UserError(f"{key}: {entry} is out of range: it must be {rule.text}")
-    elif rule is not None and value is not None and not rule.holds(value):
+            if choices is not None:
+                check_choice(key, entry, choices)
+        return
+    if rule is not None and value is not None and not rule.holds(value):
         raise UserError(f"{key}={value} is out of range: it must be {rule.text}")
     if choices is not None:
         check_choice(key, value, choices)

@@ -50,6 +50,7 @@ class DigitsSource(Source):
             class_names=digits.class_names,
             mean=(MEAN,),
             std=(STD,),
+            contents={"all": digits.contents()},
         )
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
@@ -78,3 +79,8 @@ class Digits(LabelledImages):
 
     def where(self, index: int) -> str:
         return f"digit {index}"
+
+    def contents(self) -> str:
+        from sttabt.data.base import hash_of
+
+        return hash_of(self.images, self.labels)

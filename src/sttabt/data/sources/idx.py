@@ -78,6 +78,11 @@ class IdxImages(LabelledImages):
     def where(self, index: int) -> str:
         return f"{self.name}, image {index}"
 
+    def contents(self) -> str:
+        from sttabt.data.base import hash_of
+
+        return hash_of(self.images, self.labels)
+
 
 def find_file(folder: Path, name: str) -> Path:
     """`name` or `name`.gz in the folder. Raises UserError that says where Fashion-MNIST's are to be had."""

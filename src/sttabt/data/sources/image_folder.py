@@ -71,6 +71,7 @@ class FolderImages(LabelledImages):
     def __init__(self, folder: Path, settings: DatasetSettings) -> None:
         from torchvision.datasets.folder import make_dataset
 
+        self.folder = folder
         self.class_names = tuple(sorted(entry.name for entry in _visible(folder) if entry.is_dir()))
         if not self.class_names:
             raise UserError(_without_classes(folder))
@@ -101,6 +102,11 @@ class FolderImages(LabelledImages):
 
     def where(self, index: int) -> str:
         return self.samples[index][0]
+
+    def contents(self) -> dict[str, Path]:
+        """Paths below the folder begin with the class."""
+        start = len(str(self.folder)) + 1
+        return {path[start:]: Path(path) for path, _ in self.samples}
 
 
 def is_hidden(name: str) -> bool:

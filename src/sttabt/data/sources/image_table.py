@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,19 @@ class TableImages(LabelledImages):
 
         stored = self.images.cast_column(self.column, ImageFeature(decode=False))[index][self.column]
         return f"{self.name}, row {index}" + (f" ({stored['path']})" if stored.get("path") else "")
+
+    def contents(self) -> dict[str, Path]:
+        """The files of the table, and the images that it only names."""
+        from sttabt.data.base import hash_of
+
+        labels = hash_of(np.asarray(self.labels), self.class_names)
+        column = self.images.data.column(self.column)
+        paths = [chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist() for chunk in column.chunks]
+        named = {f"{labels} image {place}": Path(path) for place, path in enumerate(chain.from_iterable(paths))}
+        if len(named) == len(column):
+            return named
+        table = [Path(file["filename"]) for file in self.images.cache_files]
+        return named | {f"{labels} table {place}": path for place, path in enumerate(table)}
 
 
 def open_split(settings: DatasetSettings, split: str) -> Any:

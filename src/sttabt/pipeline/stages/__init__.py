@@ -27,11 +27,11 @@ from sttabt.pipeline.stages.general import GeneralStage
 from sttabt.pipeline.stages.prune import PruneStage
 from sttabt.pipeline.stages.timing import TimingStage
 from sttabt.report.build import make_report
-from sttabt.report.files import write_atomically
 from sttabt.report.gallery import GALLERY_FILE, read_gallery
 from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE
 from sttabt.settings import LoggerSettings, Settings, TrainedSettings
+from sttabt.store.files import write_atomically
 from sttabt.store.job import Job
 
 Artifacts = dict[str, Artifact]  # by stage

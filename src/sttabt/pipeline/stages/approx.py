@@ -12,7 +12,7 @@ from typing import Any
 from sttabt.backbones.base import Backbone
 from sttabt.lit.modules import Approximation
 from sttabt.models.approximate import ApproximateNetwork
-from sttabt.pipeline.descriptions import data_of, training_of_stage, without
+from sttabt.pipeline.descriptions import training_of_stage, without
 from sttabt.pipeline.evaluation import attention_error
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.pipeline.start import check_given, new_approx
@@ -23,6 +23,7 @@ class ApproxStage(Stage):
     """made_of: the base model's artifact, and that of the general network where approx.start asks for it."""
 
     name = "approx"
+    computation = 1
 
     def __init__(self, context: Context, made_of: Mapping[str, Artifact], base: Backbone) -> None:
         super().__init__(context, made_of)
@@ -44,7 +45,7 @@ class ApproxStage(Stage):
         if settings.checkpoint:
             own = {name: own[name] for name in ("factor", "stem")}
             own["checkpoint"] = verify(Path(settings.checkpoint), "", "approx.checkpoint")
-        return {**self.keys, "approx": own, "dataset": data_of(self.settings), **context}
+        return {**self.keys, "approx": own, "dataset": self.data, "computation": self.computation, **context}
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         context, settings, network = self.context, self.settings, self.network

@@ -9,13 +9,14 @@ from typing import Any
 from sttabt.backbones.base import Backbone
 from sttabt.errors import UserError
 from sttabt.lit.modules import BaseTraining
-from sttabt.pipeline.descriptions import data_of, training_of_stage, weights_of
+from sttabt.pipeline.descriptions import training_of_stage, weights_of
 from sttabt.pipeline.stage import Artifact, Made, Stage
 from sttabt.pipeline.start import load_given, new_base
 
 
 class BaseStage(Stage):
     name = "base"
+    computation = 1
 
     @cached_property
     def model(self) -> Backbone:
@@ -36,8 +37,9 @@ class BaseStage(Stage):
 
     def description(self) -> dict[str, Any]:
         described = weights_of(self.settings) | {"classes": self.settings.dataset.classes}
+        described["computation"] = self.computation
         if self.trains:
-            described |= {**training_of_stage(self.settings, self.name), "dataset": data_of(self.settings)}
+            described |= {**training_of_stage(self.settings, self.name), "dataset": self.data}
         return described
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:

@@ -27,6 +27,7 @@ class EvaluateStage(Stage):
     """averaged: the same model with averaged weights, which are measured beside the last ones."""
 
     name = "evaluate"
+    computation = 1
 
     def __init__(
         self, context: Context, made_of: Mapping[str, Artifact], model: PrunedModel, averaged: PrunedModel | None
@@ -35,17 +36,18 @@ class EvaluateStage(Stage):
         self.model, self.averaged = model, averaged
 
     def description(self) -> dict[str, Any]:
-        """Also of what measures, and of the code, as another may score differently."""
+        """Also of what measures, and of what a row calls things."""
         settings = self.settings
+        named = {"name": settings.dataset.name, "metric": settings.dataset.metric}
         return {
             **self.keys,
             "model": settings.model.name,
-            "dataset": data_of(settings) | {"metric": settings.dataset.metric},
+            "dataset": data_of(settings, self.context.contents, tested=True) | named,
             "sparsity": asdict(settings.sparsity),
             "evaluation": without(asdict(settings.evaluation), *TIMING),
             "experiment": settings.name,
             "hardware": {"device": device_name(self.context.device), "threads": torch.get_num_threads()},
-            "commit": self.context.job.commit,
+            "computation": {"stage": self.computation, "method": settings.sparsity.computation},
             "seed": settings.seed,
             "fast_dev_run": settings.fast_dev_run,
         }

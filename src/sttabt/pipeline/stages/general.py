@@ -11,7 +11,7 @@ from sttabt.lit.modules import GeneralApproximation
 from sttabt.pipeline.descriptions import training_of_stage, weights_of
 from sttabt.pipeline.stage import Made, Stage
 from sttabt.pipeline.start import load_given, new_approx, new_base
-from sttabt.store.artifacts import checksum
+from sttabt.store.contents import digest
 
 ENCODER_CLASSES = 2  # of a pretrained encoder, whose head is not used; the same for all tasks
 DESCRIBED = ("factor", "attention_loss", "attention_weight", "hidden_weight", "embedding_weight")
@@ -19,16 +19,20 @@ DESCRIBED = ("factor", "attention_loss", "attention_weight", "hidden_weight", "e
 
 class GeneralStage(Stage):
     name = "general"
+    computation = 1
 
     def description(self) -> dict[str, Any]:
+        from sttabt.data.corpus import corpus_files  # transformers takes seconds to import
+
         own = {name: value for name, value in asdict(self.settings.approx).items() if name in DESCRIBED}
-        corpus = Path(self.settings.approx.corpus)
-        own["corpus"] = checksum(corpus) if corpus.is_file() else self.settings.approx.corpus
+        corpus = self.settings.approx.corpus
+        files = corpus_files(corpus)
+        own |= {"corpus": digest(files, self.context.store.root) if files else corpus, "computation": self.computation}
         training = training_of_stage(self.settings, self.name)
         return weights_of(self.settings) | own | {"corpus_training": training.pop("training"), **training}
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:
-        from sttabt.data.corpus import load_corpus  # transformers takes seconds to import
+        from sttabt.data.corpus import load_corpus
 
         settings = self.settings.approx
         encoder = new_base(self.context, ENCODER_CLASSES).base

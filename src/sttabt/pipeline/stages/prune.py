@@ -13,7 +13,7 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.lit.modules import Pruning
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.descriptions import data_of, training_of_stage
+from sttabt.pipeline.descriptions import training_of_stage
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.store.artifacts import AVERAGED
 
@@ -22,6 +22,7 @@ class PruneStage(Stage):
     """model: under its method, untrained; `make` trains it. teacher: the base model, of which a copy stays as it is."""
 
     name = "prune"
+    computation = 1
 
     def __init__(
         self, context: Context, made_of: Mapping[str, Artifact], model: PrunedModel, teacher: Backbone
@@ -32,7 +33,8 @@ class PruneStage(Stage):
     def description(self) -> dict[str, Any]:
         context = training_of_stage(self.settings, self.name)
         own = asdict(self.settings.sparsity) | {"training": context.pop("training")}
-        return {**self.keys, "sparsity": own, "dataset": data_of(self.settings), **context}
+        computation = {"stage": self.computation, "method": self.settings.sparsity.computation}
+        return {**self.keys, "sparsity": own, "dataset": self.data, "computation": computation, **context}
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         module = Pruning(self.model, self.teacher, self.settings.sparsity, self.context.task)

@@ -19,13 +19,16 @@ class TimingStage(Stage):
 
     name = "timing"
     asked_by = "evaluate"
+    computation = 1
 
     def __init__(self, context: Context, result: Mapping[str, Any], model: PrunedModel) -> None:
         super().__init__(context)
         self.result, self.model = result, model
 
     def description(self) -> dict[str, Any]:
-        return {**self.result, "timing": {name: getattr(self.settings.evaluation, name) for name in TIMING}}
+        """Also of the code: what computes the same may take another time."""
+        timing = {name: getattr(self.settings.evaluation, name) for name in TIMING}
+        return {**self.result, "timing": timing | {"computation": self.computation, "commit": self.context.job.commit}}
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         evaluation, context = self.settings.evaluation, self.context

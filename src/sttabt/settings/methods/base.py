@@ -20,6 +20,7 @@ class MethodSettings:
     implementation: ClassVar[str]  # "package.module:Class" of the Method, which is imported when a job runs it
     colour: ClassVar[str] = ""  # of its curve, "#RRGGBB"; "": the figure chooses
     order: ClassVar[int] = LAST  # its place in tables
+    computation: ClassVar[int] = 1  # rises when the same settings give other numbers: results are made again then
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # settings at which sttabt.testing runs the method
     rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
