@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -33,10 +34,14 @@ from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.stage import Context
 from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.pipeline.stages.base import BaseStage
+from sttabt.pipeline.stages.evaluate import EvaluateStage
+from sttabt.pipeline.stages.prune import PruneStage
 from sttabt.report.predictions import read_predictions
 from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
+from sttabt.settings.methods.concrete import ConcreteSettings
+from sttabt.store.files import checksum
 from sttabt.store.job import Job
 
 EXPERIMENTS = {path.stem: path for path in sorted((config_folder() / "experiment").rglob("*.yaml"))}
@@ -229,6 +234,145 @@ def test_a_row_names_the_experiment_that_asked_for_it() -> None:
     run_stages(compose_settings(kept, output="mine"), JOB)
     assert Row.read("mine/row.json").experiment == "mine"
     assert len(_made("base")) == 1
+
+
+# --- the data, the code, and what is made again
+
+
+def _folder(images: Path, *overrides: str) -> Settings:
+    data = ["dataset=image_folder", f"dataset.path={images}", "dataset.image_size=28", "dataset.classes=2"]
+    data.append("dataset.validation_share=0.5")
+    kept = [each for each in TWO_STEPS if not each.startswith("dataset")]
+    return compose_settings(["name=test", *kept, *data, "dataset.augment=false", *overrides], output="output")
+
+
+def _all() -> dict[str, set[str]]:
+    return {stage: set(_made(stage)) for stage in ("base", "approx", "prune", "evaluate", "timing")}
+
+
+def test_the_same_files_elsewhere_are_the_same_data(images: Path) -> None:
+    run_stages(_folder(images), JOB)
+    made = _all()
+    assert all(made.values())
+    (images.parent / "moved").mkdir()
+    moved = images.rename(images.parent / "moved" / images.name)
+    run_stages(_folder(moved), JOB)
+    assert _all() == made
+    renamed = moved.rename(moved.with_name("pets"))
+    run_stages(_folder(renamed), JOB)
+    assert {stage for stage, each in _all().items() if each != made[stage]} == {"evaluate", "timing"}, "a row names it"
+    assert {Row.read(path).dataset for path in Path("artifacts").glob("evaluate/*/row.json")} == {"images", "pets"}
+
+
+@pytest.mark.parametrize("change", ["a pixel to train on", "a label to train on", "a pixel to test on"])
+def test_other_contents_at_the_same_place_are_other_data(change: str, images: Path) -> None:
+    run_stages(_folder(images), JOB)
+    part = "val" if "test" in change else "train"
+    path = images / part / "cat" / "0.png"
+    times = path.stat()
+    if "pixel" in change:
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[0, 0] ^= 128
+        Image.fromarray(pixels).save(path)
+    else:
+        path.rename(images / part / "dog" / "10.png")
+    if path.exists():
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as rsync or an archive would set it
+    run_stages(_folder(images), JOB)
+    again = {"base", "approx", "prune", "evaluate", "timing"} if part == "train" else {"evaluate", "timing"}
+    assert {stage for stage, made in _all().items() if len(made) == 2} == again
+
+
+def test_other_code_makes_nothing_again_but_times() -> None:
+    """What computes other numbers says so by its `computation`: tests/test_computations.py."""
+    _run()
+    made = _all()
+    settings = _settings()
+    run_stages(settings, replace(JOB, commit="4567"))
+    assert {stage for stage, each in _all().items() if each != made[stage]} == {"timing"}
+    row = Row.read(Path(settings.paths.output) / "row.json")
+    assert row.commit == JOB.commit, "of the code that scored it"
+
+
+@pytest.mark.parametrize(
+    ("owner", "again"),
+    [
+        (BaseStage, {"base", "approx", "prune", "evaluate", "timing"}),
+        (PruneStage, {"prune", "evaluate", "timing"}),
+        (EvaluateStage, {"evaluate", "timing"}),
+        (ConcreteSettings, {"prune", "evaluate", "timing"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_another_computation_makes_again_what_rests_on_it(
+    owner: type, again: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run()
+    monkeypatch.setattr(owner, "computation", owner.computation + 1)
+    _run()
+    assert {stage for stage, made in _all().items() if len(made) == 2} == again
+
+
+def test_remake_makes_a_stage_again_and_what_is_made_of_other_weights(caplog: pytest.LogCaptureFixture) -> None:
+    _run()
+    before = {stage: _made(stage) for stage in _all()}
+    single = replace(JOB, multirun=False)
+    run_stages(_settings("remake=[base]"), single)
+    after = {stage: _made(stage) for stage in before}
+    assert {stage for stage in before if before[stage] != after[stage]} == {"base"}, "the same bits"
+    assert all(before[stage].keys() == after[stage].keys() for stage in before)
+    weights, record = _edited("base")
+    with caplog.at_level(logging.INFO):
+        _run()
+    made_again = [message for message in caplog.messages if "is made again" in message]
+    assert [message.split(",")[0] for message in made_again] == [
+        f"stage {stage} is made again" for stage in ("approx", "prune", "evaluate", "timing")
+    ]
+    assert "since the stage base gave other weights" in made_again[0]
+    assert weights.exists() and record.exists()
+
+
+def _edited(stage: str) -> tuple[Path, Path]:
+    """Other weights in a finished artifact, as other code would have given."""
+    (folder,) = Path("artifacts", stage).glob("*/")
+    state = {name: value + 0.01 for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    record = json.loads((folder / "artifact.json").read_text())
+    record["sha256"] = checksum(folder / "model.safetensors")
+    del record["own_sha256"]
+    (folder / "artifact.json").write_text(json.dumps(record))
+    return folder / "model.safetensors", folder / "artifact.json"
+
+
+def test_jobs_of_a_sweep_remake_what_they_share_once() -> None:
+    _run()
+    before = _made("base")
+    sweep = replace(JOB, sweep="another")
+    made = []
+    for p_logit in (0, 1):
+        run_stages(_settings("remake=[base]", f"sparsity.p_logit={p_logit}"), sweep)
+        made.append(_made("base"))
+    assert before != made[0] == made[1]
+
+
+@pytest.mark.parametrize("stage", ["base", "approx", "prune", "evaluate", "timing"])
+@pytest.mark.parametrize("what", ["artifact.json", "weights or row"])
+def test_a_damaged_artifact_is_one_line_and_the_next_run_goes_on(stage: str, what: str) -> None:
+    first = _run()
+    (folder,) = Path("artifacts", stage).glob("*/")
+    name = {"evaluate": "row.json"}.get(stage, "model.safetensors") if what != "artifact.json" else what
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    aside = Path("artifacts/damaged").absolute() / f"{stage}-{folder.name}"
+    expected = (
+        rf"{name} is damaged \(.+\): its folder is now {aside}, and the same command makes the stage {stage} again"
+    )
+    with pytest.raises(UserError, match=expected):
+        _run()
+    again = _run()
+    assert replace(again, time=None) == replace(first, time=None)
+    assert aside.is_dir() and folder.is_dir()
 
 
 # --- what is left out

@@ -31,6 +31,7 @@ MODEL_STAGES = ("base", "general", "approx", "prune")  # those whose artifacts a
 STAGES = (*MODEL_STAGES, "evaluate", "timing")  # those that have artifacts
 AVERAGED = "averaged."  # what the names of averaged weights begin with, beside those they are averages of
 ENTRIES = ("stage", "description", "bytes", "sha256", "notes")  # of a record
+OWN = "own_sha256"  # that of a record's other entries
 SHOWN_DIFFERENCES = 3
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def fingerprint(description: Mapping[str, Any]) -> str:
 
     Raises TypeError or ValueError for what JSON cannot say: objects, NaN, infinities.
     """
-    return hashlib.sha256(_canonical(description).encode()).hexdigest()[:16]
+    return _hash(description)[:16]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Claim:
             "files": {path.name: checksum(path) for path in _others(self.folder)},
             "notes": dict(notes or {}),
         }
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        text = json.dumps(record | {OWN: _hash(record)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
         write_atomically(self.folder / RECORD, text.encode())
         self.clear()
 
@@ -260,6 +261,9 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has no entry {missing[0]}")
         if record["fingerprint"] != fingerprint(record["description"]):
             raise ValueError("its fingerprint does not belong to its description")
+        own = record.pop(OWN, None)  # records of earlier versions have none
+        if own not in (None, _hash(record)):
+            raise ValueError("its checksum differs")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error})", path.parent) from error
     return record
@@ -300,5 +304,9 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, json.dumps(values, sort_keys=True)
 
 
-def _canonical(description: Mapping[str, Any]) -> str:
-    return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(values).encode()).hexdigest()
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -117,7 +117,7 @@ def write_result(context: Context) -> None:
     result = obtain(stage)
     row = stage.read(result)
     if context.settings.evaluation.timing_rounds:
-        timing = TimingStage(context, stage.description(), model)
+        timing = TimingStage(stage, model)
         row = timing.read(obtain(timing), row)
     made_of = {name: artifact.folder for name, artifact in artifacts.items()}
     tokens = result.folder / GALLERY_FILE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,28 @@ from typing import Any
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import TIMING
 from sttabt.pipeline.result import measure_time
-from sttabt.pipeline.stage import Artifact, Context, Made, Stage
+from sttabt.pipeline.stage import Artifact, Made, Stage
 from sttabt.report.rows import Row
 
 
 class TimingStage(Stage):
-    """result: the description of the result whose times these are."""
+    """result: the stage of the result whose times these are."""
 
     name = "timing"
     asked_by = "evaluate"
     computation = 1
 
-    def __init__(self, context: Context, result: Mapping[str, Any], model: PrunedModel) -> None:
-        super().__init__(context)
+    def __init__(self, result: Stage, model: PrunedModel) -> None:
+        super().__init__(result.context, result.made_of)
         self.result, self.model = result, model
 
     def description(self) -> dict[str, Any]:
         """Also of the code: what computes the same may take another time."""
         timing = {name: getattr(self.settings.evaluation, name) for name in TIMING}
-        return {**self.result, "timing": timing | {"computation": self.computation, "commit": self.context.job.commit}}
+        return {
+            **self.result.description(),
+            "timing": timing | {"computation": self.computation, "commit": self.context.job.commit},
+        }
 
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         evaluation, context = self.settings.evaluation, self.context
