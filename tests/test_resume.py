@@ -59,7 +59,7 @@ DEATHS = {  # before which batch of which epoch the process dies; -1: at the end
 }
 
 
-class _Dies(Callback):
+class Dies(Callback):
     """Ends the training as a lost machine would end it."""
 
     def __init__(self, epoch: int, batch: int) -> None:
@@ -167,7 +167,7 @@ def _other_process() -> None:
 def _interrupted(
     stage: str, settings: Settings, splits: Splits, folder: Path, death: tuple[int, int], loggers: Any = ()
 ) -> None:
-    with _with(_Dies(*death)), pytest.raises(OSError, match="the machine is gone"):
+    with _with(Dies(*death)), pytest.raises(OSError, match="the machine is gone"):
         fit(_module(stage, settings), splits, settings, folder, list(loggers))
 
 
@@ -259,3 +259,33 @@ def test_what_was_logged_and_how_long_it_took_add_up(caplog: pytest.LogCaptureFi
     assert rows["halved"] == rows["whole"]
     assert len({row[0] for row in rows["whole"]}) == 3 * BATCHES // 2
     assert fitted.seconds_before > 0
+
+
+TOGETHER = ["hardware=ddp_cpu", "hardware.batch_size=4", "hardware.accumulate_grad_batches=1"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "minutes", "death"),
+    [
+        pytest.param("base", "hardware.checkpoint_minutes=0", "{epoch:1,batch:2}", id="base"),
+        pytest.param("base", EVERY_STEP, "{epoch:1,batch:12}", marks=pytest.mark.long, id="base within an epoch"),
+        pytest.param(
+            "concrete", EVERY_STEP, "{epoch:2,batch:3}", marks=pytest.mark.long, id="concrete within an epoch"
+        ),
+        pytest.param("ltp", "hardware.checkpoint_minutes=0", "{epoch:2,batch:-2}", marks=pytest.mark.long, id="ltp"),
+    ],
+)
+def test_processes_that_train_together_end_in_the_same_bits(stage: str, minutes: str, death: str) -> None:
+    settings = _settings(stage, None, *TOGETHER, minutes)
+    splits = _splits(settings, stage)
+    if "12" in death:  # processes ask each other every tenth update
+        splits = replace(splits, train=load_splits(settings.dataset, settings.model).train)
+    whole = _module(stage, settings)
+    expected = fit(whole, splits, settings, Path("whole"), [])
+    dying = _settings(stage, None, *TOGETHER, minutes, f"callbacks.dies={{_target_:test_resume.Dies,{death[1:]}")
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        fit(_module(stage, settings), splits, dying, Path("halved"), [])
+    assert Path("halved", LAST).exists()
+    again = _module(stage, settings)
+    found = fit(again, splits, settings, Path("halved"), [])
+    _check(whole, expected, again, found)
