@@ -190,8 +190,8 @@ def test_unreadable_rows_are_named_skipped_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         rows = read_rows([tmp_path])
     assert [row.occupancy for row in rows] == [pytest.approx(0.7)]
-    assert all(f"skipped {tmp_path / job / 'row.json'}" in caplog.text for job in ("job-0", "job-1"))
-    assert "lacks seed" in caplog.text and "skipped 2 of 3 rows, which cannot be read" in caplog.text
+    assert all(f"left out {tmp_path / job / 'row.json'}: " in caplog.text for job in ("job-0", "job-1"))
+    assert "lacks seed" in caplog.text
 
 
 def test_a_row_below_two_folders_is_read_once(tmp_path):
@@ -205,7 +205,7 @@ def test_folder_without_rows_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         read_rows([tmp_path / "absent"])
     (tmp_path / "row.json").write_text("{")
-    with pytest.raises(UserError, match=r"that can be read \(1 cannot\)"):
+    with pytest.raises(UserError, match=rf"no row that can be read in {tmp_path} \({tmp_path / 'row.json'}: "):
         read_rows([tmp_path])
 
 
@@ -367,7 +367,8 @@ def test_fade_leaves_kept_patches_alone(colour):
 
 def test_gallery_survives_the_disk_and_a_broken_one_is_skipped(tmp_path, caplog):
     write_rows(tmp_path, [make_row(share=0.3), make_row(share=0.7)], galleries=True)
-    (_, read), _ = read_galleries(read_rows([tmp_path]))
+    ((_, read), _), left_out = read_galleries(read_rows([tmp_path]))
+    assert left_out == []
     written = make_gallery(make_row(share=0.3).occupancy, channels=1)
     assert all(
         np.array_equal(getattr(read, name), getattr(written, name)) for name in ImageGallery.__dataclass_fields__
@@ -376,8 +377,9 @@ def test_gallery_survives_the_disk_and_a_broken_one_is_skipped(tmp_path, caplog)
     for content in (path.read_bytes()[:-200], path.read_bytes()[:300], b"", b"text"):
         path.write_bytes(content)
         caplog.clear()
-        assert len(read_galleries(read_rows([tmp_path]))) == 1
-        assert f"skipped {path}" in caplog.text
+        found, left_out = read_galleries(read_rows([tmp_path]))
+        assert len(found) == len(left_out) == 1
+        assert f"left out {path}: it is no gallery" in caplog.text
 
 
 def test_gallery_refuses_tokens_that_come_back():

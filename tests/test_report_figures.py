@@ -155,8 +155,8 @@ def test_every_figure_repeats_byte_for_byte(tmp_path):
     made = []
     for out, rows in (("a", ALL_ROWS), ("b", ALL_ROWS[::-1])):
         folder = write_rows(tmp_path / out, rows)
-        figures, missing = draw_figures(names, [folder], tmp_path / f"{out}-out")
-        assert set(figures) == set(names) and not missing
+        figures, missing, left_out = draw_figures(names, [folder], tmp_path / f"{out}-out")
+        assert set(figures) == set(names) and not missing and not left_out
         made.append({path.name: path.read_bytes() for path in (tmp_path / f"{out}-out").iterdir()})
     assert made[0].keys() == {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "svg", "csv")}
     assert [name for name in made[0] if made[0][name] != made[1][name]] == []
@@ -328,10 +328,10 @@ def test_lines_that_are_no_row_are_named_skipped_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = read_rows([path])
     assert found == [rows[1]]
-    assert f"skipped {path}, line 2: it has {len(head.split(',')) - 1} cells" in caplog.text
-    assert f"skipped {path}, line 4: metric is 'bleu'" in caplog.text
-    assert f"skipped {path}, line 5: unexpected end of data" in caplog.text
-    assert f"skipped {path}, line 6: it is cut off" in caplog.text and "skipped 4 of 5 rows" in caplog.text
+    assert f"left out {path}, line 2: it has {len(head.split(',')) - 1} cells" in caplog.text
+    assert f"left out {path}, line 4: metric is 'bleu'" in caplog.text
+    assert f"left out {path}, line 5: unexpected end of data" in caplog.text
+    assert f"left out {path}, line 6: it is cut off" in caplog.text and caplog.text.count("left out") == 4
 
 
 @pytest.mark.parametrize(

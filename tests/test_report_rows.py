@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttabt.report.csv_rows import read_table, write_table
+from sttabt.report.points import to_points
 from sttabt.report.reading import read_rows
 from sttabt.report.rows import Row
 from test_report import APPROX, TIMES, make_row, make_sweep, write_rows
@@ -100,12 +101,12 @@ def test_a_broken_older_row_is_refused(tmp_path):
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/table.csv")), ids=lambda path: path.parent.name)
 def test_the_tables_of_the_experiments_are_read_and_written_again(path, tmp_path):
     rows, broken = read_table(path)
-    assert broken == 0 and len(rows) == len(path.read_text().splitlines()) - 1
+    assert broken == [] and len(rows) == len(path.read_text().splitlines()) - 1
     assert len({row.label for row in rows}) > 1
     assert all((row.knob is None) == (row.method == "dense") for row in rows)
     assert not {"batch", "training.batch", "training.clip"} & {name for row in rows for name in row.settings}
     write_table(rows, tmp_path / "table.csv")
-    assert read_table(tmp_path / "table.csv") == (rows, 0)
+    assert read_table(tmp_path / "table.csv") == (rows, [])
 
 
 # --- table.csv
@@ -119,15 +120,16 @@ def test_rows_survive_a_table(rows, tmp_path):
     assert read_rows([tmp_path / "table.csv"]) == rows
 
 
-NAMES = st.text("abcdefgz_.0123", min_size=1, max_size=8)
+NAMES = st.one_of(st.text("abcdefgz_.0123", min_size=1, max_size=8), st.text(max_size=4))
 TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["", "null", "true", "False", "1", "1.0", "-0", "1e3", "NaN", '"', '""', "[1]", "18 10 4", "a,b"]),
     st.sampled_from(["\n", "\r", "a\r\nb", "\u2028", "'", "None"]),
 )
-NUMBERS = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_subnormal=False, allow_nan=False))
+NUMBERS = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False))
+COUNTS = st.one_of(st.integers(0, 2**60), st.floats(0, 1e30))
 SETTINGS = st.dictionaries(NAMES, st.one_of(TEXTS, NUMBERS, st.booleans(), st.none()), max_size=5)
-SHARES = st.one_of(st.floats(0, 1, allow_subnormal=False), st.sampled_from([0, 1]))
+SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0, 1]))
 
 
 @st.composite
@@ -144,7 +146,7 @@ def any_row(draw: st.DrawFn) -> Row:
         "knob": draw(st.sampled_from([None, *own])),
         "loss": draw(NUMBERS),
         "occupancy_by_boundary": draw(st.lists(SHARES, max_size=12)),
-        "macs": draw(st.dictionaries(NAMES, NUMBERS, max_size=3)),
+        "macs": draw(st.dictionaries(NAMES, COUNTS, max_size=3)),
         "seconds": draw(st.dictionaries(NAMES, NUMBERS, max_size=3)),
         "other_scores": draw(st.dictionaries(st.sampled_from(["f1", "top5"]), SHARES)),
         "time": draw(st.sampled_from([None, TIMES | counts])),
@@ -162,9 +164,32 @@ def test_any_rows_are_the_same_in_a_table_and_in_files(rows):
         write_table(rows, Path(folder) / "table.csv")
         write_rows(Path(folder) / "rows", rows)
         found, broken = read_table(Path(folder) / "table.csv")
-        assert broken == 0
+        assert broken == []
         files = [Row.read(path) for path in sorted((Path(folder) / "rows").glob("*/row.json"))]
         # As text, since 1 == 1.0 == True.
         assert [json.dumps(row.to_dict(), sort_keys=True) for row in found] == [
             json.dumps(row.to_dict(), sort_keys=True) for row in files
         ]
+
+
+@given(st.lists(any_row(), min_size=1, max_size=3), st.integers(1, 3))
+@settings(deadline=None)
+def test_seeds_in_a_table_are_averaged_with_those_in_files(rows, more):
+    """Of each row one seed is in a table and the others are in files; the first row is in both."""
+    rows = [replace(row, label=f"method {number}") for number, row in enumerate(rows)]
+    others = [replace(row, seed=row.seed + extra) for row in rows for extra in range(1, more + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_table(rows, Path(folder) / "table.csv")
+        write_rows(Path(folder) / "rows", [rows[0], *others])
+        for places in (["rows", "table.csv"], ["table.csv", "rows"]):
+            found = read_rows([Path(folder) / place for place in places])
+            assert [len(point.rows) for point in to_points(found)] == [more + 1] * len(rows)
+            beside = next(row for row in found if row == rows[0])
+            assert beside.folder == Path(folder) / "rows" / "job-0", "whose gallery is shown"
+
+
+def test_a_setting_that_older_tables_left_out_is_one_that_is_empty():
+    rows = [make_row(seed=seed, settings=own) for seed, own in enumerate(({"note": ""}, {}, {"note": None}))]
+    (point,) = to_points(rows)
+    assert len(point.rows) == 3 and point.variant == ""
+    assert len(to_points([*rows, make_row(seed=3, settings={"note": "0"})])) == 2

@@ -352,7 +352,7 @@ def test_the_figure_marks_the_front_and_needs_two_settings(tmp_path: Path) -> No
     assert "lambda_mask 100" in files.table.read_text()
     one = [make_row(share=share, validation={"score": 0.5, "macs_share": share}) for share in (0.3, 0.6)]
     write_rows(tmp_path / "other", one)
-    figures, missing = draw_figures(["search"], [tmp_path / "other"])
+    figures, missing, _ = draw_figures(["search"], [tmp_path / "other"])
     assert not figures and "differ in two settings" in missing["search"]
 
 

@@ -122,6 +122,7 @@ def report_sweep(folders: Sequence[Path], out: Path, choose: Sequence[str] = (),
     Rows that cannot be compared, as of several models, get no report but a warning. choose, along: see `make_report`.
     """
     from sttabt.report.build import make_report
+    from sttabt.report.reading import count_left_out
 
     try:
         files = make_report(folders, out, choose=choose, along=along)
@@ -133,6 +134,8 @@ def report_sweep(folders: Sequence[Path], out: Path, choose: Sequence[str] = (),
     for name, path in files.figures.items():
         log.info("%s: %s", name, path)
     log.info("page: %s", files.page)
+    if files.left_out:
+        log.warning("%s", count_left_out(files.left_out))
 
 
 def failed_job(error: BaseException) -> JobReturn:

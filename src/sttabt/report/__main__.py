@@ -17,6 +17,8 @@ table.md, table.tex, table.csv, index.html and every figure that the rows fill: 
 Data sets stay apart. out is FOLDER/report where it is not given.
 figure=NAME,... draws these alone; one whose rows are missing says which runs make them.
 choose=temperature reports, of rows that differ in that setting alone, those of the lowest validation loss.
+A record that cannot be read is named, left out and left where it is; the exit code is then 1. Links to folders are not
+followed: name such folders.
 
 Figures:
 """
@@ -24,7 +26,9 @@ OPTIONS = ("figure", "out", "title", "choose")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0, or 2 for a user's mistake and for a figure that was asked for and has no rows."""
+    """Returns the exit code: 0; 1 where records were left out; 2 for a user's mistake and for a figure that was asked
+    for and has no rows.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(usage())
@@ -34,20 +38,23 @@ def main(arguments: Sequence[str]) -> int:
         choose, names = _split(options.pop("choose", "")), _split(options.pop("figure", ""))
         # matplotlib and pandas load after the arguments are known to be good.
         from sttabt.report.build import draw_figures, make_report
+        from sttabt.report.reading import count_left_out
 
         if names:
-            figures, missing = draw_figures(names, folders, options.get("out"), choose)
+            figures, missing, left_out = draw_figures(names, folders, options.get("out"), choose)
             shown = []
         else:
             report = make_report(folders, **options, choose=choose)
-            figures, missing = report.figures, report.missing
+            figures, missing, left_out = report.figures, report.missing, report.left_out
             shown = [report.table.read_text(encoding="utf-8"), str(report.table), str(report.page)]
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write("".join(f"{line}\n" for line in [*shown, *map(str, figures.values())]))
     sys.stderr.write("".join(f"{name} is not drawn: {why}\n" for name, why in missing.items()))
-    return 2 if names and missing else 0
+    if left_out:
+        sys.stderr.write(f"{count_left_out(left_out)}\n")
+    return 2 if names and missing else 1 if left_out else 0
 
 
 def usage() -> str:

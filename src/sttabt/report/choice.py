@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sttabt.errors import UserError, nearest
-from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS
+from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS, set_settings
 from sttabt.report.rows import Row
 
 Values = tuple[object, ...]
@@ -39,8 +39,7 @@ def best_by_validation(rows: Sequence[Row], over: Sequence[str]) -> list[Row]:
 
 def _shared(row: Row, over: Sequence[str]) -> Values:
     fields = (*METHOD, *ONE_TABLE, *VARIANTS)
-    settings = tuple(sorted((name, value) for name, value in row.settings.items() if name not in over))
-    return (*(getattr(row, name) for name in fields), settings)
+    return (*(getattr(row, name) for name in fields), *set_settings(row, but=over))
 
 
 def _best(tried: dict[Values, list[Row]], over: Sequence[str]) -> list[Row]:

@@ -1,16 +1,16 @@
 """table.csv: rows as one table, a column a value, so that recorded results can be drawn again. Owns that format.
 
 A column `macs.stem` or `occupancy_by_boundary.0` is a value of a field that has several. Numbers are as in JSON; text
-stays as it is, in JSON's quotes only where it would be read as something else. An empty cell says that the row has no
-such value.
+stays as it is, in JSON's quotes only where it would be read as something else, and so do names of columns. An empty
+cell says that the row has no such value.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,11 +19,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sttabt.report.older import FIELDS as SETTINGS_ONCE
 from sttabt.report.older import OLDER
 from sttabt.report.rows import Row, Setting
-from sttabt.store.files import write_atomically
+from sttabt.store.files import SHORT, read_regular, reason, write_atomically
 
 DERIVED = ("macs_total", "macs_share")  # columns that a row computes
-
-log = logging.getLogger(__name__)
+MOST_BYTES = 1 << 28  # of a table: some hundred thousand rows
 
 
 def flat_row(row: Row) -> dict[str, Any]:
@@ -46,36 +45,54 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([column if column.isprintable() else json.dumps(column) for column in columns])
     writer.writerows([_cell(name, line[name]) if name in line else "" for name in columns] for line in lines)
     write_atomically(path, text.getvalue().encode())
 
 
-def read_table(path: Path) -> tuple[list[Row], int]:
-    """The rows of a table.csv in their order, and how many lines could not be read.
+def read_table(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a table.csv in their order, and what is wrong with the other lines: `line 3: it has 2 cells, ...`.
 
-    A line that is cut off or makes no row is named in a warning and skipped.
+    Raises:
+        ValueError: the file is no table of rows; the text says why.
+        OSError: it is not there or cannot be read.
     """
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line.removesuffix(b"\r") for line in read_regular(path, MOST_BYTES).split(b"\n")]
+    head = _head(lines[0].removeprefix(codecs.BOM_UTF8))
     rows: list[Row] = []
-    broken = 0
-    head = next(csv.reader(lines[:1]), [])
-    complete = lines[-1] == ""
+    broken: list[str] = []
+    complete = lines[-1] == b""
     lines = lines[:-1] if complete else lines
     for number, line in enumerate(lines[1:], 2):
         try:
             if number == len(lines) and not complete:
                 raise ValueError("it is cut off: it ends without a line break")  # its last number may lack digits
-            # Each by itself: a quotation mark that a cut line lacks would swallow the next ones.
-            (cells,) = csv.reader([line], strict=True)
+            cells = _cells(line)
             if len(cells) != len(head):
                 raise ValueError(f"it has {len(cells)} cells, and the first line {len(head)}")
             rows.append(Row.from_dict(_unflatten(dict(zip(head, cells, strict=True))), path.parent))
-        except (ValueError, csv.Error) as error:
-            log.warning("skipped %s, line %d: %s", path, number, error)
-            broken += 1
+        except (ValueError, csv.Error, RecursionError) as error:
+            broken.append(f"line {number}: {reason(error)}")
     return rows, broken
+
+
+def _head(line: bytes) -> list[str]:
+    """The names of the columns. Raises ValueError where they are not those of rows."""
+    try:
+        head = [json.loads(name) if name.startswith('"') else name for name in _cells(line)]
+    except (csv.Error, RecursionError) as error:
+        raise ValueError(f"its first line cannot be read: {error}") from error
+    if "schema" not in head:
+        raise ValueError("its first line has no column schema: it is not the table.csv of a report")
+    if twice := sorted({name for name in head if head.count(name) > 1}):
+        raise ValueError(f"columns come twice: {', '.join(twice)}")
+    return head
+
+
+def _cells(line: bytes) -> list[str]:
+    """Each line by itself: a quotation mark that a cut line lacks would swallow the next ones."""
+    (cells,) = csv.reader([line.decode("utf-8")], strict=True)
+    return cells
 
 
 def _hints() -> dict[str, Any]:
@@ -119,7 +136,10 @@ def _unflatten(cells: Mapping[str, str]) -> dict[str, Any]:
         origins = [get_origin(kind) for kind in kinds]
         if list in origins:
             own = get_args(kinds[origins.index(list)])
-            values[name] = [_scalar(nested[key], own) for key in sorted(nested, key=int)]
+            places = [str(place) for place in range(len(nested))]
+            if set(places) != set(nested):
+                raise ValueError(f"{name} has values at {', '.join(sorted(nested))}, not at 0, 1, ...")
+            values[name] = [_scalar(nested[place], own) for place in places]
         elif dict in origins:
             found = {key: read(text) if name == "settings" else _number(text) for key, text in nested.items()}
             values[name] = found or (None if NoneType in kinds else {})
@@ -143,13 +163,13 @@ def _scalar(text: str, kinds: tuple[Any, ...]) -> object:
     if str in kinds:
         return json.loads(text) if text.startswith('"') else text
     number = _number(text)
-    return int(number) if int in kinds and number == number // 1 else number
+    return int(number) if int in kinds and float not in kinds and number == number // 1 else number
 
 
 def _number(text: str) -> float:
     value = _literal(text)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{SHORT.repr(text)} is no number")
     return value
 
 

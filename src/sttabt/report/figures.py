@@ -23,6 +23,7 @@ SETTINGS = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "text.parse_math": False,  # names of folders and methods may have dollar signs
     "pdf.fonttype": 42,  # text stays text in the file
     "svg.hashsalt": "sttabt",  # identifiers in the file are random without it
 }

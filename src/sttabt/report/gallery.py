@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import logging
-import zipfile
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sttabt.report.arrays import check_array, read_arrays
 from sttabt.report.labels import from_elsewhere, rank
 from sttabt.report.rows import DENSE, Row
-from sttabt.store.files import write_atomically
+from sttabt.store.files import reason, write_atomically
 
 GALLERY_FILE = "tokens.npz"
 SHOWN_IMAGES, SHOWN_TEXTS = 2, 3  # methods that the figure has room for
@@ -45,10 +46,14 @@ class Gallery:
     class_names: np.ndarray  # str (classes,), empty for scores
 
     def __post_init__(self) -> None:
-        samples, _, tokens = self.alive.shape
-        self._check("alive", (samples, int(self.layers) + 1, tokens))
-        self._check("labels", (samples,))
-        self._check("predictions", (samples,))
+        self._check("layers", "iu", ())
+        self._check("alive", "b", (None, int(self.layers) + 1, None))
+        samples = len(self.alive)
+        if not samples or self.layers < 1:
+            raise ValueError(f"it has {samples} samples and {self.layers} layers: both must be at least 1")
+        self._check("labels", "iuf", (samples,))
+        self._check("predictions", "iuf", (samples,))
+        self._check("class_names", "U", (None,))
         if (self.alive[:, 1:] & ~self.alive[:, :-1]).any():
             raise ValueError("alive brings a dropped token back: the sets must be nested")
 
@@ -67,11 +72,10 @@ class Gallery:
 
     def _name(self, label: int) -> str:
         names = self.class_names
-        return str(names[label]).split(",")[0] if label < len(names) else str(label)
+        return str(names[label]).split(",")[0] if 0 <= label < len(names) else str(label)
 
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        if getattr(self, name).shape != shape:
-            raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {shape}")
+    def _check(self, name: str, kinds: str, shape: tuple[int | None, ...]) -> None:
+        check_array(name, getattr(self, name), kinds, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class TextGallery(Gallery):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("words", (len(self.alive), self.alive.shape[-1]))
+        self._check("words", "U", (len(self.alive), self.alive.shape[-1]))
 
     @property
     def depth(self) -> np.ndarray:
@@ -115,10 +119,16 @@ class ImageGallery(Gallery):
     def __post_init__(self) -> None:
         super().__post_init__()
         samples, boundaries, tokens = self.alive.shape
+        self._check("prefix", "iu", ())
+        self._check("grid", "iu", (2,))
         patches = int(self.grid[0]) * int(self.grid[1])
-        self._check("alive", (samples, boundaries, int(self.prefix) + patches))
-        self._check("images", (samples, *self.images.shape[1:3], self.images.shape[-1]))
-        self._check("depth", (samples, tokens))
+        self._check("alive", "b", (samples, boundaries, int(self.prefix) + patches))
+        self._check("depth", "iu", (samples, tokens))
+        self._check("images", "u", (samples, None, None, None))
+        if self.images.dtype != np.uint8 or self.images.shape[-1] not in (1, 3) or not self.images.size:
+            raise ValueError(
+                f"images are {self.images.dtype} of shape {self.images.shape}: not uint8 with 1 or 3 channels"
+            )
 
     @property
     def patches_alive(self) -> np.ndarray:
@@ -128,27 +138,27 @@ class ImageGallery(Gallery):
 
 
 def read_gallery(path: str | Path) -> Gallery:
-    """Reads a gallery. Raises ValueError for a truncated or foreign file."""
+    """Reads a gallery. Raises ValueError for a truncated, damaged or foreign file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            kind = TextGallery if "words" in file else ImageGallery
-            return kind(**{name: file[name] for name in kind.__dataclass_fields__})
-    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(Path(path), lambda names: list(_kind(names).__dataclass_fields__))
+        return _kind(list(arrays))(**arrays)
+    except ValueError as error:
         raise ValueError(f"it is no gallery: {error}") from error
 
 
-def read_galleries(rows: Sequence[Row]) -> list[tuple[Row, Gallery]]:
-    """The galleries beside the rows, in the rows' order; one that cannot be read is named in a warning and skipped."""
-    found = []
+def read_galleries(rows: Sequence[Row]) -> tuple[list[tuple[Row, Gallery]], list[str]]:
+    """The galleries beside the rows, in the rows' order, and a line for each that cannot be read, as is warned."""
+    found, left_out = [], []
     for row in rows:
         path = row.folder / GALLERY_FILE if row.folder else None
-        if path is None or not path.exists():
+        if path is None or not os.path.lexists(path):
             continue
         try:
             found.append((row, read_gallery(path)))
-        except ValueError as error:
-            log.warning("skipped %s: %s", path, error)
-    return found
+        except (ValueError, OSError) as error:
+            left_out.append(f"{path}: {reason(error)}")
+            log.warning("left out %s", left_out[-1])
+    return found, left_out
 
 
 def choose(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]]:
@@ -168,6 +178,10 @@ def choose(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]
             goal = chosen[0][0].occupancy
             chosen.append(min(_ordered(own), key=lambda each: abs(each[0].occupancy - goal)))
     return sorted(chosen, key=lambda each: rank(each[0].label)) or _middle(galleries)
+
+
+def _kind(arrays: Sequence[str]) -> type[TextGallery] | type[ImageGallery]:
+    return TextGallery if "words" in arrays else ImageGallery
 
 
 def _compared(galleries: Sequence[tuple[Row, Gallery]]) -> list[str]:

@@ -58,7 +58,8 @@ def from_older(values: dict[str, Any], schema: int) -> dict[str, Any]:
         settings = {"counts": ""} | settings
         settings = {"dynamic": "keep_ratio" not in settings and not settings["counts"]} | settings
     knob = KNOBS.get(str(method))
-    added["label"] = LABELS.get((str(method), values.get("attention"))) or str(method).replace("_", " ")
+    attention = values["attention"] if isinstance(values.get("attention"), str) else None
+    added["label"] = LABELS.get((str(method), attention)) or str(method).replace("_", " ")
     added["knob"] = knob if knob in settings else None
     kept = {name: value for name, value in values.items() if name not in FIELDS}
     return added | kept | {"settings": settings, "schema": schema}

@@ -102,7 +102,7 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
         key = tuple(getattr(row, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS))
-        groups[(*key, *sorted(row.settings.items()))].append(row)
+        groups[(*key, *set_settings(row))].append(row)
     named = (*chosen, *along)
     varying = {label: [name for name in names if name not in named] for label, names in _varying(rows).items()}
     points = []
@@ -143,6 +143,14 @@ def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.Da
 def value_of(row: Row, name: str) -> object:
     """Of a field that tells curves apart, or of a setting; None where the row's method has no such setting."""
     return getattr(row, name) if name in VARIANTS else row.settings.get(name)
+
+
+def set_settings(row: Row, but: Sequence[str] = ()) -> list[tuple[str, object]]:
+    """The settings of a row that are set, but for those named, in order: what it shares with its other seeds.
+
+    A text that is empty is not set: tables of older versions left it out.
+    """
+    return sorted((name, value) for name, value in row.settings.items() if name not in but and value not in (None, ""))
 
 
 def describe(name: str, value: object) -> str:

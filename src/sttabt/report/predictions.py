@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from sttabt.report.arrays import check_array, read_arrays
 from sttabt.store.files import write_atomically
 
 PREDICTIONS_FILE = "predictions.npz"
@@ -23,7 +23,7 @@ class Predictions:
     Of few classes the logits are kept, of many (ImageNet) the TOP most probable classes; what is not kept is empty.
 
     Raises:
-        ValueError: the shapes disagree, or an item comes twice or out of order.
+        ValueError: the shapes or kinds of numbers disagree, or an item comes twice or out of order.
     """
 
     indices: np.ndarray  # int (n,): places in the data set, rising
@@ -34,13 +34,11 @@ class Predictions:
     top_probabilities: np.ndarray  # float16, the same shape
 
     def __post_init__(self) -> None:
-        count = len(self.indices)
-        for name in ("indices", "labels", "predictions"):
-            if getattr(self, name).shape != (count,):
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {(count,)}")
-        for name in ("logits", "top_classes", "top_probabilities"):
-            if getattr(self, name).shape[:1] != (count,) or getattr(self, name).ndim != 2:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, not {(count, 'classes')}")
+        count = self.indices.size
+        for name, kinds in (("indices", "iu"), ("labels", "iuf"), ("predictions", "iuf")):
+            check_array(name, getattr(self, name), kinds, (count,))
+        for name, kinds in (("logits", "f"), ("top_classes", "iu"), ("top_probabilities", "f")):
+            check_array(name, getattr(self, name), kinds, (count, None))
         if self.top_classes.shape != self.top_probabilities.shape:
             raise ValueError(f"{self.top_classes.shape} classes have {self.top_probabilities.shape} probabilities")
         if (np.diff(self.indices) <= 0).any():
@@ -91,13 +89,13 @@ def read_predictions(folder: str | Path) -> Predictions:
 
     Raises:
         FileNotFoundError: there are none, as the row is of an older version.
-        ValueError: the file is truncated or foreign.
+        ValueError: the file, which is named, is truncated, damaged or foreign.
     """
+    path = Path(folder) / PREDICTIONS_FILE
     try:
-        with np.load(Path(folder) / PREDICTIONS_FILE, allow_pickle=False) as file:
-            return Predictions(**{each.name: file[each.name] for each in fields(Predictions)})
-    except (KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it holds no predictions: {error}") from error
+        return Predictions(**read_arrays(path, lambda _: [each.name for each in fields(Predictions)]))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no predictions: {error}") from error
 
 
 def paired_test(first: Predictions, second: Predictions) -> PairedTest:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sttabt.report.older import OLDER, from_older
-from sttabt.store.files import write_atomically
+from sttabt.store.files import SHORT, read_regular, write_atomically
 
 ROW_FILE = "row.json"
+MOST_BYTES = 1 << 24  # of that file; it has some thousands
+LONGEST_NUMBER = 30  # digits of a whole number
 SCHEMA = 6
 DENSE = "dense"  # the method that all others are compared with
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
@@ -47,8 +51,8 @@ class Row:
     """One measured model: where it comes from, what it is, how good it is and what it costs.
 
     Raises:
-        ValueError: a field has the wrong type, a metric is unknown, a score or a share is out of its range, the knob is
-            none of the settings, or `time`, `approx`, `ema` or `validation` lacks a key.
+        ValueError: a field has the wrong type, a number is not finite, a metric is unknown, a score or a share is out
+            of its range, the knob is none of the settings, or `time`, `approx`, `ema` or `validation` lacks a key.
     """
 
     schema: int = SCHEMA
@@ -98,10 +102,11 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"schema is {self.schema!r}, this version reads {SCHEMA}")
+            raise ValueError(f"schema is {SHORT.repr(self.schema)}, this version reads {SCHEMA}")
         for name, hint in get_type_hints(Row).items():
             if not _fits(getattr(self, name), hint):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which is not {getattr(hint, '__name__', hint)}")
+                kind = getattr(hint, "__name__", hint)
+                raise ValueError(f"{name} is {SHORT.repr(getattr(self, name))}, which is not {kind}")
         for metric in (self.metric, *self.other_scores):
             if metric not in METRICS:
                 raise ValueError(f"metric is {metric!r}, which is none of {', '.join(METRICS)}")
@@ -116,6 +121,8 @@ class Row:
                 raise ValueError(f"{name} is {value!r}, which is not in [{low:g}, 1]")
         if not self.macs_dense > 0:
             raise ValueError(f"macs_dense is {self.macs_dense!r}, which is not above 0")
+        if not math.isfinite(self.macs_share):
+            raise ValueError(f"macs of {self.macs_total:g} are no share of macs_dense {self.macs_dense:g}")
         if self.knob is not None and self.knob not in self.settings:
             raise ValueError(f"knob is {self.knob!r}, which is none of the settings: {', '.join(self.settings)}")
         required = {"time": TIME_KEYS, "approx": APPROX_KEYS, "ema": EMA_KEYS, "validation": VALIDATION_KEYS}
@@ -171,12 +178,24 @@ class Row:
 
     def write(self, path: str | Path) -> None:
         """Writes the row; a killed process leaves no half-written file."""
-        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
 
     @classmethod
     def read(cls, path: str | Path) -> Row:
-        """Reads a row. Raises ValueError that says what is wrong with a truncated or foreign file."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).parent)
+        """Reads a row.
+
+        Raises:
+            ValueError: the file is truncated, damaged, foreign or no regular file; the text says what is wrong.
+            OSError: it is not there or cannot be read.
+        """
+        try:
+            text = read_regular(Path(path), MOST_BYTES).decode("utf-8")
+            values = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+            return cls.from_dict(values, Path(path).parent)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is no JSON, or cut off: {error}") from error
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
     @classmethod
     def from_dict(cls, values: object, folder: Path | None) -> Row:
@@ -201,5 +220,19 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(k, str) and _fits(v, arguments[1]) for k, v in value.items())
     if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # not of infinities and NaN
     return isinstance(value, hint)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it holds a number that is not finite: {text[:LONGEST_NUMBER]}")
+    return number

@@ -1,7 +1,8 @@
 """Files that are whole or not there: a killed process leaves the old one or the new one, never half of it.
 
 What is being written stands beside its target as `.NAME.HOST-PID-RANDOM.partial`; the next who writes there takes away
-what processes that died have left.
+what processes that died have left. What stands where a file should be may be a pipe that nobody writes to, a device
+without an end, or a folder.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import reprlib
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sttabt.errors import UserError
 
+LONGEST_REASON = 300  # letters
+SHORT = reprlib.Repr()  # for what stands in a file, which may be long or deep
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
 PARTIAL = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<process>\d+)-[0-9a-f]{8}\.partial")
 
 
@@ -78,6 +84,32 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        ValueError: it is no regular file, or larger; the text says which.
+        OSError: it is not there or cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"it is {'a folder' if stat.S_ISDIR(found.st_mode) else 'a pipe or a device'}, not a file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than the {most:,} bytes that such a file may have")
+    return content
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in one line of moderate length."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
 
 def _sync(path: Path) -> None:
