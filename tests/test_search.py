@@ -299,6 +299,10 @@ def test_a_search_goes_on_where_it_was_interrupted_and_replaces_what_failed(tmp_
     written = capsys.readouterr()
     assert begun[2] == begun[1], "the trial that was interrupted comes first"
     assert "RuntimeError: out of luck" in written.err.splitlines()[-1]
+    shown = written.out + written.err
+    assert "ERROR the job failed: RuntimeError: out of luck (its traceback is in the job's log)\n" in shown
+    assert "Traceback" not in shown, "a line on the screen"
+    assert any("Traceback" in path.read_text() for path in (tmp_path / "runs").glob("*/*/sttabt.log"))
     assert "## Front of 2 trials: accuracy and multiply-adds on the validation split" in written.out
     assert _main(monkeypatch, *command) == 0
     assert len(begun) == 5 and len(set(begun)) == 4, "one trial in place of the failed one"
