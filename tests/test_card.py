@@ -11,14 +11,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from sttabt.cli.composition import compose_settings
+from sttabt.pipeline import card
 from sttabt.pipeline.card import CARD, NOT_MEASURED, last_stage, model_card, results
 from sttabt.pipeline.stages import run_stages
 from sttabt.report.rows import Row
-from sttabt.store.artifacts import MODEL_STAGES, Store
+from sttabt.store.artifacts import MODEL_STAGES, Store, fingerprint, read_record
 from sttabt.store.job import Job
+from test_report import TIMES, make_row
 
-JOB = Job("python -m sttabt.run test", "sweep", True, "0123")
-SMALL = ["experiment=debug", "logger=none", "evaluation.gallery=0"]
+JOB = Job("python -m sttabt.run test", "sweep", False, "0123")
+SMALL = ["experiment=debug", "logger=none", "evaluation.gallery=0", "stages=[base,approx,prune,evaluate]"]
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +159,7 @@ def test_a_card_of_text_says_where_its_weights_come_from(
     store = Store("artifacts")
     with store.claim(stage, described) as claim:
         claim.finish({}, notes)
-    card = model_card(claim.folder)
+    card = model_card(claim.folder, [])
     facts = _facts(card)
     for name, text in expected.items():
         assert text in facts[name]
@@ -176,6 +178,78 @@ def test_the_last_stage_is_whose_model_it_is() -> None:
     assert last_stage(["approx", "base"]) == "approx"
     assert last_stage(["base"]) == "base"
     assert last_stage(["prune", "general", "base", "approx"]) == "prune"
+
+
+def _store(models: int, results_each: int) -> list[Path]:
+    """Base models without weights, each with as many results and their times."""
+    store = Store(Path("artifacts").absolute())
+    notes = {"settings": _plain(compose_settings(SMALL)), "command": "x", "commit": "", "seconds": 1.0}
+    folders = []
+    for model in range(models):
+        with store.claim("base", {"seed": model}) as base:
+            base.finish({}, notes)
+        folders.append(base.folder)
+        for number in range(results_each):
+            described = {"base": base.folder.name, "number": number}
+            row = make_row(share=(1 + number) / (1 + results_each), config_hash=fingerprint(described), time=None)
+            with store.claim("evaluate", described) as claim:
+                row.write(claim.folder / "row.json")
+                claim.finish({}, notes)
+            with store.claim("timing", {**described, "timing": {}}) as claim:
+                claim.finish({}, notes | {"time": TIMES, "baseline": "batch"})
+    return folders
+
+
+@pytest.mark.parametrize(("models", "results_each"), [(1, 12), (4, 3)])
+def test_the_cards_of_a_sweep_read_every_result_once(models: int, results_each: int, monkeypatch) -> None:
+    folders = _store(models, results_each)
+    read: list[Path] = []
+    monkeypatch.setattr(card, "read_record", lambda path: read.append(path) or read_record(path))
+    hashes = {row.config_hash for folder in folders for row in results(folder)}
+    assert len(hashes) == models * results_each
+    read.clear()
+    card.write_cards(Path("artifacts").absolute(), hashes)
+    assert sorted(read.count(path) for path in set(read)) == [1] * 2 * len(hashes) + [2] * models  # of the models
+    for folder in folders:
+        assert len(ModelCard.load(folder / CARD).data.eval_results or ()) == results_each
+        assert (folder / CARD).read_text().count("0.550 (0.500 to 0.600)") == results_each
+        (folder / CARD).unlink()
+    card.write_cards(Path("artifacts").absolute(), [results(folders[0])[0].config_hash])
+    assert [(folder / CARD).exists() for folder in folders] == [True] + [False] * (models - 1), "whose results are new"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named", "left"),
+    [
+        (lambda store: _one(store, "evaluate/*/row.json").write_text("{"), "row.json: it is no JSON", 2),
+        (lambda store: _one(store, "evaluate/*/row.json").unlink(), "row.json: No such file", 2),
+        (lambda store: _one(store, "evaluate/*/artifact.json").write_text("[]"), "artifact.json is damaged", 2),
+        (lambda store: _noted(store, time={"ratio": 1}), "artifact.json: time lacks batch_size", 3),
+        (lambda store: _noted(store, time=[1]), "artifact.json: time is [1]", 3),
+        (lambda store: _noted(store, baseline=...), "artifact.json: it lacks baseline", 3),
+        (lambda store: _one(store, "timing/*/artifact.json").write_text("{}"), "artifact.json is damaged", 3),
+    ],
+)
+def test_a_damaged_record_is_left_out_of_a_card_and_named(spoil, named: str, left: int, caplog) -> None:
+    (folder,) = _store(1, 3)
+    spoil(Path("artifacts").absolute())
+    rows = results(folder)
+    assert len(rows) == left and sum(row.time is not None for row in rows) == 2
+    (line,) = [message for message in caplog.messages if named in message]
+    assert line.startswith("the model card leaves out ") and "\n" not in line
+
+
+def _one(store: Path, pattern: str) -> Path:
+    return sorted(store.glob(pattern))[0]
+
+
+def _noted(store: Path, **changes: Any) -> None:
+    """Another version's times."""
+    path = _one(store, "timing/*/artifact.json")
+    record = json.loads(path.read_text())
+    del record["own_sha256"]
+    record["notes"] = {name: v for name, v in (record["notes"] | changes).items() if v is not ...}
+    path.write_text(json.dumps(record))
 
 
 def test_several_seeds_are_counted(tmp_path: Path) -> None:

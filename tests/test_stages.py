@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sttabt
+import sttabt.pipeline.stages
 from sttabt.cli.composition import compose_settings, config_folder
 from sttabt.errors import UserError
 from sttabt.lit.fit import fit
@@ -36,6 +38,7 @@ from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.pipeline.stages.base import BaseStage
 from sttabt.pipeline.stages.evaluate import EvaluateStage
 from sttabt.pipeline.stages.prune import PruneStage
+from sttabt.report.gallery import read_gallery
 from sttabt.report.predictions import read_predictions
 from sttabt.report.rows import Row
 from sttabt.run import main
@@ -121,6 +124,8 @@ def test_every_job_of_every_experiment_of_images_runs(experiment: str, monkeypat
         }
         assert len(_made("evaluate")) == len(rows) > len(configs)
         assert len(_made("base")) == 1, "trained once for all"
+    cards = [ModelCard.load(path) for path in Path("artifacts").glob("*/*/README.md")]
+    assert sum(len(card.data.eval_results or ()) for card in cards) == len(rows), "each on the card of its model"
 
 
 # --- what is made once
@@ -169,6 +174,69 @@ def test_time_is_measured_again_without_scoring_again() -> None:
     assert timed.single_time_ratio == timed.time["single_ratio"] > 0
     assert _run("evaluation.timing_rounds=2").time == timed.time
     assert len(_made("timing")) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("row.json", b"{", "it is no JSON"),
+        ("row.json", None, "No such file"),
+        ("tokens.npz", b"PK", "it is no gallery"),
+        ("predictions.npz", b"PK", "holds no predictions"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_set_aside_and_measured_again(file, content, named: str, caplog) -> None:
+    """One of an earlier version, which kept no checksums of a result's files."""
+    first = _run("sparsity=dense")
+    (folder,) = Path("artifacts", "evaluate").glob("*/")
+    _rewrite(folder / "artifact.json", lambda record: record.pop("files"))
+    whole = (folder / file).read_bytes()
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    again = _run("sparsity=dense")
+    assert replace(again, time=None, seconds={}) == replace(first, time=None, seconds={})
+    (line,) = [message for message in caplog.messages if "cannot be read" in message]
+    aside = Path("artifacts", "damaged", f"evaluate-{folder.name}").absolute()
+    assert named in line and str(folder) in line and str(aside) in line
+    assert content is None or (aside / file).read_bytes() == content, "nothing is thrown away"
+    assert file == "row.json" or len((folder / file).read_bytes()) == len(whole)
+    assert read_gallery("output/tokens.npz").layers == 1 and len(read_predictions("output").indices) == 64
+    caplog.clear()
+    _run("sparsity=dense")
+    assert not [message for message in caplog.messages if "cannot be read" in message]
+
+
+def _rewrite(path: Path, change: Callable[[dict], object]) -> dict:
+    """An artifact's record as another version would have written it, without a checksum of its own."""
+    record = json.loads(path.read_text())
+    del record["own_sha256"]
+    change(record)
+    path.write_text(json.dumps(record))
+    return record
+
+
+def test_times_of_another_version_are_measured_again_and_block_no_other_job(caplog) -> None:
+    _run("sparsity=dense")
+    (path,) = Path("artifacts", "timing").glob("*/artifact.json")
+    record = _rewrite(path, lambda record: record["notes"].update(time={"ratio": 1.0}))
+    for job in (JOB, replace(JOB, multirun=False)):  # one alone writes its model's card
+        settings = _settings("sparsity=random", "stages=[base,evaluate]")
+        run_stages(settings, job)
+        assert Row.read("output/row.json").method == "random"
+    assert [message for message in caplog.messages if "the model card leaves out" in message and str(path) in message]
+    row = _run("sparsity=dense")
+    assert row.time is not None and row.time["rounds"] == 1
+    (aside,) = Path("artifacts", "damaged").glob("timing-*")
+    assert json.loads((aside / "artifact.json").read_text()) == record
+
+
+def test_a_row_is_there_even_if_its_card_cannot_be_written(monkeypatch) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError(folder)
+
+    monkeypatch.setattr(sttabt.pipeline.stages, "write_card", fail)
+    with pytest.raises(RuntimeError):
+        run_stages(_settings("sparsity=dense"), replace(JOB, multirun=False))
+    assert Row.read("output/row.json").method == "dense"
 
 
 def test_numbers_near_0_cost_no_time() -> None:

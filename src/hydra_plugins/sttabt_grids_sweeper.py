@@ -43,10 +43,11 @@ class GridsSweeper(CheckedSweeper):
         """
         jobs = self.jobs(arguments)
         refuse_agent(len(jobs))
-        stages, unused = set[str](), Unused()
+        stages, stores, unused = set[str](), set[str](), Unused()
         for number, job in enumerate(jobs):
             settings = self.check(job, number, len(jobs))
             stages |= set(settings.stages)
+            stores.add(settings.paths.artifacts)
             unused.add(settings, job)
         for line in unused.lines():
             log.warning(line)
@@ -57,6 +58,8 @@ class GridsSweeper(CheckedSweeper):
         for batch in self.split_overrides_to_chunks(jobs, self.at_once()):
             results += self.launch(batch, len(results), progress)
 
+        if "evaluate" in stages:
+            self.write_cards(stores)
         if failed(results) < len(results) and {"evaluate", "report"} <= stages:
             report_sweep([self.folder], self.folder / "report", choose=self.choose)
         self.raise_failures(results, jobs)

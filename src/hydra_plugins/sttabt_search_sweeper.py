@@ -90,6 +90,7 @@ class SearchSweeper(CheckedSweeper):
                     self._tell(study, trial, result, job, number)
                 jobs += batch
                 results += ended
+            self.write_cards({plan.settings.paths.artifacts})
             if study.done:
                 report_search(study.done, plan, self.folder / "report")
         self.raise_failures(results, jobs)

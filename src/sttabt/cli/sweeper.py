@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sttabt.cli.composition import read_job
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.cli.sweep import Grid, JobsFailedError, Progress, assignments, failure, log
 from sttabt.errors import UserError
+from sttabt.report.reading import read_rows
 from sttabt.settings import Settings
 from sttabt.settings.renamed import new_values
 
@@ -105,6 +106,19 @@ class CheckedSweeper(BasicSweeper, ABC):
             return self.settings(job, number)
         except MISTAKES as mistake:
             raise UserError(f"job {number + 1}/{total} ({' '.join(job)}): {explain(mistake)}") from mistake
+
+    def write_cards(self, stores: Collection[str]) -> None:
+        """The cards of the models in these artifact stores that this sweep's jobs have measured: each once, now, as a
+        card that every job wrote anew would have more and more results to read.
+        """
+        from sttabt.pipeline.card import write_cards
+
+        try:
+            measured = {row.config_hash for row in read_rows([self.folder])}
+        except UserError:
+            return  # no job has a result
+        for store in stores:
+            write_cards(Path(store), measured)
 
     def at_once(self) -> int | None:
         """The basic launcher runs one job after the other: given one at a time, progress shows between them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sttabt.data.sources import find_source
 from sttabt.report.points import spell
-from sttabt.report.rows import METRICS, ROW_FILE, Row
+from sttabt.report.rows import METRICS, ROW_FILE, Row, with_times
 from sttabt.report.table import format_table
 from sttabt.settings import TRAININGS, method_settings
-from sttabt.store.artifacts import CARD, MODEL_STAGES, RECORD, WEIGHTS, fingerprint, parents, read_record
-from sttabt.store.files import write_atomically
+from sttabt.store.artifacts import CARD, MODEL_STAGES, RECORD, WEIGHTS, Store, fingerprint, parents, read_record
+from sttabt.store.files import reason, write_atomically
 
 NOT_MEASURED = "not measured"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -45,19 +45,34 @@ log = logging.getLogger(__name__)
 
 def write_card(folder: Path) -> None:
     """Writes the card of the artifact in `folder` of a store, with every result there that belongs to it."""
+    _write(folder, results(folder))
+
+
+def write_cards(store: Path, evaluations: Collection[str]) -> None:
+    """Writes the cards of all models of a store that these results, given by their fingerprints, have measured.
+
+    The store is read once, however many cards there are.
+    """
+    found = measured(store)
+    for folder, rows in found.items():
+        if any(row.config_hash in evaluations for row in rows) and (folder / RECORD).exists():
+            _write(folder, rows)
+
+
+def _write(folder: Path, rows: list[Row]) -> None:
     if "settings" not in read_record(folder / RECORD)["notes"]:
         log.info("no model card for %s: it was made before artifacts noted their settings", folder)
         return
     with FileLock(folder.with_suffix(".lock")):  # two jobs may bring a result at the same time
-        write_atomically(folder / CARD, str(model_card(folder)).encode())
+        write_atomically(folder / CARD, str(model_card(folder, rows)).encode())
 
 
-def model_card(folder: Path) -> ModelCard:
-    """The card of a finished artifact that notes its settings."""
+def model_card(folder: Path, rows: list[Row]) -> ModelCard:
+    """The card of a finished artifact that notes its settings; rows: what was measured of its model."""
     record = read_record(folder / RECORD)
     notes = record["notes"]
     settings: dict[str, Any] = notes["settings"]
-    stage, rows = record["stage"], results(folder)
+    stage = record["stage"]
     title = f"{settings['model']['name']} on {settings['dataset']['name']}, {TITLES[stage]}"
     return ModelCard.from_template(
         _data(title, settings, rows),
@@ -79,24 +94,54 @@ def model_card(folder: Path) -> ModelCard:
 
 def results(folder: Path) -> list[Row]:
     """The rows in the store whose model ends with the artifact in `folder`, in the order of their cost."""
-    found, times = [], _times(folder.parents[1])
-    for path in folder.parents[1].glob(f"evaluate/*/{RECORD}"):
-        description = read_record(path)["description"]
-        made_of = parents(description)
-        if made_of and made_of[last_stage(made_of)] == folder.name:
-            notes = times.get(fingerprint(description), {"time": None, "baseline": None})
-            row = Row.read(path.with_name(ROW_FILE))
-            found.append(replace(row, time=notes["time"], time_baseline=notes["baseline"]))
-    return sorted(found, key=lambda row: (row.macs_total, row.command, row.config_hash))
+    return measured(folder.parents[1]).get(folder, [])
 
 
-def _times(store: Path) -> dict[str, dict[str, Any]]:
-    """What was measured last of the time of each evaluation, by the evaluation's fingerprint."""
-    records = [
-        read_record(path) for path in sorted(store.glob(f"timing/*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-    ]
-    descriptions = [{k: v for k, v in record["description"].items() if k != "timing"} for record in records]
-    return {fingerprint(own): record["notes"] for own, record in zip(descriptions, records, strict=True)}
+def measured(store: Path) -> dict[Path, list[Row]]:
+    """By the folder of the artifact that a model ends with: the rows of it in the store, in the order of their cost.
+
+    What cannot be read is named in a warning and left out: one damaged record is not in the way of other jobs.
+    """
+    found: dict[Path, list[Row]] = {}
+    times = _times(store)
+    for own, record in Store(store).records("evaluate"):
+        description = record["description"]
+        try:
+            row = Row.read(own / ROW_FILE)
+        except (ValueError, OSError) as error:
+            _left_out(own / ROW_FILE, error)
+            continue
+        if made_of := parents(description):
+            last = last_stage(made_of)
+            key = fingerprint(description)
+            found.setdefault(store / last / made_of[last], []).append(_timed(row, *times.get(key, (own, {}))))
+    return {
+        folder: sorted(rows, key=lambda row: (row.macs_total, row.command, row.config_hash))
+        for folder, rows in found.items()
+    }
+
+
+def _times(store: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """What was measured last of the time of each evaluation, with its record, by the evaluation's fingerprint."""
+    records = [((folder / RECORD).stat().st_mtime, folder, record) for folder, record in Store(store).records("timing")]
+    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for _, folder, record in sorted(records, key=lambda each: each[:2]):
+        own = {name: value for name, value in record["description"].items() if name != "timing"}
+        found[fingerprint(own)] = folder / RECORD, record["notes"]
+    return found
+
+
+def _timed(row: Row, path: Path, notes: Mapping[str, Any]) -> Row:
+    """The row with what was measured of its time; without, where that is not what rows of this version say."""
+    try:
+        return with_times(row, notes) if notes else replace(row, time=None, time_baseline=None)
+    except ValueError as error:
+        _left_out(path, error)
+        return replace(row, time=None, time_baseline=None)
+
+
+def _left_out(path: Path, error: Exception) -> None:
+    log.warning("the model card leaves out %s: %s", path, reason(error))
 
 
 def last_stage(stages: Iterable[str]) -> str:

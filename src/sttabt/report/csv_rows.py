@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -95,6 +96,7 @@ def _cells(line: bytes) -> list[str]:
     return cells
 
 
+@cache
 def _hints() -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(Row).items() if name != "folder"}
 

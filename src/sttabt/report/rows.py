@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -103,7 +105,7 @@ class Row:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"schema is {SHORT.repr(self.schema)}, this version reads {SCHEMA}")
-        for name, hint in get_type_hints(Row).items():
+        for name, hint in _hints().items():
             if not _fits(getattr(self, name), hint):
                 kind = getattr(hint, "__name__", hint)
                 raise ValueError(f"{name} is {SHORT.repr(getattr(self, name))}, which is not {kind}")
@@ -209,6 +211,23 @@ class Row:
             if found:
                 raise ValueError(f"it {problem} {', '.join(sorted(found))}")
         return cls(**values, folder=folder)
+
+
+def with_times(row: Row, notes: Mapping[str, Any]) -> Row:
+    """The row with times that were measured apart from it, as `time` and `baseline`.
+
+    Raises:
+        ValueError: they are not what a row of this version says of time.
+    """
+    if missing := {"time", "baseline"} - set(notes):
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return replace(row, time=notes["time"], time_baseline=notes["baseline"])
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    """The types of a row's fields."""
+    return get_type_hints(Row)
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -174,14 +174,22 @@ class Store:
             try:
                 load_folder(folder)
             except DamagedError:
-                name = f"{folder.parent.name}-{folder.name}"
-                names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-                aside = next(path for name in names if not (path := self.root / DAMAGED / name).exists())
-                aside.parent.mkdir(exist_ok=True)
-                return folder.rename(aside)
+                return self._put_aside(folder)
             except UserError:
                 pass  # it is not there any more
             return None
+
+    def put_aside(self, folder: Path) -> Path:
+        """As `set_aside`, of one that holds what was written, which nobody can read any more."""
+        with self._locked(folder):
+            return self._put_aside(folder)
+
+    def _put_aside(self, folder: Path) -> Path:
+        name = f"{folder.parent.name}-{folder.name}"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        aside = next(path for name in names if not (path := self.root / DAMAGED / name).exists())
+        aside.parent.mkdir(exist_ok=True)
+        return folder.rename(aside)
 
     def missing_message(self, stage: str, description: Mapping[str, Any]) -> str:
         """One line: there is no such artifact, and how the nearest one of that stage differs."""

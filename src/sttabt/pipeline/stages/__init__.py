@@ -8,8 +8,10 @@ that want the same one at the same time make it once (`pipeline.obtain`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from sttabt.backbones.base import Backbone
 from sttabt.lit.launch import Nodes, prepare_process
@@ -19,7 +21,7 @@ from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.card import last_stage, write_card
 from sttabt.pipeline.obtain import obtain
-from sttabt.pipeline.stage import Artifact, Context
+from sttabt.pipeline.stage import Artifact, Context, Stage
 from sttabt.pipeline.stages.approx import ApproxStage
 from sttabt.pipeline.stages.base import BaseStage
 from sttabt.pipeline.stages.evaluate import EvaluateStage
@@ -27,14 +29,15 @@ from sttabt.pipeline.stages.general import GeneralStage
 from sttabt.pipeline.stages.prune import PruneStage
 from sttabt.pipeline.stages.timing import TimingStage
 from sttabt.report.build import make_report
-from sttabt.report.gallery import GALLERY_FILE, read_gallery
+from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE
 from sttabt.settings import LoggerSettings, Settings, TrainedSettings
-from sttabt.store.files import write_atomically
+from sttabt.store.files import reason, write_atomically
 from sttabt.store.job import Job
 
 Artifacts = dict[str, Artifact]  # by stage
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -114,18 +117,32 @@ def write_result(context: Context) -> None:
     """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
     model, averaged, artifacts = pruned_model(context)
     stage = EvaluateStage(context, artifacts, model, averaged)
-    result = obtain(stage)
-    row = stage.read(result)
+    result, (row, gallery) = _read_or_repeat(stage, stage.read)
     if context.settings.evaluation.timing_rounds:
-        timing = TimingStage(stage, model)
-        row = timing.read(obtain(timing), row)
-    made_of = {name: artifact.folder for name, artifact in artifacts.items()}
-    tokens = result.folder / GALLERY_FILE
-    context.loggers.result(row, read_gallery(tokens) if tokens.exists() else None, made_of)
-    write_card(made_of[last_stage(made_of)])  # which this result belongs to
+        timing, untimed = TimingStage(stage, model), row
+        _, row = _read_or_repeat(timing, lambda made: timing.read(made, untimed))
     output = Path(context.settings.paths.output)
-    output.mkdir(parents=True, exist_ok=True)
     row.write(output / ROW_FILE)
     for name in (GALLERY_FILE, PREDICTIONS_FILE):  # there may be no gallery, and older results have no predictions
         if (result.folder / name).exists():
             write_atomically(output / name, (result.folder / name).read_bytes())
+    made_of = {name: artifact.folder for name, artifact in artifacts.items()}
+    context.loggers.result(row, gallery, made_of)
+    if not context.job.multirun:  # a sweep writes every card once, at its end
+        write_card(made_of[last_stage(made_of)])
+
+
+def _read_or_repeat(stage: Stage, read: Callable[[Artifact], Result]) -> tuple[Artifact, Result]:
+    """What a measurement found; one that another version wrote, or wrote without checksums, and that cannot be read is
+    set aside and made again.
+    """
+    artifact = obtain(stage)
+    try:
+        return artifact, read(artifact)
+    except (ValueError, OSError) as error:
+        aside = stage.context.store.put_aside(artifact.folder)
+        log.warning(
+            "%s cannot be read (%s): it is now %s, and is measured again", artifact.folder, reason(error), aside
+        )
+    artifact = obtain(stage)
+    return artifact, read(artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +17,8 @@ from sttabt.pipeline.descriptions import TIMING, data_of, without
 from sttabt.pipeline.evaluation import gallery
 from sttabt.pipeline.result import device_name, make_row
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
-from sttabt.report.gallery import GALLERY_FILE
-from sttabt.report.predictions import PREDICTIONS_FILE
+from sttabt.report.gallery import GALLERY_FILE, Gallery, read_gallery
+from sttabt.report.predictions import PREDICTIONS_FILE, read_predictions
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.settings import Settings
 from sttabt.store.artifacts import fingerprint
@@ -66,9 +67,18 @@ class EvaluateStage(Stage):
         row.write(folder / ROW_FILE)
         return Made()
 
-    def read(self, artifact: Artifact) -> Row:
-        """The row, without times."""
-        return Row.read(artifact.folder / ROW_FILE)
+    def read(self, artifact: Artifact) -> tuple[Row, Gallery | None]:
+        """The row, without times, and the images or texts where there are any.
+
+        Raises:
+            ValueError: one of its files is damaged.
+            OSError: one is missing or cannot be read.
+        """
+        folder = artifact.folder
+        if os.path.lexists(folder / PREDICTIONS_FILE):  # older results have none
+            read_predictions(folder)
+        tokens = folder / GALLERY_FILE
+        return Row.read(folder / ROW_FILE), read_gallery(tokens) if os.path.lexists(tokens) else None
 
 
 def _words(settings: Settings) -> Callable[[Tensor], list[str]] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import TIMING
 from sttabt.pipeline.result import measure_time
 from sttabt.pipeline.stage import Artifact, Made, Stage
-from sttabt.report.rows import Row
+from sttabt.report.rows import Row, with_times
 
 
 class TimingStage(Stage):
@@ -39,5 +38,5 @@ class TimingStage(Stage):
         return Made(notes={"time": times, "baseline": baseline})
 
     def read(self, artifact: Artifact, row: Row) -> Row:
-        """`row` with these times."""
-        return replace(row, time=artifact.notes["time"], time_baseline=artifact.notes["baseline"])
+        """`row` with these times. Raises ValueError for a record that does not hold what a row says of time."""
+        return with_times(row, artifact.notes)
