@@ -30,10 +30,15 @@ def check_folder(folder: Path) -> Iterator[Check]:
 def check_case(case: Path) -> Iterator[Check]:
     """Every quantity of one case."""
     if not (case / "meta.json").exists():
-        yield Check(case.name, "all", skipped="not supported yet: the paper's counting convention")
+        from sttabt.parity.flops import check_flops
+
+        yield from check_flops(case)
         return
-    meta = json.loads((case / "meta.json").read_text())
-    arch = meta.get("arch")
+    try:
+        meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
+        arch = meta.get("arch")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{case / 'meta.json'} describes no case: {error}") from error
     if arch == "vit":
         from sttabt.parity.vit import check_vit
 

@@ -1,6 +1,7 @@
 """What others published, for overlays: their measurements, never this project's. The files name their sources.
 
-Multiply-adds: of images the sources' GFLOPs are multiply-adds, of texts two FLOPs are one.
+Multiply-adds: of images the sources' GFLOPs are multiply-adds, of texts two FLOPs are one. They are this project's to 2 %
+(`sttabt.parity` compares), but for planning, of which the official count has every operation.
 """
 
 from __future__ import annotations
