@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 import sttabt
+from sttabt.report.predictions import PREDICTIONS_FILE, Predictions
+from test_report import make_row, write_rows
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -27,9 +31,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
 
+def _read(name: str) -> NotebookNode:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
 def _run(name: str, folder: Path, parameters: Mapping[str, Any]) -> NotebookNode:
     """The notebook executed in `folder`, with these values behind its cell of parameters."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebook = _read(name)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     before = cell.source
     cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
@@ -50,7 +58,7 @@ def _outputs(notebook: NotebookNode) -> tuple[str, int]:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_kept_without_outputs(name: str) -> None:
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebook = _read(name)
     nbformat.validate(notebook)
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.metadata.kernelspec.name == "python3"
@@ -60,7 +68,10 @@ def test_a_notebook_is_kept_without_outputs(name: str) -> None:
 
 
 def test_there_is_a_test_for_every_notebook() -> None:
-    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04"]
+    run = re.findall(r'[ (]_run\("(\w+)", ', Path(__file__).read_text())
+    assert sorted(set(run)) == NOTEBOOKS
+    for name in run:
+        assert any("parameters" in cell.metadata.get("tags", []) for cell in _read(name).cells)
 
 
 def test_the_tour_on_digits_and_reading_its_sweep(tmp_path: Path) -> None:
@@ -76,6 +87,32 @@ def test_the_tour_on_digits_and_reading_its_sweep(tmp_path: Path) -> None:
     assert "python -m sttabt.run" in text
     assert "only dense is right" in text and "p = " in text
     assert pictures == 3
+
+
+def test_a_model_is_chosen_by_validation_whatever_its_test_score(tmp_path: Path) -> None:
+    """Of four models the test split would choose the second: it is as good as the dense one there, and cheaper."""
+    scores = {  # share of tokens: on test, on validation
+        0.2: (0.60, 0.60),
+        0.3: (0.95, 0.80),
+        0.5: (0.80, 0.94),
+        0.7: (0.90, 0.95),
+    }
+    rows = [make_row("dense", score=0.95), make_row("random", 0.25, score=0.95)]
+    rows += [
+        make_row("concrete", share, score=test, validation={"score": validation, "macs_share": share})
+        for share, (test, validation) in scores.items()
+    ]
+    write_rows(tmp_path / "runs", rows)
+    for number, row in enumerate(rows):
+        predicted = np.arange(100) >= 100 * row.score
+        said = Predictions.of(
+            np.arange(100), np.zeros(100, int), predicted.astype(int), np.eye(2)[predicted.astype(int)]
+        )
+        said.write(tmp_path / "runs" / f"job-{number}" / PREDICTIONS_FILE)
+    text, _ = _outputs(_run("02_reading_a_sweep", tmp_path, {"folder": "runs"}))
+    assert "by validation: concrete p_logit -1, 0.940 there" in text
+    assert f"on test: 0.800 at {rows[4].macs_share:.2f} of the multiply-adds, dense 0.950" in text
+    assert rows[4].command in text and "only dense is right: 15, only concrete: 0" in text
 
 
 def test_pruning_a_timm_model(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What others published, for overlays: their measurements, never this project's. The files name their sources.
 
-Multiply-adds: of images the sources' GFLOPs are multiply-adds, of texts two FLOPs are one. They are this project's to 2 %
-(`sttabt.parity` compares), but for planning, of which the official count has every operation.
+Multiply-adds: of images the sources' GFLOPs are multiply-adds, of texts two FLOPs are one. To 2 % they are this
+project's (`sttabt.parity` compares), but for planning, of which the official count has every operation.
 """
 
 from __future__ import annotations
