@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from sttabt.cli.composition import compose_settings
 from sttabt.pipeline import card
@@ -172,6 +173,24 @@ def _plain(settings: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     return json.loads(json.dumps(asdict(settings)))
+
+
+def test_a_card_of_ones_own_images_names_their_folder(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            Path("birds", part, name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(Path("birds", part, name, "0.png"))
+    own = ["name=test", "model=deit_tiny", "dataset=image_folder", "dataset.path=birds", "dataset.classes=2"]
+    settings = compose_settings([*own, "sparsity=dense"], output=tmp_path)
+    store = Store("artifacts")
+    with store.claim("base", {"seed": 0}) as claim:
+        claim.finish({}, {"settings": _plain(settings), "command": "x", "commit": "", "seconds": 1.0})
+    row = make_row("dense", dataset=settings.dataset.name, model=settings.model.name)
+    shown = model_card(claim.folder, [row])
+    assert _facts(shown)["data"].startswith("birds: images of 224 x 224 pixels")
+    (result,) = shown.data.eval_results or ()
+    assert (result.dataset_name, result.dataset_type, shown.data.datasets) == ("birds", "birds", ["birds"])
+    assert "imagenet" not in str(shown).lower()
 
 
 def test_the_last_stage_is_whose_model_it_is() -> None:

@@ -24,7 +24,14 @@ from sttabt.report.chart import pareto_front
 from sttabt.report.csv_rows import write_table
 from sttabt.report.glue import draw_glue
 from sttabt.report.imagenet import draw_keep_ratio, draw_macs
-from sttabt.report.literature import glue_tasks, imagenet_macs
+from sttabt.report.literature import (
+    glue_tasks,
+    imagenet_macs,
+    published_attention,
+    published_curves,
+    published_lambdas,
+    published_propagation,
+)
 from sttabt.report.markup import write_latex
 from sttabt.report.overhead import LABEL as OVERHEAD
 from sttabt.report.overhead import write_overhead
@@ -353,6 +360,28 @@ def test_a_table_is_a_report_again(tmp_path):
     assert main([str(tmp_path / "first" / "table.csv"), f"out={tmp_path / 'second'}"]) == 0
     for name in ("table.md", "pareto.csv", "pareto.svg", "index.html"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+# --- whose data it is
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet-mini", "own_imagenet", "ImageNet", "imagenet ", "imagenet_hub", "birds", "sst2", "own_glue_sst2"]
+)
+def test_what_is_published_is_drawn_beside_the_very_data_set_alone(name, tmp_path):
+    rows = [make_row(method, dataset=name, model="deit_small") for method in ("dense", "concrete")]
+    datasets = points_by_dataset(rows)
+    for draw in (draw_keep_ratio, draw_macs, draw_glue):
+        assert draw(datasets, tmp_path) is None
+    assert published_curves(name, "accuracy") is None and not published_attention(name)
+    assert not published_propagation(name, "matthews") and published_lambdas(name, "matthews") is None
+    assert not list(tmp_path.iterdir())
+    here = points_by_dataset(
+        [make_row(method, dataset="imagenet", model="deit_small") for method in ("dense", "random")]
+    )
+    assert draw_keep_ratio(here | datasets, tmp_path) is not None
+    frame = pd.read_csv(tmp_path / "imagenet_keep_ratio.csv")
+    assert set(frame.dataset) == {"imagenet"} and {"rows", "published"} == set(frame["from"])
 
 
 # --- the front
