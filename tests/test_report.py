@@ -167,6 +167,7 @@ def test_row_totals():
         ({"knob": "warmth"}, "knob is 'warmth', which is none of the settings: p_logit, propagation, temperature"),
         ({"settings": {"counts": [9, 3]}}, "settings is"),
         ({"label": None}, "label is None"),
+        ({"label": "caf\udce9"}, "label is"),
         ({"left_to_torch": ["merging", 2]}, "left_to_torch is"),
         ({"approx": {}}, "approx lacks kl"),
         ({"time": TIMES | {"ratio_frozen": 0.7}}, "time lacks dense_frozen_ms, ratio_frozen_high, ratio_frozen_low"),

@@ -46,19 +46,19 @@ def make_row(
     trained = isinstance(sparsity, TrainedSettings)
     validation = validate(model, splits.validation, *how) if trained else None
     row = Row(
-        experiment=settings.name,
+        experiment=written(settings.name),
         sweep=job.sweep,
         config_hash=config_hash,
-        command=job.command,
+        command=written(job.command),
         commit=job.commit,
         version=__version__,
         seed=settings.seed,
         device=device_name(next(model.base.parameters()).device),
         threads=torch.get_num_threads(),
-        dataset=settings.dataset.name,
+        dataset=written(settings.dataset.name),
         split="test",
         samples=scores.samples,
-        model=settings.model.name,
+        model=written(settings.model.name),
         method=sparsity.method,
         label=sparsity.label,
         knob=sparsity.knob and sparsity.knob[0],
@@ -87,6 +87,11 @@ def make_row(
         seconds={stage: note["seconds"] for stage, note in notes.items()},
     )
     return row, Predictions.of(scores.indices, scores.labels, scores.predictions, scores.logits)
+
+
+def written(text: str) -> str:
+    """The text as files and figures can have it: a path's bytes that are no letters become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int) -> tuple[dict[str, float], str]:

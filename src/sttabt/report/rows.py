@@ -241,6 +241,8 @@ def _fits(value: object, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
         return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # not of infinities and NaN
+    if isinstance(value, str):
+        return hint is str and not any("\ud800" <= sign <= "\udfff" for sign in value)  # which UTF-8 cannot say
     return isinstance(value, hint)
 
 
