@@ -127,10 +127,12 @@ TEXTS = st.one_of(
     st.sampled_from(["", "null", "true", "False", "1", "1.0", "-0", "1e3", "NaN", '"', '""', "[1]", "18 10 4", "a,b"]),
     st.sampled_from(["\n", "\r", "a\r\nb", "\u2028", "'", "None"]),
 )
-NUMBERS = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False))
-COUNTS = st.one_of(st.integers(0, 2**60), st.floats(0, 1e30))
+NUMBERS = st.one_of(
+    st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
+)
+COUNTS = st.one_of(st.integers(0, 2**60), st.floats(0, 1e30, allow_subnormal=False))
 SETTINGS = st.dictionaries(NAMES, st.one_of(TEXTS, NUMBERS, st.booleans(), st.none()), max_size=5)
-SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0, 1]))
+SHARES = st.one_of(st.floats(0, 1, allow_subnormal=False), st.sampled_from([0, 1]))
 
 
 @st.composite
