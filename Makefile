@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench test test-long lint setup clean movie-reviews fashion-mnist
+.PHONY: run bench browser test test-long lint setup clean movie-reviews fashion-mnist
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -10,11 +10,18 @@ run: setup  ## the main job: the whole method on real images, on two CPU cores
 bench: setup  ## what dropping tokens saves on this machine: some minutes on two CPU cores
 	$(BIN)/python -m sttabt.bench $(ARGS)
 
-test: setup  ## everything that must hold; two processes, one thread each
+test: setup browser  ## everything that must hold; two processes, one thread each
 	$(BIN)/python -m pytest -n 2
 
 test-long: setup  ## the same with many more trials: hours
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
+
+browser:  ## Debian's chromium, in which the report's page is tested; where apt cannot install it that is skipped, aloud
+	@$(BROWSER) || ! command -v apt-get >/dev/null || \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 || true
+	@$(BROWSER) || echo "WARNING: the report's page will not be tested: install chromium and chromium-driver"
 
 REVIEWS := data/movie_reviews/movieReviewSnippets_GroundTruth.txt
 VADER := vaderSentiment-3.3.2

@@ -125,3 +125,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What a skip in a list of many would not tell."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if pages := [report for report in skipped if "test_report_page" in report.nodeid]:
+        terminalreporter.section("THE PAGE WAS NOT TESTED", red=True, bold=True)
+        terminalreporter.write_line(
+            f"{len(pages)} tests of the report's page in a browser were skipped: install chromium and chromium-driver,"
+            " or run `make browser` as root"
+        )

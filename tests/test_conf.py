@@ -203,12 +203,15 @@ def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: st
 
 
 def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
+    choosing = set()
     knobs = {method_settings(method).knob_name() for method in method_names()}
     for experiment in EXPERIMENTS:
         text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
         sweeper = OmegaConf.select(OmegaConf.create(text), "hydra.sweeper") or {}
         swept = {key.removeprefix("sparsity.") for grid in sweeper.get("grids", []) for key in grid}
         assert set(sweeper.get("choose", [])) <= swept - knobs, experiment
+        choosing |= {experiment} if sweeper.get("choose") else set()
+    assert choosing == {"glue_ltp", "glue_search", "movie_reviews"}
 
 
 def test_a_method_on_the_command_line_keeps_its_grid_alone() -> None:

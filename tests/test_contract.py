@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from unittest import SkipTest
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +17,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.errors import UserError
 from sttabt.methods import find_method
-from sttabt.methods.base import TrainedMethod
+from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import TrainedSettings, method_names, method_settings
 from sttabt.testing import contract
@@ -56,6 +59,49 @@ def test_a_method_that_breaks_the_contract_is_found(monkeypatch: pytest.MonkeyPa
     case = contract.Case("random", "digits")
     with pytest.raises(AssertionError, match="are stated"):
         contract.check_multiply_adds_are_those_that_torch_counts(case)
+
+
+def _skips(check, case: contract.Case) -> bool:
+    try:
+        check(case)
+    except SkipTest as reason:
+        assert str(reason)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_check_that_says_nothing_of_a_case_is_skipped_and_no_other(method: str) -> None:
+    """What merges has no masked form, images have no padding, and only some methods list values of a knob."""
+    merges, rising = issubclass(find_method(method), MergingMethod), bool(method_settings(method).rising)
+    images, texts = contract.Case(method, "digits"), contract.Case(method, "bert")
+    assert _skips(contract.check_masked_equals_dropped, images) == merges
+    assert _skips(contract.check_padding_changes_nothing, images)
+    assert merges or not _skips(contract.check_padding_changes_nothing, texts)
+    assert _skips(contract.check_the_knob_moves_what_is_kept, images) == (not rising)
+    never = set(contract.CHECKS) - {
+        contract.check_masked_equals_dropped,
+        contract.check_padding_changes_nothing,
+        contract.check_the_knob_moves_what_is_kept,
+    }
+    assert [check for check in contract.CHECKS if check in never and _skips(check, images)] == []
+
+
+def test_the_checks_that_can_be_skipped_apply_to_most_methods() -> None:
+    kinds = [find_method(name) for name in method_names()]
+    assert sum(issubclass(kind, MergingMethod) for kind in kinds) == 1
+    assert sum(bool(method_settings(name).rising) for name in method_names()) >= 5
+
+
+@torch.inference_mode()
+def test_masking_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masked form of another plan."""
+    kind = find_method("backtracking")
+    honest = kind.masked
+    monkeypatch.setattr(kind, "masked", lambda self, *given: replace(honest(self, *given), logits=torch.zeros(4, 10)))
+    with pytest.raises(AssertionError):
+        contract.check_masked_equals_dropped(contract.Case("backtracking", "digits"))
+    assert any("check_masked_equals_dropped" in line for line in contract.failures("backtracking"))
 
 
 @torch.inference_mode()

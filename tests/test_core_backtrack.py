@@ -203,5 +203,5 @@ def test_single_precision_chooses_the_same_tokens(keep):
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, [0.5, 0.5], [0.5] * 4, [0.5, 0.5, 0.0], [0.5, 1.2, 0.5]], ids=str)
 def test_a_wrong_keep_is_an_error(keep):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"a keep ratio lies in \(0, 1\]|keep has \d entries for 3 layers"):
         backtrack(random_trace(0, [5]), keep)

@@ -102,7 +102,7 @@ def test_plans_that_are_not_nested_or_lose_an_output_are_found(alive, outputs, v
     if valid:
         TokenPlan.of_sets(sets).check(outputs)
     else:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"nested|output"):
             TokenPlan.of_sets(sets).check(outputs)
     if alive[0][2] < alive[1][2]:
         with pytest.raises(ValueError, match="nested"):
@@ -141,7 +141,7 @@ def test_tokens_to_keep_is_exact(ratio):
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.0001, float("nan")])
 def test_tokens_to_keep_refuses_what_is_not_a_ratio(ratio):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"a keep ratio lies in \(0, 1\], got"):
         tokens_to_keep(ratio, torch.tensor([10]))
 
 

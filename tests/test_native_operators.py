@@ -530,8 +530,12 @@ def test_a_packed_encoder_is_a_value() -> None:
 
 def test_a_packed_encoder_is_packed_again_for_other_vectors(vectors: int) -> None:
     layers, x, counts = make_layers(20, 33, 2), torch.randn(9, 20), torch.tensor([[9], [9], [9]])
-    with cpu.limited_to(16):
-        stored = pickle.dumps(pack_encoder(layers, 5, False))
+    with cpu.limited_to(8 if vectors == 4 else 4) as other:
+        if other == vectors:
+            pytest.skip("this machine has one kind of vectors")
+        foreign = pack_encoder(layers, 5, False)
+        stored = pickle.dumps(foreign)
+    assert foreign.sizes != pack_encoder(layers, 5, False).sizes, "they are packed otherwise"
     found = pickle.loads(stored)
     expected = pack_encoder(layers, 5, False)
     assert found.sizes == expected.sizes and torch.equal(found.buffer, expected.buffer)

@@ -328,6 +328,7 @@ def test_report_repeats_in_another_process(tmp_path):
     for out in ("a", "b"):
         arguments = [sys.executable, "-m", "sttabt.report", str(tmp_path / "rows"), f"out={tmp_path / out}"]
         subprocess.run(arguments, check=True, capture_output=True)
+    assert len(list((tmp_path / "a").iterdir())) > 10
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 

@@ -117,7 +117,8 @@ def test_every_job_of_every_experiment_of_images_runs(experiment: str, monkeypat
         assert row.samples == 64, "two batches of 32"
     assert len(list(Path("runs").glob("*/report/index.html"))) == 1
     grids = OmegaConf.select(OmegaConf.load(EXPERIMENTS[experiment]), "hydra.sweeper.grids")
-    if grids and all("sparsity" in grid for grid in grids):
+    if experiment == "quickstart":
+        assert grids and all("sparsity" in grid for grid in grids)
         configs = {str(name) for grid in grids for name in np.atleast_1d(OmegaConf.to_container(grid)["sparsity"])}
         assert {row.method for row in rows} == {
             compose_settings(["name=a", f"sparsity={name}"]).sparsity.method for name in configs
