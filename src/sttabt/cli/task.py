@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import read_job, read_settings
+from sttabt.cli.job import current_job
 from sttabt.cli.messages import MISTAKES, explain
 from sttabt.errors import TERMINATED
 
@@ -42,7 +43,6 @@ def run_task(config: DictConfig) -> None:
                 log.warning(line)
         # Imported after the checks: torch, lightning and timm take seconds to load.
         from sttabt.pipeline.stages import run_stages
-        from sttabt.store.job import current_job
 
         run_stages(settings, current_job())
     except SystemExit as stop:
