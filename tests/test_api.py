@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -226,3 +227,58 @@ def test_a_saved_model_comes_back(trained: PrunedModel) -> None:
         sttabt.load(pruned, keep_ratio=0.1)
     with pytest.raises(UserError, match="is no finished artifact"):
         sttabt.load("artifacts/base/nothing")
+    for folder in (base, approx, pruned):
+        _damage(folder)
+
+
+NEEDED = ("stage", "fingerprint", "description", "version", "bytes", "sha256", "notes")  # entries of a record
+
+
+def _damage(folder: Path) -> None:
+    """Whatever is missing or changed in an artifact's folder, loading it is one line."""
+    weights, record = folder / "model.safetensors", folder / "artifact.json"
+    whole, said = weights.read_bytes(), json.loads(record.read_text())
+    notes = said["notes"]
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    for content in (whole[:-1], b"", bytes(flipped), b"<html>"):
+        weights.write_bytes(content)
+        _refused(folder, str(weights))
+    weights.unlink()
+    _refused(folder, str(weights))
+    weights.write_bytes(whole)
+    without = {key: value for key, value in notes["settings"].items() if key != "model"}
+    other = {**notes["settings"], "model": {**notes["settings"]["model"], "depth": 3, "arguments": {}}}
+    for changed in (
+        *({name: value for name, value in said.items() if name != left_out} for left_out in NEEDED),
+        {**said, "notes": []},
+        {**said, "notes": {**notes, "settings": without}},
+        {**said, "notes": {**notes, "settings": other}},
+        {**said, "notes": {**notes, "settings": 3}},
+        {**said, "stage": "timing"},
+    ):
+        record.write_text(json.dumps(changed))
+        _refused(folder, "")
+    for text in ("", "{", "[]", "null", '{"a":' * 20_000, "\0"):
+        record.write_text(text)
+        _refused(folder, str(record))
+    record.unlink()
+    _refused(folder, str(record))
+    record.mkdir()
+    _refused(folder, str(record))
+    record.rmdir()
+    record.write_text(json.dumps(said))
+    sttabt.load(folder)
+
+
+def _refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        sttabt.load(folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder", [None, 3, "/etc/passwd", "/dev/null", ""])
+def test_what_is_no_artifact_is_refused(folder: Any) -> None:
+    with pytest.raises(UserError, match="artifact"):
+        sttabt.load(folder)

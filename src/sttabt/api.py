@@ -22,6 +22,7 @@ from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.frozen import FrozenModel
 from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
@@ -40,8 +41,12 @@ from sttabt.settings.values import check_value
 from sttabt.store.artifacts import AVERAGED, load_folder, parents
 from sttabt.version import __version__
 
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # files of conf/sparsity whose name is not their method's
+    "backtracking_actual": ("backtracking", {"attention": "actual"})
+}
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation
+LARGEST_RATE = 1.0  # at which weights are replaced rather than learned
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +62,27 @@ def prune(
 
     model: a timm VisionTransformer (ViT, DeiT), a transformers BertForSequenceClassification, or a Backbone
     (sttabt.backbones.adapt says which classes are served).
-    method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`.
+    method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`, or
+    "backtracking_actual".
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
     at its interpolated start, which guesses badly until `distil` has trained it.
 
     The result is called as `model` is and returns what that returns. Its `run(inputs)` gives `logits` (B, classes) and
     the `plan`, whose `alive` (B, L+1, N) says which token lived at which layer boundary; inputs are images (B, C,
-    height, width) or a `text`.
+    height, width) or a `text`. Inputs that the model cannot read (another size, kind of numbers or device, NaN, ids
+    beyond the vocabulary, more tokens than positions, a text without a real token) are a UserError; a batch of nothing
+    has no logits.
     Raises UserError for a model that cannot be pruned, an unknown method or setting, or a value out of its range.
     """
     base = adapt(model).eval()
-    sparsity = _sparsity(method, settings)
+    method, preset = PRESETS.get(method, (method, {}))
+    sparsity = _sparsity(method, preset | settings)
     sparsity.check_model(base.layers, base.tokens)
     kind = find_method(method)
     pruning = kind(sparsity, base.layers, base.outputs)
     network = None
     if pruning.attention == "approximate":
-        network = approx if isinstance(approx, ApproximateNetwork) else _new_network(base, approx)
+        network = _network(base, approx)
     if isinstance(sparsity, TrainedSettings):
         log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", pruning.title, method)
     return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
@@ -86,41 +95,44 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     tokenizer's encoding, or a pair of one of these and labels, which are not used. The base model stays as it is.
     AdamW at a constant rate on the losses of METHOD section 1, on the device where the model is; the stage `approx`
     adds warm-up, validation and checkpoints.
-    Raises UserError when the method reads no approximate network, or `batches` is empty.
+    Raises UserError when the method reads no approximate network, a batch cannot be read, `batches` is empty, or the
+    training diverges; the network is then as it was before.
     """
+    if isinstance(pruned, FrozenModel):
+        raise UserError("a frozen model cannot learn: distil the model that was frozen, and freeze it again")
     if pruned.approx is None:
         raise UserError(f"{pruned.method.title} reads no approximate network: there is nothing to distil")
-    base, network = pruned.base.eval(), pruned.approx.train()
-    device = next(base.parameters()).device
-    weights = TEXT_WEIGHTS if base.may_pad else ApproximationWeights()
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.0)
-    for epoch in range(epochs):
-        losses = []
-        for batch in batches:
-            with torch.no_grad():
-                inputs = base.prepare(move_data_to_device(_inputs(batch), device))
-                target = run_dense(base, inputs)
-            loss = approximation_loss(network, inputs, target, "kldiv", weights).total
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        if not losses:
-            raise UserError(f"batches gave nothing in epoch {epoch + 1}: give a DataLoader or a list, no iterator")
-        log.info("epoch %d/%d loss %.4g", epoch + 1, epochs, sum(losses) / len(losses))
-    network.eval()
+    if not isinstance(batches, Iterable):
+        raise UserError(f"batches are a {type(batches).__name__}: give a DataLoader or a list of batches")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"epochs={epochs} is out of range: it must be a whole number, at least 1")
+    if not 0 < learning_rate <= LARGEST_RATE:
+        raise UserError(f"learning_rate={learning_rate} is out of range: it must be above 0 and at most {LARGEST_RATE}")
+    network = pruned.approx
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    try:
+        _distil(pruned.base.eval(), network, batches, epochs, learning_rate)
+    except BaseException:
+        network.load_state_dict(before)
+        raise
+    finally:
+        network.eval()
     return pruned
 
 
 def text(encoding: Mapping[str, Tensor]) -> Text:
     """What a tokenizer gave with `return_tensors="pt", padding=True`, as a pruned BERT reads it.
 
-    Raises UserError for padding in front of a text, or without `input_ids`.
+    Raises UserError for padding in front of a text, a text without a real token, or without `input_ids`.
     """
+    if not isinstance(encoding, Mapping):
+        raise UserError(f"the encoding is a {type(encoding).__name__}: give a tokenizer's result")
     if "input_ids" not in encoding:
         raise UserError(f"the encoding has no input_ids, only {', '.join(encoding)}: give a tokenizer's result")
     ids = encoding["input_ids"]
+    if not isinstance(ids, Tensor):
+        raise UserError(f"input_ids is a {type(ids).__name__}: call the tokenizer with return_tensors='pt'")
     types = encoding.get("token_type_ids", torch.zeros_like(ids))
     return Text(ids, types, real_tokens(ids, encoding.get("attention_mask")))
 
@@ -133,6 +145,8 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     its base model under back-tracking; `method` and `settings` prune them otherwise, as in `prune`.
     Raises UserError when an artifact is missing, damaged, or not a model by itself, or as `prune` does.
     """
+    if not isinstance(folder, str | Path):
+        raise UserError(f"folder={folder!r} is no path: give that of an artifact, artifacts/STAGE/FINGERPRINT")
     folder = Path(folder).absolute()
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
@@ -140,40 +154,90 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         raise UserError(
             f"{folder} is an artifact of stage {stage}, no model by itself: give one of base, approx, prune"
         )
-    if "settings" not in notes or record["version"] != __version__:
+    if not isinstance(notes, dict) or "settings" not in notes or record.get("version") != __version__:
         raise UserError(f"{folder} was made by another version of sttabt: make it again")
     if stage == "prune" and (method or settings):
         raise UserError(f"{folder} was trained under its own method: leave method and settings out")
-    base = _saved_base(notes["settings"])
-    if stage == "base":
-        base.load_state_dict(tensors, strict=True)
+    try:
+        base, network, pruned = _restored(folder, tensors, record)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder}: its record does not describe its weights ({type(error).__name__} {reason}): make it again"
+        ) from error
+    if pruned is not None:
+        return pruned.eval()
+    if network is None:
         return prune(base, method or "dense", **settings)
-    made_of = parents(record["description"])
-    approx = notes["settings"]["approx"]
+    return prune(base, method or "backtracking", approx=network, **settings)
+
+
+def _restored(
+    folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]
+) -> tuple[Backbone, ApproximateNetwork | None, PrunedModel | None]:
+    """What an artifact's weights are of: a base model, its approximate network, or a model with its method."""
+    settings, made_of = record["notes"]["settings"], parents(record["description"])
+    base = _saved_base(settings)
+    if record["stage"] == "base":
+        base.load_state_dict(tensors, strict=True)
+        return base, None, None
+    approx = settings["approx"]
     network = ApproximateNetwork(base, approx["factor"], approx["stem"] == "shared")
-    if stage == "approx":
+    if record["stage"] == "approx":
         weights, _ = load_folder(folder.parents[1] / "base" / made_of["base"])
         base.load_state_dict(weights, strict=True)
         network.load_state_dict(tensors, strict=True)
-        return prune(base, method or "backtracking", approx=network, **settings)
-    own = notes["settings"]["sparsity"]
+        return base, network, None
+    own = settings["sparsity"]
     schema = method_settings(own["method"])(**{**own, "training": TrainingSettings(**own["training"])})
     pruning = find_method(own["method"])(schema, base.layers, base.outputs)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
     trained = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
     pruned.load_state_dict(trained, strict=True)
-    return pruned.eval()
+    return base, network, pruned
+
+
+def _distil(
+    base: Backbone, network: ApproximateNetwork, batches: Iterable[Any], epochs: int, learning_rate: float
+) -> None:
+    device = next(base.parameters()).device
+    weights = TEXT_WEIGHTS if base.may_pad else ApproximationWeights()
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.0)
+    for epoch in range(epochs):
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            given = move_data_to_device(_inputs(batch), device)
+            base.check_inputs(given)
+            with torch.no_grad():
+                inputs = base.prepare(given)
+                if not len(base.real(inputs)):
+                    raise UserError(f"batch {number} is empty: give batches of one sample at least")
+                target = run_dense(base, inputs)
+            loss = approximation_loss(network, inputs, target, "kldiv", weights).total
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            if not (loss.isfinite() and norm.isfinite()):
+                raise UserError(
+                    f"distillation diverged at batch {number} of epoch {epoch + 1} (loss {float(loss.detach()):.4g}):"
+                    f" lower learning_rate={learning_rate}; the approximate network is as it was before"
+                )
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        if not losses:
+            raise UserError(f"batches gave nothing in epoch {epoch + 1}: give a DataLoader or a list, no iterator")
+        log.info("epoch %d/%d loss %.4g", epoch + 1, epochs, sum(losses) / len(losses))
 
 
 def _inputs(batch: Any) -> Any:
     """Images or a Text, without labels."""
-    inputs = batch[0] if isinstance(batch, tuple | list) and not isinstance(batch, Text) else batch
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch and not isinstance(batch, Text) else batch
     return text(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
     if method not in method_names():
-        raise UserError(f"method={method} is unknown: {nearest(method, method_names())}")
+        raise UserError(f"method={method} is unknown: {nearest(str(method), method_names())}")
     schema = method_settings(method)
     of_training = {field.name for field in fields(TrainedSettings)}
     known = {field.name: describe(field) for field in fields(schema) if field.name not in of_training}
@@ -195,8 +259,17 @@ def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
     return sparsity
 
 
-def _new_network(base: Backbone, factor: int) -> ApproximateNetwork:
-    network = ApproximateNetwork(base, factor)
+def _network(base: Backbone, approx: Any) -> ApproximateNetwork:
+    """The network that was given, or a new one that is so many times narrower than `base`."""
+    if isinstance(approx, ApproximateNetwork):
+        for what in ("layers", "tokens", "outputs", "heads"):
+            theirs, own = getattr(approx.backbone, what), getattr(base, what)
+            if theirs != own:
+                raise UserError(f"approx is of a model with {theirs} {what}, this one has {own}: give its own network")
+        return approx
+    if not isinstance(approx, int) or isinstance(approx, bool):
+        raise UserError(f"approx={approx!r} is no network and no factor: give how many times narrower, e.g. 4")
+    network = ApproximateNetwork(base, approx)
     network.start_from(base)
     log.warning("the approximate network is not distilled yet: sttabt.distil(pruned, batches) does it")
     return network

@@ -5,6 +5,7 @@ Exit codes: 0, 2 for a user's mistake.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +54,20 @@ def _read(arguments: Sequence[str]) -> dict[str, Path]:
     for key in KEYS:
         if key not in given:
             raise UserError(f"{key} is missing: give {key}=FILE (python -m sttabt.convert --help)")
-    if given["out"].exists():
-        raise UserError(f"out={given['out']} is there already: remove it, or give another name")
+    _check_target(given["out"])
     return given
+
+
+def _check_target(target: Path) -> None:
+    """Raises UserError for a target that is there, or cannot be made."""
+    if target.is_dir():
+        raise UserError(f"out={target} is a folder: give a file in it, e.g. out={target / 'weights.safetensors'}")
+    if target.exists() or target.is_symlink():
+        raise UserError(f"out={target} is there already: remove it, or give another name")
+    if not target.parent.is_dir():
+        raise UserError(f"out={target}: {target.parent} is no folder: make it, or give another name")
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"out={target}: {target.parent} takes no files: change its permissions, or give another folder")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class Backbone(nn.Module, ABC):
         return {}
 
     @property
+    def class_prefixes(self) -> tuple[str, ...]:
+        """What the names of those parameters of the head begin with that have a row a class."""
+        return self.head_prefixes
+
+    @property
     def layers(self) -> int:
         return self.architecture.layers
 
@@ -105,6 +110,9 @@ class Backbone(nn.Module, ABC):
         if len(args) != 1 or kwargs:
             raise UserError(f"{type(self).__name__} is called with its inputs alone")
         return args[0], lambda logits: logits
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Raise UserError, in one line, for inputs that the model cannot read."""
 
     def attention_dropout(self, layer: int) -> float:
         """Share of the attention probabilities that the layer drops at random now; 0 where it is not training."""

@@ -30,6 +30,10 @@ class DistilBert(BertFamily):
     def examples(cls) -> dict[str, Callable[[], Example]]:
         return {"distilbert": cls.example}
 
+    @property
+    def token_types(self) -> int:
+        return 0
+
     def attention_dropout(self, layer: int) -> float:
         attention = self._layer(layer).attention
         return attention.dropout.p if attention.training else 0.0

@@ -19,6 +19,8 @@ class Electra(BertFamily):
     model_type = "electra"
     pretraining_heads = ("discriminator_predictions.", "generator_predictions.", "generator_lm_head.")
 
+    class_prefixes = ("classifier.out_proj.",)
+
     @classmethod
     def examples(cls) -> dict[str, Callable[[], Example]]:
         return {

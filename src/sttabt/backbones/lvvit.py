@@ -178,6 +178,9 @@ class LvVit(ViT):
     def grid_of(self, inputs: Tensor | Stemmed) -> tuple[int, int]:
         return super().grid_of(images_of(inputs))
 
+    def check_inputs(self, inputs: Any) -> None:
+        super().check_inputs(images_of(inputs))
+
     def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
         return list(images_of(inputs))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone, Finish
+from sttabt.backbones.inputs import TEXT_REMEDY, check_rows, check_text
 from sttabt.core.text import Text
 from sttabt.errors import UserError
 
@@ -71,8 +72,16 @@ class TextBackbone(Backbone):
     def grid(self) -> tuple[int, int]:
         return 0, 0
 
+    @property
+    def token_types(self) -> int:
+        """Rows of the table of token types; 0 where types are not read."""
+        return self.model.config.type_vocab_size
+
     def real(self, inputs: Text) -> Tensor:
         return inputs.real
+
+    def check_inputs(self, inputs: Any) -> None:
+        check_text(inputs, self.model.config.vocab_size, self.token_types, self.tokens)
 
     def read_call(self, *args: Any, **kwargs: Any) -> tuple[Text, Finish]:
         """As the library's model is called: ids (B, N), mask and token types by position or by name, labels, or a Text.
@@ -96,7 +105,10 @@ class TextBackbone(Backbone):
                 raise UserError("input_ids is a Text: leave attention_mask and token_type_ids out")
             inputs = ids
         else:
-            inputs = Text(ids, torch.zeros_like(ids) if types is None else types.expand_as(ids), real_tokens(ids, mask))
+            types = torch.zeros_like(ids) if types is None else types
+            # One row of types may stand for all.
+            types = types.expand_as(ids) if types.shape[-1:] == ids.shape[-1:] and types.ndim == 2 else types
+            inputs = Text(ids, types, real_tokens(ids, mask))
         return inputs, lambda logits: self._answer(logits, labels, return_dict)
 
     def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
@@ -125,19 +137,16 @@ def _bound(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str,
 def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
     """Which tokens a mask says are real, (B, N) bool; None: all.
 
-    Raises UserError unless each text stands whole in front of its padding.
+    Raises UserError unless each text has a token, and stands whole in front of its padding.
     """
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:
         raise UserError(f"attention_mask has the shape {tuple(mask.shape)}, not {tuple(ids.shape)} as input_ids")
+    if ids.ndim != 2:
+        raise UserError(f"input_ids: the shape {tuple(ids.shape)} is not (B, tokens): {TEXT_REMEDY}")
     real = mask.bool()
-    if torch.compiler.is_compiling():  # a graph takes no decision by numbers
-        return real
-    if not real[:, :1].all():
-        raise UserError("attention_mask has padding in front of a text: set tokenizer.padding_side='right'")
-    if (real[:, 1:] > real[:, :-1]).any():
-        raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
+    check_rows(real)
     return real
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
+from sttabt.backbones.inputs import check_images
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated, is_sliceable, linear
@@ -124,6 +125,10 @@ class ViT(Backbone):
         if images is None or len(args) > 3:
             raise UserError("a pruned vision transformer is called with images (B, C, height, width) alone")
         return images, lambda logits: logits
+
+    def check_inputs(self, inputs: Any) -> None:
+        check_images(inputs, self.model.in_chans, self.model.pos_embed)
+        self.grid_of(inputs)
 
     def attention_dropout(self, layer: int) -> float:
         """timm's fused attention asks the attention whether it is training, the other one its dropout."""

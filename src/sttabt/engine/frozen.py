@@ -72,6 +72,9 @@ class FrozenBackbone(Backbone):
     def real(self, inputs: Any) -> Tensor:
         return self.shell.real(inputs)
 
+    def check_inputs(self, inputs: Any) -> None:
+        self.shell.check_inputs(inputs)
+
     def prepare(self, inputs: Any) -> Any:
         return self.shell.prepare(inputs)
 

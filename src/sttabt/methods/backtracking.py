@@ -12,6 +12,7 @@ from sttabt.core.backtrack import backtrack_fixed, plan_topk
 from sttabt.core.counts import fixed_plan
 from sttabt.core.plan import Planned
 from sttabt.core.trace import AttentionTrace
+from sttabt.errors import UserError
 from sttabt.methods.base import PlannedMethod
 
 
@@ -33,9 +34,28 @@ class Backtracking(PlannedMethod):
         """The setting `counts`, and the output tokens behind the last layer."""
         return [*self.settings.counts, self.outputs] if self.settings.counts else None
 
+    def check(self, base: Backbone) -> None:
+        """Raises UserError for counts that drop what the head reads."""
+        if self.counts and self.counts[-2] < self.outputs:
+            raise UserError(
+                f"sparsity.counts={self.settings.counts} must hold at least {self.outputs} tokens in every layer, those"
+                " that the head reads"
+            )
+
     def order(self, trace: AttentionTrace) -> Tensor:
-        """Tokens (B, counts[0]) by how long they live, see core.counts."""
+        """Tokens (B, counts[0]) by how long they live, see core.counts.
+
+        Raises UserError for texts of unequal length, and for those that have fewer tokens.
+        """
         assert self.counts, "an order is that of fixed counts"
+        wanted, tokens = f"sparsity.counts={self.settings.counts}", trace.real.shape[1]
+        if trace.is_padded:
+            raise UserError(
+                f"{wanted} keeps as many tokens of every sample, but these texts are of unequal length: give texts of"
+                " one length, or choose keep_ratio instead"
+            )
+        if self.counts[0] > tokens:
+            raise UserError(f"{wanted} begins with {self.counts[0]} tokens, but these texts have {tokens}: give longer")
         return backtrack_fixed(trace, self.counts, self.settings.propagation, self.outputs)
 
     def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:

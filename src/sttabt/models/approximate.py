@@ -19,7 +19,7 @@ from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import DenseRun, run_dense, trace_attention
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.names import load_official_state
-from sttabt.pretrained.states import without_unused
+from sttabt.pretrained.states import load_views, without_unused
 
 ATTENTION_LOSSES = ("kldiv", "tinybert")
 
@@ -74,7 +74,7 @@ class ApproximateNetwork(nn.Module):
         transfer = nn.ModuleDict(
             {"transfer_hidden": self.transfer_hidden, "transfer_embedding": self.transfer_embedding}
         )
-        transfer.load_state_dict(own, strict=True)
+        load_views(own, transfer.state_dict())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class FixedModel(nn.Module):
 
     The logits are those of `pruned`, whose method says how many tokens (`sparsity.counts`). No shape and no branch
     depends on a tensor: `torch.compile(FixedModel(pruned), fullgraph=True)`.
-    Raises UserError for a method whose counts follow the image.
+    Raises UserError for a method whose counts follow the image; called, for inputs that the model cannot read, but in
+    a graph by their shapes and kinds alone.
     """
 
     def __init__(self, pruned: PrunedModel) -> None:
@@ -29,6 +30,7 @@ class FixedModel(nn.Module):
         self.pruned, self.counts = pruned, pruned.method.counts
 
     def forward(self, inputs: Any) -> Tensor:
+        self.pruned.base.check_inputs(inputs)
         inputs = self.pruned.base.prepare(inputs)
         trace = self.pruned.trace(inputs)
         assert trace is not None, "fixed counts are planned from a trace"

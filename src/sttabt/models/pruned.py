@@ -39,7 +39,11 @@ class PrunedModel(nn.Module):
         return answer(self.run(inputs).logits)
 
     def run(self, inputs: Any) -> Run:
-        """Drops tokens. The plan carries no gradient; the logits carry that of the base model."""
+        """Drops tokens. The plan carries no gradient; the logits carry that of the base model.
+
+        Raises UserError for inputs that the model cannot read.
+        """
+        self.base.check_inputs(inputs)
         if (real := self.base.real(inputs)).shape[0] == 0:
             return self._run_of_nothing(real)
         prepared = self.base.prepare(inputs)
@@ -58,7 +62,8 @@ class PrunedModel(nn.Module):
 
     @torch.no_grad()
     def plan(self, inputs: Any) -> TokenPlan:
-        """The hard plan of a method that decides beforehand."""
+        """The hard plan of a method that decides beforehand. Raises UserError for inputs that the model cannot read."""
+        self.base.check_inputs(inputs)
         prepared = self.base.prepare(inputs)
         plan = self.method.plan(self.base, prepared, self.trace(prepared)).plan
         return plan.with_survivors() if self.base.reads_survivors else plan

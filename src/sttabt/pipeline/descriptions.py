@@ -22,7 +22,7 @@ IMAGES = ("crop", "mean", "std")  # settings of a model that say what becomes of
 def weights_of(settings: Settings) -> dict[str, Any]:
     """What decides the weights that training starts from, but for the seed and the head."""
     data = settings.dataset
-    model = without(asdict(settings.model), "name", "training", "fine_tune", "sha256", *IMAGES)
+    model = without(asdict(settings.model), "name", "training", "fine_tune", "sha256", "class_names", *IMAGES)
     if model["checkpoint"]:  # the same name may hold other weights
         model["checkpoint"] = verify(Path(model["checkpoint"]), settings.model.sha256, "model.checkpoint")
     if model["huggingface"] and (folder := Path(find_pretrained(model["huggingface"]))).is_dir():

@@ -34,15 +34,18 @@ def new_base(context: Context, classes: int) -> Built:
     return built
 
 
-def load_given(base: Backbone, settings: Settings, new_head: bool) -> None:
-    """The weights of `model.checkpoint`, where there is one, into `base`; new_head: its head stays as it is.
+def load_given(base: Backbone, settings: Settings, new_head: bool) -> bool:
+    """The weights of `model.checkpoint`, where there is one, into `base`; new_head: where the file has no head of these
+    classes, `base` keeps its own, and True is given back.
 
     Raises UserError for a file that does not fit, or that holds numbers that are not finite.
     """
     path = settings.model.checkpoint
-    if path:
-        load_weights(base, Path(path), "model.checkpoint", new_head)
-        check_given(base, f"model.checkpoint={path}")
+    if not path:
+        return False
+    kept = load_weights(base, Path(path), "model.checkpoint", new_head)
+    check_given(base, f"model.checkpoint={path}")
+    return kept
 
 
 def new_approx(settings: Settings, base: Backbone, interpolated: bool) -> ApproximateNetwork:

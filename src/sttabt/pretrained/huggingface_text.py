@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from sttabt.backbones.registry import served
 from sttabt.backbones.text import TextBackbone
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.built import Built
-from sttabt.pretrained.reading import quiet_library, read_hub
+from sttabt.pretrained.classes import configured_names
+from sttabt.pretrained.reading import hub_weights, quiet_library, read_hub
+from sttabt.pretrained.states import below, common_prefixes
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +33,22 @@ def build_text(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
     arguments: on top of the configuration (`hidden_dropout_prob`, ...). Raises UserError when nothing can be read
     there, when it is another kind of model, or when any other weight is missing, left over or of another shape.
     """
+    source = f"model.huggingface={huggingface}"
     with quiet_library():
         config = read_hub(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
-        adapter = _adapter(huggingface, config.model_type)
+        adapter, named = _adapter(huggingface, config.model_type), configured_names(config.to_dict(), source)
+        if getattr(config, "quantization_config", None):
+            raise UserError(f"{source} is quantised (quantization_config): give the floating-point weights")
         _change(config, {**(arguments or {}), "num_labels": classes})
         if not pretrained:
             return Built(read_hub(huggingface, lambda: adapter.from_config(config)))
+        state = _unwrapped(hub_weights(huggingface), adapter.library().base_model_prefix, source)
         loaded: Any = read_hub(
             huggingface,
             lambda: adapter.library().from_pretrained(
-                huggingface,
+                None,
                 config=config,
+                state_dict=state,
                 attn_implementation="sdpa",
                 dtype="float32",
                 ignore_mismatched_sizes=True,  # so that they are named below
@@ -49,7 +57,15 @@ def build_text(huggingface: str, classes: int, pretrained: bool, arguments: Mapp
         )
     model, found = loaded
     base = adapter(model.train())  # as every new module: the library hands it out in evaluation mode
-    return Built(base, new_head=bool(_check(huggingface, found, base)))
+    return Built(base, new_head=bool(_check(huggingface, found, base)), classes=named)
+
+
+def _unwrapped(state: Mapping[str, Tensor], encoder: str, source: str) -> dict[str, Tensor]:
+    """Without what wrappers put before all names (`_orig_mod.`); encoder: what the library itself puts before them."""
+    prefix = common_prefixes(state)[-1].removesuffix(f"{encoder}.")
+    if prefix:
+        log.info("%s: '%s' before all names is taken off", source, prefix)
+    return below(prefix, state)
 
 
 def _adapter(huggingface: str, model_type: str) -> type[TextBackbone]:

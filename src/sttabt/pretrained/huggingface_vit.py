@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -19,12 +16,14 @@ from transformers import AutoConfig, DeiTConfig, ViTConfig
 from sttabt.backbones.vit import ViT
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.built import Built, Normalisation
+from sttabt.pretrained.classes import configured_names
 from sttabt.pretrained.hub import use_hub
-from sttabt.pretrained.reading import quiet_library, read_hub
-from sttabt.pretrained.weights import load_weights
+from sttabt.pretrained.jsons import read_json
+from sttabt.pretrained.reading import hub_file, hub_weights, quiet_library, read_hub
+from sttabt.pretrained.weights import load_released
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+PREPROCESSOR = "preprocessor_config.json"
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +45,13 @@ def build_huggingface_vit(
         )
     for name in arguments:
         raise UserError(f"model.arguments.{name}: model.huggingface says what the model is, give none")
-    base = ViT(vit_of_config(config.to_dict(), classes, channels, image_size))
+    source = f"model.huggingface={huggingface}"
+    base = read_hub(huggingface, lambda: ViT(vit_of_config(config.to_dict(), classes, channels, image_size)))
     if not pretrained:
         return Built(base)
     normalised_by = _normalisation(huggingface)
-    file = read_hub(huggingface, lambda: _weight_file(huggingface))
-    return Built(base, load_weights(base, file, "model.huggingface", new_head=True), normalised_by)
+    new_head = load_released(base, hub_weights(huggingface), source, new_head=True)
+    return Built(base, new_head, normalised_by, configured_names(config.to_dict(), source))
 
 
 def vit_of_config(config: Mapping[str, Any], classes: int, channels: int, image_size: int) -> VisionTransformer:
@@ -75,28 +75,24 @@ def vit_of_config(config: Mapping[str, Any], classes: int, channels: int, image_
     )
 
 
-def _weight_file(huggingface: str) -> Path:
-    for name in WEIGHT_FILES:
-        if found := _file(huggingface, name):
-            return found
-    raise OSError(f"it has none of {', '.join(WEIGHT_FILES)}")
-
-
-def _file(huggingface: str, name: str) -> Path | None:
-    folder = Path(huggingface)
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    try:
-        return Path(hf_hub_download(huggingface, name))
-    except EntryNotFoundError:
-        return None
-
-
 def _normalisation(huggingface: str) -> Normalisation | None:
     """Mean and std of the images that the weights were trained on, where a file says so."""
-    found = _file(huggingface, "preprocessor_config.json")
-    if found is None:
-        log.warning("model.huggingface=%s does not say how its images were normalised: see model.mean", huggingface)
+    found = read_hub(huggingface, lambda: hub_file(huggingface, PREPROCESSOR))
+    source = f"model.huggingface={huggingface}"
+    values = read_json(found, source) if found else {}
+    if values.get("do_normalize") is False:
+        return None  # nothing that could be compared
+    mean, std = (values.get(name) for name in ("image_mean", "image_std"))
+    if mean is None or std is None:
+        lacks = "image_mean and image_std" if found else PREPROCESSOR
+        log.warning("%s does not say how its images were normalised (no %s): see model.mean", source, lacks)
         return None
-    values = json.loads(found.read_text(encoding="utf-8"))
-    return tuple(values["image_mean"]), tuple(values["image_std"])
+    for name, numbers in (("image_mean", mean), ("image_std", std)):
+        valid = isinstance(numbers, list) and numbers and all(map(_is_number, numbers))
+        if not valid or len(numbers) != len(mean) or (name == "image_std" and min(numbers) <= 0):
+            raise UserError(f"{source}: {name}={numbers} in {found} is not a number a channel: mend the file")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from sttabt.backbones.lvvit import SIZES, LvVit, Sizes
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.built import Built
+from sttabt.pretrained.classes import imagenet_names
 from sttabt.pretrained.hub import reachable
 from sttabt.pretrained.weights import load_weights
 
@@ -59,9 +60,8 @@ def load_lvvit(
     base = build_lvvit(size, arguments, classes, channels, image_size, auxiliary)
     if not pretrained:
         return Built(base)
-    return Built(
-        base, load_weights(base, fetch_released(size, image_size), "model.lvvit", new_head=True), NORMALISED_BY
-    )
+    new_head = load_weights(base, fetch_released(size, image_size), "model.lvvit", new_head=True)
+    return Built(base, new_head, NORMALISED_BY, imagenet_names(f"model.lvvit={size}"))
 
 
 def fetch_released(size: str, image_size: int) -> Path:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sttabt.errors import UserError
-from sttabt.pretrained.states import below, without_unused
+from sttabt.pretrained.files import read_file, tensors_of, unwrapped
+from sttabt.pretrained.states import below, check_numbers, without_unused
 from sttabt.pretrained.vit_names import from_official, is_official, to_official
-from sttabt.pretrained.weights import APPROXIMATE, read_file, tensors_of
+from sttabt.pretrained.weights import APPROXIMATE
+from sttabt.store.files import replacing
 
 BASE, APPROX = "base.model.", "approx."
 ARTIFACTS = {"model.": BASE, "backbone.": f"{APPROX}backbone.", "transfer_": f"{APPROX}transfer_"}  # of single stages
@@ -38,23 +41,33 @@ def convert(source: Path, target: Path) -> str:
 
     Raises UserError when the input cannot be read, is neither kind of file, or when the output's name does not fit.
     """
-    content = read_file(source, "in")
-    flat = tensors_of(content)
-    own = {start for start in (BASE, APPROX, *ARTIFACTS) if any(name.startswith(start) for name in flat)}
-    if own - {TRANSFER}:
-        return _to_official(flat, source, target)
-    return _from_official(content, flat, source, target)
-
-
-def _from_official(content: Any, flat: dict[str, Tensor], source: Path, target: Path) -> str:
-    if target.suffix != ".safetensors":
-        raise UserError(f"out={target} is to hold tensors by name: give it the ending .safetensors")
+    content, where = read_file(source, "in"), f"in={source}"
     entries = content if isinstance(content, dict) else {}
     parts = {
-        entry: tensors_of(entries[entry]) for entry in ("model", APPROXIMATE) if isinstance(entries.get(entry), dict)
+        entry: _whole_names(tensors_of(entries[entry], f"{where}: {entry}"))
+        for entry in ("model", APPROXIMATE)
+        if isinstance(entries.get(entry), dict) and entries[entry]
     }
     if not parts:
+        flat = _whole_names(tensors_of(unwrapped(content, where), where))
+        own = {start for start in (BASE, APPROX, *ARTIFACTS) if any(name.startswith(start) for name in flat)}
+        if own - {TRANSFER}:
+            check_numbers(flat, where)
+            return _to_official(flat, source, target)
         parts = {APPROXIMATE if any(name.startswith(TRANSFER) for name in flat) else "model": flat}
+    for entry, state in parts.items():
+        check_numbers(without_unused(state), f"{where}: {entry}")
+    return _from_official(parts, source, target)
+
+
+def _whole_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what distributed training puts before all names."""
+    return below("module.", state) if all(name.startswith("module.") for name in state) else state
+
+
+def _from_official(parts: Mapping[str, dict[str, Tensor]], source: Path, target: Path) -> str:
+    if target.suffix != ".safetensors":
+        raise UserError(f"out={target} is to hold tensors by name: give it the ending .safetensors")
     ours: dict[str, Tensor] = {}
     lines = []
     for entry, state in parts.items():
@@ -73,7 +86,7 @@ def _from_official(content: Any, flat: dict[str, Tensor], source: Path, target: 
         ours |= {f"{start}{name}": value for name, value in named.items()}
         ours |= {f"{APPROX}{name}": value for name, value in transfer.items()}
         lines.append(f"{entry}: {len(state)} tensors, {len(state) - len(used)} of them unused and left out")
-    save_file({name: value.contiguous() for name, value in ours.items()}, target)
+    _write(target, ours)
     return "\n".join([*lines, f"wrote {target}"])
 
 
@@ -94,9 +107,9 @@ def _to_official(flat: dict[str, Tensor], source: Path, target: Path) -> str:
     # Parts of fused projections share memory, which would be saved whole for each.
     parts = {entry: {name: v.clone() for name, v in state.items()} for entry, state in parts.items()}
     if target.suffix != ".safetensors":
-        torch.save(parts, target)
+        _write(target, parts)
     elif len(parts) == 1:
-        save_file(next(iter(parts.values())), target)
+        _write(target, next(iter(parts.values())))
     else:
         raise UserError(f"out={target} is to hold two networks: give it the ending .pth")
     lines = [f"{entry}: {len(state)} tensors" for entry, state in parts.items()]
@@ -104,12 +117,28 @@ def _to_official(flat: dict[str, Tensor], source: Path, target: Path) -> str:
     return "\n".join([*lines, f"wrote {target}"])
 
 
+def _write(target: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all, in the format of the target's ending. Raises UserError when the disk does not take it."""
+    with replacing(target) as partial:
+        try:
+            if target.suffix != ".safetensors":
+                torch.save(content, partial)
+                return
+            # Each its own memory: the format refuses tied weights.
+            save_file({n: v.detach().clone(memory_format=torch.contiguous_format) for n, v in content.items()}, partial)
+        except (RuntimeError, SafetensorError) as error:  # in which both hide what the disk says
+            raise OSError(str(error).strip().partition("\n")[0]) from error
+
+
 def _official(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, Tensor]:
     bert = any(name.startswith("bert.") for name in state)
     _check(state, "bert" if bert else "vit", where)
     if bert:
         return dict(state)
-    named = to_official(state)
+    try:
+        named = to_official(state)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{where} is no vision transformer's: a fused projection is not three of one shape") from error
     return {name if "classifier." in name else f"{prefix}{name}": value for name, value in named.items()}
 
 

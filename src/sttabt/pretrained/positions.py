@@ -29,8 +29,8 @@ def fit_positions(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, 
     here, prefix = backbone.model.pos_embed, 0 if backbone.model.no_embed_class else backbone.outputs
     if there.shape == here.shape or there.ndim != 3 or there.shape[2] != here.shape[2]:
         return state
-    side = math.isqrt(there.shape[1] - prefix)
-    if side**2 + prefix != there.shape[1]:
+    side = math.isqrt(max(there.shape[1] - prefix, 0))
+    if not side or side**2 + prefix != there.shape[1]:
         return state  # not of a square image: it will not fit
     state["pos_embed"] = resample_abs_pos_embed(there.float(), list(backbone.grid), [side, side], prefix)
     warn_of_positions((side, side), backbone.grid)

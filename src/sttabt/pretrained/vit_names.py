@@ -60,7 +60,7 @@ def from_official(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for query in [name for name in ours if ".attn.query." in name]:
         block, kind = query.split("attn.query.")
         parts = [f"{block}attn.{part}.{kind}" for part in QKV]
-        if all(part in ours for part in parts):
+        if all(part in ours for part in parts) and len({ours[part].shape for part in parts}) == 1 and ours[query].ndim:
             ours[f"{block}attn.qkv.{kind}"] = torch.cat([ours.pop(part) for part in parts])
     return ours
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sttabt.errors import UserError
-from sttabt.pretrained.names import from_released
+from sttabt.pretrained.files import ENTRIES, read_weights
+from sttabt.pretrained.names import from_released, official_state
 from sttabt.pretrained.positions import fit_positions
-from sttabt.pretrained.states import below, load_views, mismatches, without_unused
+from sttabt.pretrained.states import (
+    below,
+    check_numbers,
+    common_prefixes,
+    load_views,
+    mismatches,
+    shown,
+    without_unused,
+)
+from sttabt.store.artifacts import AVERAGED
 from sttabt.store.files import checksum
 
 if TYPE_CHECKING:
     from sttabt.backbones.base import Backbone
     from sttabt.models.approximate import ApproximateNetwork
 
-ENTRIES = ("model", "state_dict")  # where torch files keep a model's weights
 APPROXIMATE = "approx_bert"  # where official files keep the approximate network's
+OWN = ("base.model.", "model.")  # before a base model's names in files of this project: pruned models, base models
+BESIDE = ("approx.", "method.", AVERAGED)  # what stands beside a base model there
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]")  # PyTorch's convention: NAME-SHA256.pth
 
 log = logging.getLogger(__name__)
@@ -36,21 +42,21 @@ def load_weights(base: Backbone, path: Path, setting: str, new_head: bool = Fals
     """Load `path` (.safetensors, or a torch file) into a base model, every name and shape matching.
 
     It may be a published checkpoint (under the library's names, transformers' or the official implementation's), or
-    one of this project's files. new_head: where the file has no head of these classes the model keeps its own, and
-    True is given back. Raises UserError naming `setting` when the file is missing, broken, or belongs to another
-    architecture.
+    one of this project's files. What wrappers put before all names (`module.`, `_orig_mod.`, `net.`) is taken off.
+    new_head: where the file has no head of these classes the model keeps its own, and True is given back. Raises
+    UserError naming `setting` when the file is missing or broken, belongs to another architecture, or holds anything
+    but floating-point numbers.
     """
-    state = read_weights(path, setting, ENTRIES)
-    for prefix in ("base.model.", "model."):  # this project's pruned models, and base models
-        own = below(prefix, state)
-        if own and all(name.startswith((prefix, "approx.", "method.")) for name in state):
-            return _load(base, fit_positions(base, own), f"{setting}={path}", new_head)
-    return load_released(base, state, f"{setting}={path}", new_head)
+    return load_released(base, read_weights(path, setting), f"{setting}={path}", new_head)
 
 
 def load_released(base: Backbone, state: Mapping[str, Tensor], source: str, new_head: bool = False) -> bool:
     """As `load_weights`, of a published model's weights by name; `source` names them in errors."""
-    return _load(base, fit_positions(base, from_released(base, without_unused(state))), source, new_head)
+    check_numbers(without_unused(state), source)
+    prefix, named = _likeliest(base, state)
+    if prefix not in ("", *OWN):
+        log.info("%s: '%s' before all names is taken off", source, prefix)
+    return _load(base, fit_positions(base, named), source, new_head)
 
 
 def load_approx(network: ApproximateNetwork, path: Path, setting: str) -> None:
@@ -58,8 +64,10 @@ def load_approx(network: ApproximateNetwork, path: Path, setting: str) -> None:
 
     Raises UserError as `load_weights` does.
     """
-    state = read_weights(path, setting, (APPROXIMATE,))
+    state = read_weights(path, setting, (APPROXIMATE, *ENTRIES))
+    check_numbers(without_unused(state), f"{setting}={path}")
     own = below("approx.", state) or state
+    own = below(max(common_prefixes(own), key=lambda prefix: _fitting(network, below(prefix, own))), own)
     try:
         if any(name.startswith("backbone.") for name in own):
             load_views(own, network.state_dict())
@@ -82,46 +90,24 @@ def verify(path: Path, expected: str, setting: str) -> str:
     return found
 
 
-def read_weights(path: Path, setting: str, entries: tuple[str, ...] = ENTRIES) -> dict[str, Tensor]:
-    """The tensors of a file by name; of a torch file those under one of `entries`, where it has any.
-
-    What distributed training puts before the names (`module.`) is taken away.
-    """
-    state = read_file(path, setting)
-    for entry in entries:
-        if isinstance(state, dict) and isinstance(state.get(entry), dict):
-            state = state[entry]
-    if not isinstance(state, dict):
-        raise UserError(f"{setting}={path} holds a {type(state).__name__}: give a file of tensors by name")
-    return tensors_of(state)
-
-
-def read_file(path: Path, setting: str) -> Any:
-    """What a .safetensors or torch file holds; code in it is never run."""
-    if not path.is_file():
-        raise UserError(f"{setting}={path} is not a file: give the path of a .safetensors or torch file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options that training scripts save
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        if foreign:
-            raise UserError(
-                f"{setting}={path} holds more than tensors ({foreign[1]}), which could run code: save its weights alone"
-                " with torch.save, or as .safetensors"
-            ) from error
-        raise UserError(f"{setting}={path} cannot be read, it may be truncated: {reason}") from error
+def _likeliest(base: Backbone, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Which prefix to take off, and what is then there under the names of `base.model`: as many of these as can be."""
+    readings = [
+        (prefix, own)
+        for prefix in OWN
+        if (own := below(prefix, state)) and all(name.startswith((prefix, *BESIDE)) for name in state)
+    ]
+    used = without_unused(state)
+    readings += [(prefix, from_released(base, below(prefix, used))) for prefix in common_prefixes(used)]
+    expected = base.model.state_dict().keys()
+    return max(readings, key=lambda reading: len(expected & reading[1].keys()))
 
 
-def tensors_of(state: Any) -> dict[str, Tensor]:
-    """The tensors of a mapping by name, without what distributed training puts before the names (`module.`)."""
-    tensors = (
-        {name: value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
-    )
-    return below("module.", tensors) or tensors
+def _fitting(network: ApproximateNetwork, state: Mapping[str, Tensor]) -> int:
+    """How many of the names are those of an approximate network, under this project's or the official ones."""
+    official = official_state(network.backbone).keys()
+    known = {*network.state_dict(), *official, *(f"bert.{name}" for name in official)}
+    return len(known & state.keys())
 
 
 def _load(base: Backbone, state: dict[str, Tensor], source: str, new_head: bool) -> bool:
@@ -141,6 +127,6 @@ def _load(base: Backbone, state: dict[str, Tensor], source: str, new_head: bool)
                 f"{source} has a head for {there} classes, but dataset.classes={here}: set dataset.classes={there},"
                 " or train a new head with model.fine_tune=true"
             )
-        raise UserError(f"{source} belongs to another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        raise UserError(f"{source} belongs to another architecture: {shown(wrong)}")
     base.model.load_state_dict(state, strict=True)
     return kept

@@ -19,6 +19,11 @@ def _has_checkpoint(settings: Any, _: str) -> str | None:
     return None if settings.model.checkpoint else "there is no model.checkpoint to check"
 
 
+def _has_weights(settings: Any, _: str) -> str | None:
+    given = settings.model.pretrained or settings.model.checkpoint
+    return None if given else "no weights are given, whose head it would name"
+
+
 def _base_trains(settings: Any, _: str) -> str | None:
     model = settings.model
     if model.fine_tune or not (model.pretrained or model.checkpoint):
@@ -46,6 +51,12 @@ class ModelSettings:
         False, "use the weights that timm, lvvit or huggingface names, from the hub, its cache or the folder"
     )
     checkpoint: str = setting("", "a local weights file instead")
+    class_names: list[str] = setting(
+        [],
+        "the classes of the given weights in the order of their head; []: as their files say. Its rows are put into"
+        " the data's order by name",
+        when=_has_weights,
+    )
     sha256: str = setting("", 'the checkpoint\'s checksum, or how it begins; "": not checked', when=_has_checkpoint)
     auxiliary: bool = setting(
         False,

@@ -15,14 +15,13 @@ def check_values(node: Any) -> None:
 
     Raises UserError that names the setting, its value and what it may be.
     """
-    for key, value, _ in walk(node):
-        _check_finite(key, value)
     for key, value, description in walk(node):
         check_value(key, value, description)
 
 
 def check_value(key: str, value: Any, description: Description) -> None:
     """As `check_values`, for one setting; every entry of a list must hold the rule, or be a choice."""
+    _check_finite(key, value)
     rule, choices = description.rule, description.allowed
     if isinstance(value, list):
         for entry in value:
@@ -48,5 +47,8 @@ def _check_finite(key: str, value: Any) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_finite(f"{key}.{name}", inner)
+    if isinstance(value, list):
+        for entry in value:
+            _check_finite(key, entry)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}={value} is not a finite number: give one")

@@ -50,6 +50,12 @@ def check_model(settings: Settings) -> None:
         stated = STATED_BY_MODEL.get(name)
         if stated and value != getattr(model, stated):
             raise UserError(f"{key}={value} contradicts model.{stated}={getattr(model, stated)}: change both")
+    counts = getattr(settings.sparsity, "counts", None)
+    if counts and find_source(dataset.source).holds == "text":
+        raise UserError(
+            f"sparsity.counts={counts} keeps as many tokens of every sample, which texts of unequal length do not have:"
+            " set sparsity.keep_ratio instead"
+        )
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is no multiple of model.heads={model.heads}: choose one that is")
     if model.patch_size and dataset.image_size % model.patch_size:
@@ -71,6 +77,11 @@ def check_weights(settings: Settings) -> None:
     given = model.pretrained or bool(model.checkpoint)
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
+    if model.class_names and len(model.class_names) != settings.dataset.classes:
+        raise UserError(
+            f"model.class_names={model.class_names} are {len(model.class_names)} names for"
+            f" dataset.classes={settings.dataset.classes}: give as many"
+        )
     if model.sha256 and not re.fullmatch("[0-9a-fA-F]{8,64}", model.sha256):
         raise UserError(
             f"model.sha256={model.sha256} is no checksum: give the 64 hex digits of SHA-256, or the first 8"

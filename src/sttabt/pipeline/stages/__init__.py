@@ -17,6 +17,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.lit.launch import Nodes, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.methods import find_method
+from sttabt.methods.base import Method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.card import last_stage, write_card
@@ -74,7 +75,7 @@ def base_model(context: Context) -> tuple[Backbone, Artifacts]:
     stage = BaseStage(context)
     model = stage.model  # a mistake in it shows before anything is waited for or trained
     if {"prune", "evaluate"} & set(context.settings.stages):
-        context.settings.sparsity.check_model(model.layers, model.tokens)
+        _method(context, model).check(model)
     artifact = obtain(stage)
     return stage.read(artifact), {"base": artifact}
 
@@ -99,18 +100,24 @@ def pruned_model(context: Context) -> tuple[PrunedModel, PrunedModel | None, Art
     `sparsity.ema` asks for them; and the artifacts it is made of.
     """
     sparsity = context.settings.sparsity
-    kind = find_method(sparsity.method)
     network: ApproximateNetwork | None = None
     if sparsity.reads_approximation:
         dense, network, artifacts = approx_network(context)
     else:
         dense, artifacts = base_model(context)
-    model = PrunedModel(dense, kind(sparsity, dense.layers, dense.outputs), network)
+    model = PrunedModel(dense, _method(context, dense), network)
     if not isinstance(sparsity, TrainedSettings):
         return model.eval(), None, artifacts
     stage = PruneStage(context, artifacts, model, dense)
     artifacts["prune"] = obtain(stage)
     return *stage.read(artifacts["prune"]), artifacts
+
+
+def _method(context: Context, model: Backbone) -> Method:
+    """The method of `sparsity`. Raises UserError for settings that this model cannot keep."""
+    sparsity = context.settings.sparsity
+    sparsity.check_model(model.layers, model.tokens)
+    return find_method(sparsity.method)(sparsity, model.layers, model.outputs)
 
 
 def write_result(context: Context) -> None:

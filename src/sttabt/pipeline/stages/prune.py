@@ -40,6 +40,7 @@ class PruneStage(Stage):
         module = Pruning(self.model, self.teacher, self.settings.sparsity, self.context.task)
         notes = self.train(module, self.context.splits, folder, loggers)
         averaged = {} if module.averaged is None else module.averaged.module.state_dict()
+        notes["class_names"] = list(self.context.splits.class_names)
         return Made(self.model.state_dict() | {AVERAGED + name: value for name, value in averaged.items()}, notes)
 
     def read(self, artifact: Artifact) -> tuple[PrunedModel, PrunedModel | None]:

@@ -1,0 +1,104 @@
+"""What a model is given to read, looked at before it runs: one line instead of an error deep inside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttabt.core.text import Text
+from sttabt.errors import UserError
+
+TEXT_REMEDY = "give a tokenizer's encoding through sttabt.text"
+
+
+def check_images(images: Any, channels: int, weight: Tensor) -> None:
+    """Raise UserError unless these are images (B, channels, height, width) of finite numbers, as `weight` is.
+
+    In a graph (torch.compile, CUDA graphs) no numbers are looked at.
+    """
+    if not isinstance(images, Tensor):
+        raise UserError(f"images are a {type(images).__name__}: give a tensor (B, {channels}, height, width)")
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != channels:
+        hint = ""
+        if len(shape) == 3:
+            hint = ", one image as image[None]"
+        elif len(shape) == 4 and shape[3] == channels:
+            hint = ", by images.permute(0, 3, 1, 2)"
+        raise UserError(f"images have the shape {shape}: give (B, {channels}, height, width){hint}")
+    if 0 in shape[2:]:
+        raise UserError(f"images have the shape {shape}: they have no pixels")
+    if images.device != weight.device:
+        raise UserError(f"images are on {images.device}, but the model is on {weight.device}: move one of them")
+    if not images.is_floating_point():
+        raise UserError(
+            f"images are {images.dtype}: scale and normalise them as the model was trained, which gives {weight.dtype}"
+        )
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise UserError(
+            f"images are {images.dtype}, but the model computes in {weight.dtype}: give images.to({weight.dtype})"
+        )
+    if in_graph(images) or bool(images.sum().isfinite()):
+        return
+    wrong = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if wrong:  # of half precision a sum may overflow
+        raise UserError(f"image {wrong[0]} of the batch holds NaN or infinity ({len(wrong)} such): leave it out")
+
+
+def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
+    """Raise UserError unless this is a Text whose rows each have a real token, all in front of the padding.
+
+    vocabulary, kinds, positions: how many ids, token types (0: they are not read) and places the model has. In a graph
+    no numbers are looked at.
+    """
+    if not isinstance(text, Text):
+        raise UserError(f"a model of text reads a Text, not a {type(text).__name__}: {TEXT_REMEDY}")
+    ids, types, real = text
+    if not all(isinstance(field, Tensor) for field in text) or ids.ndim != 2:
+        found = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise UserError(f"input_ids: {found} is no tensor (B, tokens): {TEXT_REMEDY}, made with return_tensors='pt'")
+    for name, field in (("token_type_ids", types), ("attention_mask", real)):
+        if field.shape != ids.shape:
+            raise UserError(f"{name} has the shape {tuple(field.shape)}, not {tuple(ids.shape)} as input_ids")
+    for name, field in (("input_ids", ids), ("token_type_ids", types)):
+        if field.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"{name} is {field.dtype}: give places in a table, torch.int64")
+    if ids.shape[1] > positions:
+        raise UserError(
+            f"texts have {ids.shape[1]} tokens, but the model has {positions} positions: truncate them,"
+            f" tokenizer(..., truncation=True, max_length={positions})"
+        )
+    check_rows(real)
+    if in_graph(ids):
+        return
+    tables = [("input_ids", ids, vocabulary)] + ([("token_type_ids", types, kinds)] if kinds else [])
+    for name, field, rows in tables:
+        wrong = field[(field < 0) | (field >= rows)]
+        if wrong.numel():
+            raise UserError(
+                f"{name} holds {int(wrong[0])}, but the model knows 0 to {rows - 1}: give the encoding of its own"
+                " tokenizer"
+            )
+
+
+def check_rows(real: Tensor) -> None:
+    """Raise UserError unless each text, real (B, N) bool, stands whole in front of its padding."""
+    if in_graph(real):
+        return
+    empty = (~real.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"text {empty[0]} of the batch has no real token ({len(empty)} such): leave it out, or give at least the"
+            " class token"
+        )
+    if not real[:, :1].all():
+        raise UserError("attention_mask has padding in front of a text: set tokenizer.padding_side='right'")
+    if (real[:, 1:] > real[:, :-1]).any():
+        raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
+
+
+def in_graph(values: Tensor) -> bool:
+    """Whether a graph is being made, which takes no decision by numbers."""
+    return torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing())
