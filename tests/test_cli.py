@@ -57,6 +57,12 @@ MISTAKES = {
     "experiment=debug sparsity=random sparsity.keep_ratio=1.1": "sparsity.keep_ratio=1.1 is out of range",
     "experiment=debug sparsity.propagation=-0.1": "sparsity.propagation=-0.1 is out of range: it must be between",
     "experiment=debug sparsity.temperature=0": "sparsity.temperature=0.0 is out of range: it must be above 0",
+    "experiment=movie_reviews sparsity=backtracking sparsity.counts=[9,8,7]": "sparsity.counts=[9, 8, 7] keeps as "
+    "many tokens of every sample, which texts of unequal length do not have: set sparsity.keep_ratio instead",
+    "experiment=debug sparsity=backtracking sparsity.counts=[9,10]": "sparsity.counts=[9, 10] must not rise",
+    "experiment=debug sparsity=backtracking sparsity.counts=[9]": "sparsity.counts=[9] has 1 entries",
+    "experiment=debug model.pretrained=true model.class_names=[a,b]": "model.class_names=['a', 'b'] are 2 names for "
+    "dataset.classes=10: give as many",
     "experiment=debug model.patch_size=5": "model.patch_size=5 does not divide dataset.image_size=28",
     "experiment=debug model.arguments.depth=3": "model.arguments.depth=3 contradicts model.depth=2",
     "experiment=debug +model.arguments.img_size=8": "model.arguments.img_size=8: set dataset.image_size instead",

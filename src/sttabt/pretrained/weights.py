@@ -79,7 +79,10 @@ def load_approx(network: ApproximateNetwork, path: Path, setting: str) -> None:
 
 def verify(path: Path, expected: str, setting: str) -> str:
     """The SHA-256 of a file, checked against `expected` (or its beginning) and against a hash in the file's name."""
-    found, named = checksum(path), HASH_IN_NAME.search(path.name)
+    try:
+        found, named = checksum(path), HASH_IN_NAME.search(path.name)
+    except OSError as error:
+        raise UserError(f"{setting}={path} cannot be read: {error.strerror}") from error
     if expected and not found.startswith(expected.lower()):
         raise UserError(f"{setting}={path} has the checksum {found}, not model.sha256={expected}: fetch it again")
     if named and re.search("[a-f]", named[1]) and not found.startswith(named[1]):  # digits alone are a date

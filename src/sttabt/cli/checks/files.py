@@ -8,6 +8,8 @@ from sttabt.errors import UserError
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.settings import Settings
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what libraries call the weights in a folder
+
 
 def check_files(settings: Settings) -> None:
     for key, file in (
@@ -15,5 +17,7 @@ def check_files(settings: Settings) -> None:
         ("approx.checkpoint", settings.approx.checkpoint),
     ):
         if file and not Path(file).is_file():
-            raise UserError(f"{key}={file} is no file: give a weights file")
+            inside = [path for name in WEIGHTS if (path := Path(file) / name).is_file()]
+            hint = f"the weights file in it, {key}={inside[0]}" if inside else "a weights file"
+            raise UserError(f"{key}={file} is no file: give {hint}")
     find_pretrained(settings.model.huggingface)
