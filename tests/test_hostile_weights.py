@@ -231,7 +231,7 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
     "another web page": (b"<HTML><head></head></HTML>", "is a web page, not weights"),
     "a pointer of Git LFS": (POINTER, "is a pointer of Git LFS, not the weights: run git lfs pull"),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is neither a .safetensors nor a torch file"),
-    "a few bytes": (b"\x07", "is neither a .safetensors nor a torch file"),
+    "a few bytes": (b"\x07\x01", "is truncated (2 bytes): fetch it again"),
     "a pickle of a list": (pickle.dumps([1, 2]), "cannot be read"),
     "an empty archive": (b"PK\x05\x06" + bytes(18), "cannot be read"),
 }

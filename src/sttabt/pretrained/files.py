@@ -25,6 +25,7 @@ ENTRIES = (  # where training scripts keep a model's weights, the first that is 
 DEPTH = 4  # how many mappings may stand around the weights
 SHOWN = 5  # names in a message
 LOOKED_AT = 1024  # bytes that say what a file is
+SHORTEST = 10  # bytes of the shortest file of weights
 REMEDY = "give a .safetensors file, or what torch.save made of model.state_dict()"
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ def _what_it_is(start: bytes) -> str:
         return "is a web page, not weights: fetch the file itself, by its download link"
     if not start.strip(b"\0"):
         return "begins with zeros: its download was not finished, fetch it again"
+    if len(start) < SHORTEST:
+        return f"is truncated ({len(start)} bytes): fetch it again"
     if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
         return f"is text, no weights: {REMEDY}"
     return f"is neither a .safetensors nor a torch file (it begins with {start[:4].hex(' ')}): {REMEDY}"
