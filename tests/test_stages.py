@@ -638,7 +638,8 @@ def test_a_checkpoint_that_does_not_fit_is_named(name: str, tmp_path: Path) -> N
     whole = (tmp_path / name).read_bytes()
     for size in (0, 5, len(whole) // 2, len(whole) - 1):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(UserError, match=rf"model\.checkpoint=\S+{name} (cannot be read|is empty|is truncated)") as one:
+        damaged = rf"model\.checkpoint=\S+{name} (cannot be read|is empty|is truncated)"
+        with pytest.raises(UserError, match=damaged) as one:
             _run(*settings)
         assert "\n" not in str(one.value)
     assert not _made("base")
