@@ -15,6 +15,10 @@ from sttabt.errors import UserError, nearest
 # What a user's mistake can raise on the way to settings.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
+# What Hydra's own code stumbles over in values that make no sense, as a list where a choice is wanted.
+OF_COMPOSITION = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+COMPOSING = ("hydra._internal.", "hydra.core.override_parser.", "hydra.core.default_element")
+
 # Launchers that are there only with the package hydra-submitit-launcher.
 OF_SUBMITIT = ("sttabt_slurm", "sttabt_submitit_local", "submitit_slurm", "submitit_local")
 
@@ -24,7 +28,10 @@ def is_mistake(error: BaseException) -> bool:
     if isinstance(error, MISTAKES):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("hydra._internal.")
+    where: str = frame.f_globals["__name__"]
+    if isinstance(error, OverflowError):  # a number too large for its type
+        return where.startswith("omegaconf.")
+    return isinstance(error, OF_COMPOSITION) and where.startswith(COMPOSING)
 
 
 def explain(error: BaseException) -> str:
@@ -37,6 +44,11 @@ def explain(error: BaseException) -> str:
             asked = "hardware=slurm" if choice == "sttabt_slurm" else f"{group}={choice}"
             return f'{asked} needs the package hydra-submitit-launcher: pip install "sttabt[launchers]"'
         return f"{group}={choice} is unknown: {nearest(choice, error.options)}"
+    if isinstance(error, OverflowError):
+        key = re.search(r"full_key: (\S+)", str(error))
+        return f"{key[1] if key else 'a setting'} is out of range: the number is too large"
+    if not isinstance(error, (*MISTAKES, ValueError)):
+        return _one_line(f"the command line makes no sense to Hydra ({error}): see to its overrides one by one")
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': write key=value, and quote a value that has signs in it"
     text = "\n".join([str(error), str(error.__cause__ or "")])
