@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sttabt.settings.fields import INNER_SHARE, MISSING, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE, at_least, setting
+from sttabt.settings.fields import (
+    INNER_SHARE,
+    MISSING,
+    SEED,
+    SHARE,
+    SHARE_ABOVE_ZERO,
+    SHARE_BELOW_ONE,
+    at_least,
+    setting,
+)
 
 QUOTING = ("auto", "double", "none")
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
@@ -54,7 +63,7 @@ class DatasetSettings:
     validation_share: float = setting(
         0.1, "share of what is not for testing, stratified, split by split_seed", INNER_SHARE
     )
-    split_seed: int = setting(0, "seed of the validation split; the test split does not depend on it", at_least(0))
+    split_seed: int = setting(0, "seed of the validation split; the test split does not depend on it", SEED)
     augment: bool = setting(True, "images only: change training images at random")
     augmentation: AugmentationSettings = setting(AugmentationSettings, "how; digits have their own", when=_augments)
     mean: list[float] = setting(

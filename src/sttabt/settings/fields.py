@@ -27,6 +27,7 @@ def at_least(low: float) -> Rule:
     return Rule(f"at least {low}", lambda value: value >= low)
 
 
+SEED = Rule("between 0 and 4294967295", lambda value: 0 <= value < 2**32)  # what all generators take
 ABOVE_ZERO = Rule("above 0", lambda value: value > 0)
 SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)

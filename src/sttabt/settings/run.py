@@ -7,7 +7,7 @@ from typing import Any
 
 from sttabt.settings.approx import ApproxSettings
 from sttabt.settings.dataset import DatasetSettings
-from sttabt.settings.fields import MISSING, at_least, setting
+from sttabt.settings.fields import MISSING, SEED, at_least, setting
 from sttabt.settings.hardware import HardwareSettings, processes_of
 from sttabt.settings.model import ModelSettings
 from sttabt.settings.training import TrainingSettings
@@ -102,7 +102,7 @@ class Settings:
     remake: list[str] = setting(
         [], f"stages that are made again though they are there, of {', '.join(REMADE)}", choices=REMADE
     )
-    seed: int = setting(0, "of all that is random, except the splits", at_least(0))
+    seed: int = setting(0, "of all that is random, except the splits", SEED)
     fast_dev_run: int = setting(0, "above 0: so many steps a stage, on as many batches; for tests", at_least(0))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sttabt.settings.fields import SHARE_ABOVE_ZERO, at_least, setting
+from sttabt.settings.fields import SEED, SHARE_ABOVE_ZERO, setting
 from sttabt.settings.methods.base import MethodSettings
 
 
@@ -21,4 +21,4 @@ class RandomSettings(MethodSettings):
     rising = (0.2, 0.5, 0.9)
 
     keep_ratio: float = setting(0.5, "share of real tokens that every layer reads", SHARE_ABOVE_ZERO, knob=True)
-    seed: int = setting(0, "of the choice", at_least(0))
+    seed: int = setting(0, "of the choice", SEED)
