@@ -299,8 +299,14 @@ def test_modules_that_are_called_keep_their_hooks(backbone_name: str) -> None:
     base.check()
     assert (base(inputs) - plain).abs().max() > 1e-3
     everything = keep_all(base.real(inputs), base.layers, base.outputs)
-    for logits in (run_dense(base, inputs).logits, run_dropped(base, inputs, everything)):
+    dense = run_dense(base, inputs)
+    for logits in (dense.logits, run_dropped(base, inputs, everything), run_masked(base, inputs, everything)):
         torch.testing.assert_close(logits, base(inputs), atol=1e-4, rtol=1e-4)
+    traced, real = trace_attention(base, base.prepare(inputs)), base.real(inputs)
+    for layer in range(base.layers):
+        found, expected = traced.probabilities(layer), dense.trace.probabilities(layer)
+        rows = real[:, None, :, None].expand_as(expected)
+        torch.testing.assert_close(found[rows], expected[rows], atol=1e-4, rtol=1e-4)
 
 
 # --- dropout at work

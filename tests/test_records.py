@@ -313,6 +313,8 @@ def gallery_with(**changes: np.ndarray) -> bytes:
         (gallery_with(labels=np.array(["a", "b"])), "labels holds <U1"),
         (gallery_with(labels=np.array([0, None])), "Object arrays cannot be loaded"),
         (gallery_with(grid=np.array(4)), "grid has shape ()"),
+        (gallery_with(alive=np.ones((0, 5, 17), bool)), "it has 0 samples and 4 layers"),
+        (gallery_with(alive=np.ones((2, 1, 17), bool), layers=np.array(0)), "it has 2 samples and 0 layers"),
         (gallery_with(images=np.ones((2, 16, 16, 3))), "images holds float64"),
         (gallery_with(images=np.ones((2, 16, 16, 2), np.uint8)), "1 or 3 channels"),
         (gallery_with(class_names=np.arange(3)), "class_names holds int64"),
