@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ class Loader(DataLoader):
         except Exception as error:  # what else there is goes on as it is; at the interpreter's end UserError is gone
             if not isinstance(error, UserError):
                 raise
-            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+            raise UserError(str(error.args[0]).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def rank() -> int:
@@ -241,18 +242,28 @@ def same_draws(*key: int) -> Iterator[None]:
 
 
 def split_indices(
-    labels: Sequence[int], share: float, seed: int, setting: str = "dataset.validation_share", items: str = "images"
+    labels: Sequence[int],
+    share: float,
+    seed: int,
+    setting: str = "dataset.validation_share",
+    items: str = "images",
+    names: Sequence[str] = (),
 ) -> tuple[list[int], list[int]]:
     """Indices of the larger and of the smaller part, stratified by label; `share` in (0, 1) is the smaller's.
 
-    Raises UserError, naming the `setting` of the share, when that leaves a class without an item in either part.
+    Raises UserError, naming the `setting` of the share, when that leaves a class without an item in either part;
+    `items` and `names`, of the classes, are what it calls them.
     """
     try:
         larger, smaller = train_test_split(range(len(labels)), test_size=share, random_state=seed, stratify=labels)
     except ValueError as error:
-        raise UserError(
-            f"{setting}={share} does not split {len(labels)} {items} of {len(set(labels))} classes: {error}"
-        ) from error
+        counts = Counter(labels)
+        rarest = min(counts, key=lambda label: (counts[label], label), default=0)
+        why = f"each part needs one of every class: give more {items}, or a share nearer to 0.5"
+        if counts[rarest] < 2:
+            called = names[rarest] if names else rarest
+            why = f"class {called} has {counts[rarest]} and needs two, one for each part: give more {items}"
+        raise UserError(f"{setting}={share} does not split {len(labels)} {items} of {len(counts)} classes: {why}") from error
     return sorted(larger), sorted(smaller)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sttabt.errors import UserError
+from sttabt.files import not_a_folder
 from sttabt.settings import DatasetSettings
 
 
@@ -42,5 +41,5 @@ def check_class_names(dataset: DatasetSettings) -> None:
 
 def check_folder(dataset: DatasetSettings, remedy: str) -> None:
     """Raises UserError with the remedy where `dataset.path` is no folder."""
-    if not Path(dataset.path).is_dir():
-        raise UserError(f"dataset.path={dataset.path} is no folder: {remedy}")
+    if why := not_a_folder(dataset.path):
+        raise UserError(f"dataset.path={dataset.path} {why}: {remedy}")

@@ -95,8 +95,11 @@ def image_splits(
 
     Raises UserError naming the setting when classes, shares or augmentation do not fit.
     """
-    validation_share, seed = settings.validation_share, settings.split_seed
-    train_indices, validation_indices = split_indices(train.labels, validation_share, seed)
+    for part, images in (("train", train), ("test", test)):
+        if not len(images.labels):
+            raise UserError(f"{settings.name}: its {part} split holds no image: give one that does")
+    share, seed = settings.validation_share, settings.split_seed
+    train_indices, validation_indices = split_indices(train.labels, share, seed, names=train.class_names)
     mean, std = normalisation(settings, model)
     common: dict[str, Any] = {"interpolation": "bicubic", "mean": mean, "std": std}
     plain = create_transform(settings.image_size, crop_pct=model.crop, **common)

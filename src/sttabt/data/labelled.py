@@ -7,11 +7,14 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from sttabt.files import not_a_file
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by dataset.channels
 # What Pillow raises for a file that is no image, or half of one.
@@ -19,6 +22,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.err
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 NEEDING_OTHERS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows, and other programs read
 LARGEST = 2**16 - 1  # of a 16-bit pixel
+LONGEST = 1000  # times as long as wide: scaled to the width of a model, a longer image would fill the memory
 
 
 class LabelledImages(ABC):
@@ -40,13 +44,24 @@ class LabelledImages(ABC):
         """What `Splits.contents` says of all of them: a hash, or files by a name with place and label."""
 
 
+def read_image(file: Path | BytesIO, channels: int) -> Image.Image:
+    """An image of any format that Pillow reads by itself, through `decode`; raises one of UNREADABLE."""
+    if isinstance(file, Path) and (why := not_a_file(file)):
+        raise OSError(f"it {why}")
+    with Image.open(file, formats=image_formats()) as image:
+        return decode(image, channels)
+
+
 def decode(image: Image.Image, channels: int) -> Image.Image:
     """Grey or coloured, 8 bits: turned as its EXIF data says, 16 bits scaled to 8, transparent parts blended on white.
 
-    Raises one of UNREADABLE for broken images, and for pixels of floating-point numbers or of 32 bits, since nothing
-    says which of them is white.
+    Raises one of UNREADABLE for broken images, for those without pixels or LONGEST times longer than wide, and for
+    pixels of floating-point numbers or of 32 bits, since nothing says which of them is white.
     """
     image.load()  # what is broken shows here, not where EXIF data are read
+    short, long = sorted(image.size)
+    if long > short * LONGEST:
+        raise ValueError(f"it is {image.width} pixels wide and {image.height} high")
     image = _upright(image)
     if image.mode in SIXTEEN_BITS or (image.mode, image.format) == ("I", "PPM"):  # which Pillow scales to 16 bits
         return _scaled(image).convert(MODES[channels])
@@ -80,8 +95,14 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 @cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes of files that Pillow reads by itself, in lower case."""
+def image_formats() -> tuple[str, ...]:
+    """The formats that Pillow reads by itself; for others it runs programs, whatever the suffix of the file."""
     Image.init()
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return frozenset({suffix for suffix in readable if Image.EXTENSION[suffix] not in NEEDING_OTHERS} | {".mpo"})
+    return tuple(kind for kind in Image.OPEN if kind not in NEEDING_OTHERS)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files of these formats, in lower case."""
+    known = Image.registered_extensions()
+    return frozenset({suffix for suffix, kind in known.items() if kind in image_formats()} | {".mpo"})

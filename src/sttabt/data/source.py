@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from sttabt.files import not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Source(ABC):
     def default_name(self, dataset: DatasetSettings) -> str:
         """What results call the data where `dataset.name` is empty: as its file, its folder or its hub id is called."""
         path = Path(dataset.path)
-        own = path.name if path.is_dir() else path.name.partition(".")[0]
+        own = path.name.partition(".")[0] if not_a_folder(path) else path.name
         name = own or dataset.hub_id.rpartition("/")[2] or dataset.source
         return f"own_{name}" if name.startswith(PUBLISHED) else name
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from PIL import Image
 
-from sttabt.data.labelled import LabelledImages, decode, image_suffixes
+from sttabt.data.labelled import LabelledImages, image_suffixes, read_image
 from sttabt.data.source import PREPARED, Source
-from sttabt.errors import UserError
+from sttabt.errors import UserError, printable
+from sttabt.files import not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits
 
 SHOWN = 3  # names in a message
+# What systems leave in folders, in lower case, beside what begins with a dot.
+LEFT_BEHIND = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +36,27 @@ class ImageFolderSource(Source):
     def check(self, dataset: DatasetSettings) -> None:
         if not dataset.path:
             raise UserError("dataset.path is missing: give dataset.path=FOLDER, one with train/ and val/")
-        for folder in (Path(dataset.path), Path(dataset.path) / "train", Path(dataset.path) / "val"):
-            if not folder.is_dir():
-                raise UserError(f"dataset.path={dataset.path}: {folder} is no folder: give one with train/ and val/")
+        folder = Path(dataset.path)
+        if why := not_a_folder(folder):
+            raise UserError(f"dataset.path={dataset.path} {why}: give one with train/ and val/")
         for part in ("train", "val"):
-            if all(is_hidden(entry.name) for entry in (Path(dataset.path) / part).iterdir()):
+            if why := not_a_folder(folder / part):
+                found = _shortened(sorted(entry.name for entry in _visible(folder))) or "nothing"
+                raise UserError(
+                    f"dataset.path={dataset.path}: {folder / part} {why}: give a folder with train/ and val/, this one"
+                    f" holds {found}"
+                )
+            if not _visible(folder / part):
                 raise UserError(
                     f"dataset.path={dataset.path}: {part}/ is empty: it must hold one folder of images a class"
                 )
 
     def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
-        """Raises UserError naming the class folders that are missing."""
+        """Raises UserError naming the class folders that are missing, or are in both parts the same."""
         from sttabt.data.images import image_splits
 
-        train, test = (FolderImages(Path(dataset.path) / part, dataset) for part in ("train", "val"))
+        folders = Path(dataset.path) / "train", Path(dataset.path) / "val"
+        train, test = (FolderImages(folder, dataset) for folder in folders)
         for part, missing in (
             ("val", sorted(set(train.class_names) - set(test.class_names))),
             ("train", sorted(set(test.class_names) - set(train.class_names))),
@@ -54,6 +65,13 @@ class ImageFolderSource(Source):
                 raise UserError(
                     f"dataset.path={dataset.path}: train/ and val/ have different classes, {part}/ lacks"
                     f" {_shortened(missing)}: give both the same class folders"
+                )
+        for name in ("", *train.class_names):
+            one, other = (folder / name for folder in folders)
+            if one.samefile(other):
+                raise UserError(
+                    f"dataset.path={dataset.path}: {one} and {other} are one folder: images that a model was trained"
+                    " on cannot test it, give it others"
                 )
         return image_splits(dataset, model, train, test)
 
@@ -69,39 +87,35 @@ class FolderImages(LabelledImages):
     """
 
     def __init__(self, folder: Path, settings: DatasetSettings) -> None:
-        from torchvision.datasets.folder import make_dataset
-
         self.folder = folder
         self.class_names = tuple(sorted(entry.name for entry in _visible(folder) if entry.is_dir()))
         if not self.class_names:
             raise UserError(_without_classes(folder))
-        suffixes, left_out = image_suffixes(), []
-
-        def takes(path: str) -> bool:
-            inside = path[len(str(folder)) + 1 :].split(os.sep)  # noqa: PTH206  # Path is slow with a million files
-            if any(map(is_hidden, inside)):
-                return False
-            if _suffix(inside[-1]) not in suffixes:
-                left_out.append(path)
-                return False
-            return True
-
-        classes = {name: place for place, name in enumerate(self.class_names)}
-        self.samples = make_dataset(str(folder), classes, is_valid_file=takes, allow_empty=True)
-        self.labels, self.channels = [label for _, label in self.samples], settings.channels
+        if strange := [name for name in self.class_names if not name.isprintable()]:
+            raise UserError(f"dataset.path: {folder} has a class folder that cannot be printed, {strange[0]}: rename it")
+        self.samples: list[tuple[str, int]] = []  # path and label
+        self.channels, suffixes, left_out = settings.channels, image_suffixes(), []
+        for label, name in enumerate(self.class_names):
+            for path in _files(folder / name):
+                if _suffix(path) in suffixes:
+                    self.samples.append((path, label))
+                else:
+                    left_out.append(path)
+        self.labels = [label for _, label in self.samples]
         _check_classes(folder, self, left_out, settings.classes)
         if left_out:
             log.warning("%s: %s", folder, _described(left_out))
+        if loose := sorted(entry.name for entry in _visible(folder) if not entry.is_dir()):
+            log.warning(
+                "%s: %s left out, beside the class folders, the first is %s",
+                *(folder, _counted(len(loose)), printable(loose[0])),
+            )
 
     def read(self, index: int) -> Image.Image:
-        path = Path(self.where(index))
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise OSError("it is no file")
-        with Image.open(path) as image:
-            return decode(image, self.channels)
+        return read_image(Path(self.samples[index][0]), self.channels)
 
     def where(self, index: int) -> str:
-        return self.samples[index][0]
+        return printable(self.samples[index][0])
 
     def contents(self) -> dict[str, Path]:
         """Paths below the folder begin with the class."""
@@ -110,12 +124,38 @@ class FolderImages(LabelledImages):
 
 
 def is_hidden(name: str) -> bool:
-    """What editors and systems leave behind: .ipynb_checkpoints, .DS_Store, and the folder of macOS's archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """What editors and systems leave behind: .ipynb_checkpoints, .DS_Store, Thumbs.db, ..."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def _visible(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The visible files of a folder and of those inside, in a fixed order. Links are followed, but not in circles.
+
+    Paths are strings, since Path is slow with a million of them.
+    """
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        visible = [name for name in folders if not is_hidden(name)]
+        circles = [name for name in visible if _leads_back(Path(place), name)]
+        for name in circles:
+            log.warning("%s: a link back to a folder around it is left out", printable(f"{place}{os.sep}{name}"))
+        folders[:] = [name for name in visible if name not in circles]
+        found.append((place, [name for name in names if not is_hidden(name)]))
+    for place, names in sorted(found):
+        for name in sorted(names):
+            yield f"{place}{os.sep}{name}"
+
+
+def _leads_back(folder: Path, name: str) -> bool:
+    return (folder / name).is_symlink() and folder.resolve().is_relative_to((folder / name).resolve())
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"dataset.path: {error.filename} cannot be read ({error.strerror}): allow it, or take it out") from error
 
 
 def _without_classes(folder: Path) -> str:
@@ -151,16 +191,21 @@ def _check_classes(folder: Path, images: FolderImages, left_out: list[str], expe
 
 
 def _described(left_out: list[str]) -> str:
-    kinds = Counter(_suffix(path.rpartition(os.sep)[2]) or "without suffix" for path in left_out)
+    kinds = Counter(_suffix(path) or "without suffix" for path in left_out)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(SHOWN))
     more = f" and {len(kinds) - SHOWN} kinds more" if len(kinds) > SHOWN else ""
-    return f"{len(left_out)} files are left out, which Pillow does not read ({found}{more}), the first is {left_out[0]}"
+    counted, first = _counted(len(left_out)), printable(left_out[0])
+    return f"{counted} left out, which Pillow does not read ({printable(found)}{more}), the first is {first}"
 
 
-def _suffix(name: str) -> str:
-    stem, _, suffix = name.rpartition(".")
+def _counted(files: int) -> str:
+    return f"{files} files are" if files > 1 else "1 file is"
+
+
+def _suffix(path: str) -> str:
+    stem, _, suffix = path.rpartition(os.sep)[2].rpartition(".")
     return f".{suffix.lower()}" if stem else ""
 
 
 def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return printable(", ".join(names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from sttabt.data.arrow import failures, open_saved, reason
 from sttabt.data.checks import check_folder, check_label_column
-from sttabt.data.labelled import LabelledImages, decode
+from sttabt.data.labelled import LabelledImages, read_image
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError, nearest
 from sttabt.pretrained.hub import use_hub
@@ -19,6 +21,9 @@ from sttabt.settings import DatasetSettings, ModelSettings
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits
+
+LABELS = r"u?int\d+|float\d+|bool|null|(large_)?string(_view)?"  # types of a column, as `datasets` calls them
+NO_NUMBERS = (float("inf"), float("-inf"))
 
 
 class ImageTableSource(Source):
@@ -58,6 +63,8 @@ class TableImages(LabelledImages):
         from datasets import Image as ImageFeature
 
         table = open_split(settings, split)
+        if not len(table):
+            raise UserError(f"{_origin(settings)} {split} has no rows: set dataset.train_split and dataset.test_split")
         self.name, self.column, self.channels = (
             f"{_origin(settings)} {split}",
             settings.image_column,
@@ -74,31 +81,35 @@ class TableImages(LabelledImages):
                 f"dataset.image_column={self.column} of {self.name} holds no images, columns that do:"
                 f" {', '.join(images) or 'none'}"
             )
-        labels = np.asarray(table.with_format("numpy")[settings.label_column][:])
-        missing = [row for row, value in enumerate(labels.tolist()) if value is None or value != value]
+        if not re.fullmatch(LABELS, kind := str(getattr(label, "dtype", "list"))):
+            raise UserError(
+                f"dataset.label_column={settings.label_column} of {self.name} holds no labels, but {kind}: name a"
+                " column of numbers or words"
+            )
+        labels = table.with_format("arrow")[settings.label_column][:].to_pylist()
+        missing = [row for row, value in enumerate(labels) if value is None or value in NO_NUMBERS or value != value]
         if missing:
             raise UserError(f"{self.name}, row {missing[0]} has no label: complete it, or take the row out")
-        if labels.dtype.kind in "iu" and len(labels) and labels.min() < 0:
-            raise UserError(
-                f"{self.name} has label {labels.min()}, which is none of {len(names) or settings.classes} classes:"
-                " splits without labels cannot be scored, choose dataset.test_split"
-            )
         if isinstance(label, ClassLabel):
+            _check_known(min(labels), labels.index(min(labels)), self.name, tuple(map(str, range(len(label.names)))))
             found = tuple(label.names)
         else:
             labels, found = _numbered(labels, names, self.name)
         if names and found != names:
             raise UserError(f"{self.name} has other classes than {settings.train_split}: give splits of one data set")
-        self.labels, self.class_names = labels.tolist(), found
-        self.images = table.select_columns([self.column])
+        self.labels, self.class_names = labels, found
+        self.images = table.select_columns([self.column]).cast_column(self.column, ImageFeature(decode=False))
 
     def read(self, index: int) -> Image.Image:
-        return decode(self.images[index][self.column], self.channels)
+        stored = self.images[index][self.column]
+        if stored is None:
+            raise ValueError("it is missing")
+        if stored["bytes"] is None:
+            return read_image(Path(stored["path"]), self.channels)
+        return read_image(BytesIO(stored["bytes"]), self.channels)
 
     def where(self, index: int) -> str:
-        from datasets import Image as ImageFeature
-
-        stored = self.images.cast_column(self.column, ImageFeature(decode=False))[index][self.column]
+        stored = self.images[index][self.column] or {}
         return f"{self.name}, row {index}" + (f" ({stored['path']})" if stored.get("path") else "")
 
     def contents(self) -> dict[str, Path]:
@@ -145,10 +156,17 @@ def _origin(settings: DatasetSettings) -> str:
     return Path(settings.path).name if settings.path else settings.hub_id
 
 
-def _numbered(labels: np.ndarray, names: tuple[str, ...], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes 0, 1, ... of labels that are words or other numbers, in their order."""
-    found = names or tuple(map(str, sorted(set(labels.tolist()))))
+def _numbered(labels: list[Any], names: tuple[str, ...], where: str) -> tuple[list[int], tuple[str, ...]]:
+    """Classes 0, 1, ... of labels that are words or other numbers, in their order; 1.0 is the class 1."""
+    labels = [int(label) if isinstance(label, float) and label.is_integer() else label for label in labels]
+    found = names or tuple(map(str, sorted(set(labels))))
     places = {name: place for place, name in enumerate(found)}
-    if unknown := set(map(str, labels)) - set(found):
-        raise UserError(f"{where} has the class {min(unknown)}, which the training split does not have")
-    return np.array([places[str(label)] for label in labels], dtype=np.int64), found
+    for row, label in enumerate(labels):
+        _check_known(label, row, where, places)
+    return [places[str(label)] for label in labels], found
+
+
+def _check_known(label: Any, row: int, where: str, names: Collection[str]) -> None:
+    if str(label) not in names:
+        hint = ": splits without labels cannot be scored, choose dataset.test_split" if label == -1 else ""
+        raise UserError(f"{where}, row {row} has the label {label}, which is none of the {len(names)} classes{hint}")
