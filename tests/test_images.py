@@ -561,7 +561,9 @@ def test_a_table_that_does_not_fit_is_one_line(override: str, monkeypatch, capsy
 def test_secret_labels_cannot_be_scored() -> None:
     secret = _table().cast_column("fine", datasets.Value("int64")).map(lambda row: {"fine": -1})
     datasets.DatasetDict({"train": _table(), "test": secret}).save_to_disk("files")
-    with pytest.raises(UserError, match=r"files test has label -1, which is none of 3 classes.* dataset\.test_split"):
+    with pytest.raises(
+        UserError, match=r"files test, row 0 has the label -1, which is none of the 3 classes.* dataset\.test_split"
+    ):
         _splits(*TABLE, *COLUMNS)
 
 

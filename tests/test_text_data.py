@@ -25,8 +25,8 @@ from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
 from sttabt.data.corpus import load_corpus
+from sttabt.data.rows import normalised, read_rows
 from sttabt.data.sources.glue import GLUE_TASKS, HUB_ID, TEST_SPLITS
-from sttabt.data.tables import normalised, read_rows
 from sttabt.data.text import load_tokenizer
 from sttabt.errors import UserError
 from sttabt.pretrained import hub
@@ -203,7 +203,9 @@ def test_classes_may_have_names(model: ModelSettings, tmp_path: Path) -> None:
     path = write(table(90, 3).assign(label=["no", "maybe", "yes"] * 30), tmp_path / "a.jsonl")
     splits = load_splits(settings(path, classes=3, class_names=["yes", "maybe", "no"]), model)
     assert torch.cat([part.labels for part in parts(splits)]).bincount().tolist() == [30, 30, 30]
-    with pytest.raises(UserError, match=r"line 1, column 'label': 'no' is not a class: name the classes in dataset"):
+    with pytest.raises(
+        UserError, match=r"line 1, .* 'no' is not a class: name the classes: dataset.class_names=\[maybe,no,yes\], or"
+    ):
         load_splits(settings(path, classes=3), model)
     with pytest.raises(UserError, match=r"line 2, column 'label': 'maybe' is not a class: did you mean 'mayb'"):
         load_splits(settings(path, classes=3, class_names=["yes", "mayb", "no"]), model)
@@ -232,7 +234,7 @@ def test_a_text_is_tokenised_once_a_process(model: ModelSettings, tmp_path: Path
 
 MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty": ("", {}, r"a.csv is empty"),
-    "header alone": ("sentence,label\n", {}, r"a.csv has names of columns and no rows"),
+    "header alone": ("sentence,label\n", {}, r"a.csv has no rows: give a file"),
     "missing column": ("sentense,label\nx,1\n", {}, r"a.csv has no column 'sentence': did you mean 'sentense'\?"),
     "missing label": ("sentence,lable\nx,1\n", {}, r"dataset.label_column: .* 'label': did you mean 'lable'\?"),
     "number of column": ("x,1\ny,0\n", {"header": False, "columns": ["5"]}, r"no column '5': choose one of: 0, 1"),
@@ -254,7 +256,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a gap that was declared": (
         "sentence,label\nx,0\ny,2\n",
         {"classes": 3},
-        r"classes=3 but .* has 2 classes, none is labelled 1: set dataset.classes=2, and number .* without gaps",
+        r"classes=3 but .* of 2 classes, none is 1: set dataset.classes=2, and number .*dataset.class_names=\[0,2\]",
     ),
     "class below 0": (
         "sentence,label\nx,-1\ny,1\n",
@@ -716,7 +718,7 @@ def test_a_corpus_is_passages_without_labels(model: ModelSettings, tmp_path: Pat
 
 
 def test_a_corpus_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.txt is no file or folder"):
+    with pytest.raises(UserError, match=r"nowhere.txt is no file: give a text file or a folder"):
         load_corpus("nowhere.txt", model, 32)
     with pytest.raises(UserError, match=r"no data set of the hub or its cache"):
         load_corpus("owner/corpus:raw", model, 32)
@@ -752,7 +754,7 @@ CHECKED = {
     "dataset.quoting=doubel": "dataset.quoting=doubel is unknown: did you mean 'double'?",
     "dataset.separator=semi": "dataset.separator=semi is more than one character: give one, or comma, semicolon, tab",
     "dataset.path=": "dataset.path is missing: give dataset.path=FILE",
-    "dataset.path=nowhere.csv": "nowhere.csv is not there",
+    "dataset.path=nowhere.csv": "nowhere.csv is no file: give a file, or a folder",
     "dataset.test_share=0": "dataset.test_share=0.0 is out of range",
     "model.huggingface=/nowhere": "model.huggingface=/nowhere is no folder",
 }

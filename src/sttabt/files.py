@@ -63,4 +63,5 @@ def _not(kind: int, path: Path | str, access: int) -> str:
         return f"{wanted} that can be read ({error.strerror})"
     if found != kind:
         return f"{wanted}, but {KINDS.get(found, 'something else')}"
-    return "" if os.access(path, access) else f"{wanted} that can be read (Permission denied)"
+    may = os.access(path, access, effective_ids=os.access in os.supports_effective_ids)
+    return "" if may else f"{wanted} that can be read (Permission denied)"

@@ -263,7 +263,9 @@ def split_indices(
         if counts[rarest] < 2:
             called = names[rarest] if names else rarest
             why = f"class {called} has {counts[rarest]} and needs two, one for each part: give more {items}"
-        raise UserError(f"{setting}={share} does not split {len(labels)} {items} of {len(counts)} classes: {why}") from error
+        raise UserError(
+            f"{setting}={share} does not split {len(labels)} {items} of {len(counts)} classes: {why}"
+        ) from error
     return sorted(larger), sorted(smaller)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from sttabt.errors import UserError
-from sttabt.files import not_a_folder
+from sttabt.files import not_a_file, not_a_folder
 from sttabt.settings import DatasetSettings
 
 
@@ -37,6 +40,28 @@ def check_class_names(dataset: DatasetSettings) -> None:
             f"dataset.class_names={dataset.class_names} are {len(dataset.class_names)} names for"
             f" dataset.classes={dataset.classes}: give as many"
         )
+    seen: dict[object, str] = {}
+    for name in dataset.class_names:
+        if (other := seen.setdefault(_meaning(name), name)) is not name:
+            raise UserError(f"dataset.class_names: '{other}' and '{name}' are the same label: give each class one name")
+
+
+def _meaning(name: str) -> object:
+    """What a label of that name is to a file: 1 and 1.0 are the same number, as are true and True."""
+    try:
+        return float(name)
+    except ValueError:
+        return name.lower() if name.lower() in ("true", "false") else name
+
+
+def check_corpus(source: str) -> bool:
+    """Whether the corpus is on this machine, and not an id of the hub. Raises UserError where it cannot be read."""
+    path, suffixes = Path(source), (".txt", ".gz")
+    if not (why := not_a_file(path)) or not not_a_folder(path):
+        return True
+    if path.is_absolute() or path.suffix.lower() in suffixes or os.path.lexists(path):
+        raise UserError(f"approx.corpus={source} {why}: give a text file or a folder of them, a passage a line")
+    return False
 
 
 def check_folder(dataset: DatasetSettings, remedy: str) -> None:

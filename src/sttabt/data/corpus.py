@@ -8,7 +8,9 @@ import numpy as np
 
 from sttabt.data.arrow import failures, reason
 from sttabt.data.base import Splits
-from sttabt.data.tables import Rows, decode
+from sttabt.data.checks import check_corpus
+from sttabt.data.rows import Rows, normalised
+from sttabt.data.tables import decode
 from sttabt.data.text import hold_out, text_dataset
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import use_hub
@@ -26,16 +28,11 @@ def load_corpus(
     hub with a column `text`, and its configuration after a colon: Salesforce/wikitext:wikitext-103-raw-v1.
     Empty lines are left out. Raises UserError when there is no such source or nothing in it.
     """
-    path = Path(source)
-    if path.is_file() or path.is_dir():
-        passages = _from_files(path)
-    elif path.is_absolute() or path.suffix in (".txt", ".gz"):
-        raise UserError(f"approx.corpus={source} is no file or folder: give text, a passage a line")
-    else:
-        passages = _from_hub(source)
+    passages = _from_files(Path(source)) if check_corpus(source) else _from_hub(source)
     passages = [passage for passage in map(str.strip, passages) if passage]
-    if not passages:
-        raise UserError(f"approx.corpus={source} holds no text: give a file with a passage a line")
+    if all(normalised((passage,)) == normalised((passages[0],)) for passage in passages):
+        count = "one passage" if passages else "no text"
+        raise UserError(f"approx.corpus={source} holds {count}: give many, a passage a line")
     rows = Rows([(passage,) for passage in passages], np.zeros(len(passages), dtype=np.int64), source)
     parts = hold_out(rows, validation_share, split_seed, "the validation share of approx.corpus")
     train, validation = (
@@ -48,7 +45,7 @@ def load_corpus(
 def corpus_files(source: str) -> dict[str, Path]:
     """The files that `load_corpus` reads, by their order; {} of a data set on the hub."""
     path = Path(source)
-    files = [path] if path.is_file() else sorted([*path.rglob("*.txt"), *path.rglob("*.txt.gz")])
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_text(file.relative_to(path)))
     return {f"{place:09}": file for place, file in enumerate(files)}
 
 
@@ -57,6 +54,11 @@ def _from_files(path: Path) -> list[str]:
     if not files:
         raise UserError(f"approx.corpus={path} has no .txt file: put text there, a passage a line")
     return [line for file in files for line in decode(file, "utf-8", "approx.corpus").splitlines()]
+
+
+def _is_text(file: Path) -> bool:
+    """By its name; what editors and systems hide is none."""
+    return file.name.lower().endswith((".txt", ".txt.gz")) and not any(part.startswith(".") for part in file.parts)
 
 
 def _from_hub(source: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sttabt.files import not_a_file
 
@@ -45,11 +45,16 @@ class LabelledImages(ABC):
 
 
 def read_image(file: Path | BytesIO, channels: int) -> Image.Image:
-    """An image of any format that Pillow reads by itself, through `decode`; raises one of UNREADABLE."""
+    """An image of any format that Pillow reads by itself, through `decode`. Raises OSError for what cannot be read."""
     if isinstance(file, Path) and (why := not_a_file(file)):
         raise OSError(f"it {why}")
-    with Image.open(file, formats=image_formats()) as image:
-        return decode(image, channels)
+    try:
+        with Image.open(file, formats=image_formats()) as image:
+            return decode(image, channels)
+    except UnidentifiedImageError as error:
+        raise OSError("it is of no format that Pillow reads") from error
+    except Exception as error:  # decoders raise what they like: AVIF's a RuntimeError, others an IndexError
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def decode(image: Image.Image, channels: int) -> Image.Image:

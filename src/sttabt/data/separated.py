@@ -40,7 +40,7 @@ def read_separated(path: Path, text: str, separator: str, quoting: str, header: 
     lines = []
     try:
         for line, row in _records(text, separator, quoted):
-            if not any(row):
+            if not any(cell.strip() for cell in row):
                 continue
             if not names:
                 _check_separator(path, row, separator)
@@ -108,7 +108,7 @@ def _fits(text: str, separator: str, quoted: bool) -> tuple[bool, int]:
     try:
         for line, row in _records(text, separator, quoted):
             width = width or len(row)
-            if any(row) and len(row) != width:
+            if any(cell.strip() for cell in row) and len(row) != width:
                 return False, line
     except _QuotesError as error:
         return False, error.line
@@ -126,6 +126,8 @@ def _check_separator(path: Path, first: list[str], separator: str) -> None:
 
 def _too_many(path: Path, line: int, row: list[str], names: list[str], separator: str, quoted: bool) -> str:
     remedy = f"quote texts with a {_name(separator)} in them" if quoted else f"take a {_name(separator)} out"
+    if len(names) == 1:
+        remedy = "the first line must name the columns"
     return f"{path}, line {line} has {len(row)} cells, the first line {len(names)}: {remedy}, or set dataset.separator"
 
 

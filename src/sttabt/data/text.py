@@ -15,13 +15,15 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sttabt.core.text import Text
 from sttabt.data.base import Batch, Sequences, Splits, hash_of, split_indices
-from sttabt.data.tables import Rows, check_class_count, normalised
+from sttabt.data.rows import Rows, check_class_count, normalised
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import find_pretrained, use_hub
 from sttabt.settings import DatasetSettings, ModelSettings
 
 TEST_SEED = 0  # the test split of a file is the same for every split_seed
 CHUNK = 10_000  # texts that are tokenised at once
+SIGNS = 20  # characters a token, of which there are seldom as many
+WORD = 100  # tokens of a word at most (WordPiece gives up on longer ones): so many may change where a text is cut
 STRATA = 10  # quantiles of a score that every split gets alike
 
 log = logging.getLogger(__name__)
@@ -31,13 +33,15 @@ log = logging.getLogger(__name__)
 class Tokens:
     """Texts one after another: text i is ids[starts[i]:starts[i+1]], types likewise.
 
-    ids: int32; types: int8; starts: (texts+1,) int64; truncated: (texts,) bool; padding: the id to pad with.
+    ids: int32; types: int8; starts: (texts+1,) int64; truncated, bare: (texts,) bool, what lost its end and what has
+    special tokens alone; padding: the id to pad with.
     """
 
     ids: Tensor
     types: Tensor
     starts: np.ndarray
     truncated: np.ndarray
+    bare: np.ndarray
     padding: int
 
 
@@ -96,6 +100,8 @@ def text_splits(
 def text_dataset(rows: Rows, model: ModelSettings, max_tokens: int, name: str) -> TextDataset:
     """Tokenised for `model`; warns once, by `name`, when texts lose their ends."""
     tokens = tokenise(rows.texts, model, max_tokens)
+    if bare := int(tokens.bare.sum()):
+        log.warning("%s: %d of %d texts have no token beside the special ones", name, bare, len(tokens.bare))
     if truncated := int(tokens.truncated.sum()):
         log.warning(
             "%s: %d of %d texts are longer than %d tokens and are truncated",
@@ -169,10 +175,12 @@ def _tokenise(texts: tuple[tuple[str, ...], ...], huggingface: str, max_tokens: 
     tokenizer = load_tokenizer(ModelSettings(huggingface=huggingface), max_tokens, len(texts[0]))
     ids, types, lengths, truncated = [], [], [], []
     for start in range(0, len(texts), CHUNK):
-        chunk = texts[start : start + CHUNK]
-        columns = [list(column) for column in zip(*chunk, strict=True)]
-        found = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, verbose=False)
-        rows = list(zip(found["input_ids"], found["token_type_ids"], strict=True))
+        whole = texts[start : start + CHUNK]
+        chunk = [_beginning(item, max_tokens) for item in whole]
+        rows = _encode(tokenizer, chunk)
+        if few := [i for i, (row, _) in enumerate(rows) if chunk[i] != whole[i] and len(row) <= max_tokens + WORD]:
+            for index, row in zip(few, _encode(tokenizer, [whole[index] for index in few]), strict=True):
+                chunk[index], rows[index] = whole[index], row
         long = [index for index, (row, _) in enumerate(rows) if len(row) > max_tokens]
         for index in long:
             cut = tokenizer(*chunk[index], truncation=True, max_length=max_tokens, return_token_type_ids=True)
@@ -186,8 +194,21 @@ def _tokenise(texts: tuple[tuple[str, ...], ...], huggingface: str, max_tokens: 
         types=torch.from_numpy(np.concatenate(types)),
         starts=np.concatenate([[0], np.cumsum(lengths)]),
         truncated=np.concatenate(truncated),
+        bare=np.array(lengths) <= tokenizer.num_special_tokens_to_add(pair=len(texts[0]) == 2),
         padding=tokenizer.pad_token_id or 0,
     )
+
+
+def _beginning(item: tuple[str, ...], max_tokens: int) -> tuple[str, ...]:
+    """Of a single text what surely has the tokens that stay, so that a book is not read to its end."""
+    return (item[0][: SIGNS * (max_tokens + WORD)],) if len(item) == 1 else item
+
+
+def _encode(tokenizer: Any, items: Sequence[tuple[str, ...]]) -> list[tuple[list[int], list[int]]]:
+    """Ids and types of each, as many as there are."""
+    columns = [list(column) for column in zip(*items, strict=True)]
+    found = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, verbose=False)
+    return list(zip(found["input_ids"], found["token_type_ids"], strict=True))
 
 
 def _report_repeated(given: Sequence[Rows], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sttabt.data.checks import check_corpus
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.settings import Settings
@@ -20,4 +21,6 @@ def check_files(settings: Settings) -> None:
             inside = [path for name in WEIGHTS if (path := Path(file) / name).is_file()]
             hint = f"the weights file in it, {key}={inside[0]}" if inside else "a weights file"
             raise UserError(f"{key}={file} is no file: give {hint}")
+    if settings.approx.start == "general":
+        check_corpus(settings.approx.corpus)
     find_pretrained(settings.model.huggingface)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sttabt.data.base import Splits
-    from sttabt.data.tables import Rows
+    from sttabt.data.rows import Rows
 
 HUB_ID = "nyu-mll/glue"
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -48,7 +48,7 @@ class GlueSource(Source):
 
 
 def _read_split(settings: DatasetSettings, split: str) -> Rows:
-    from sttabt.data.tables import parse_table
+    from sttabt.data.rows import parse_table
 
     if not settings.path:
         where = f"{HUB_ID} {settings.task_name} {split}"
@@ -73,11 +73,24 @@ def _from_folder(folder: Path, split: str) -> pd.DataFrame | None:
 
     if (saved := open_saved(folder, split)) is not None:
         return _rows(saved)
-    name = re.compile(re.escape(split) + r"(-\d+-of-\d+)?\.\w+(\.gz)?")
+    name = re.compile(re.escape(split) + r"(?:-(\d+)-of-(\d+))?\.\w+(?:\.gz)?")
     files = [file for file in sorted(folder.glob("*")) if name.fullmatch(file.name) and table_format(file)]
+    _check_parts(folder, [match for file in files if (match := name.fullmatch(file.name))])
     # GLUE's own .tsv files know no quotes.
     tables = [read_table(file, quoting="none" if table_format(file) != ".csv" else "double") for file in files]
     return pd.concat(tables) if tables else None
+
+
+def _check_parts(folder: Path, files: list[re.Match[str]]) -> None:
+    """A split is one file, or all of the parts into which the hub cuts it: 00000-of-00002 and 00001-of-00002."""
+    parts = [(int(file[1]), int(file[2])) for file in files if file[1]]
+    if len(parts) < len(files) and len(files) > 1:
+        raise UserError(f"dataset.path={folder} has {files[0][0]} and {files[1][0]}: leave one of them there")
+    if parts and parts != (whole := [(part, len(parts)) for part in range(parts[0][1])]):
+        raise UserError(
+            f"dataset.path={folder} has {', '.join(file[0] for file in files[:2])}, ...: parts are missing or twice"
+            f" there, leave the {len(whole)} of one copy"
+        )
 
 
 def _from_hub(task: str, split: str) -> pd.DataFrame:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from sttabt.data.checks import check_class_names, check_folder
 from sttabt.data.labelled import LabelledImages, decode
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError
+from sttabt.files import not_a_file, read_bytes
 from sttabt.settings import DatasetSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ class IdxImages(LabelledImages):
             raise UserError(
                 f"{paths[0]} has {len(self.images)} images, but {paths[1]} has {len(labels)} labels: fetch both again"
             )
+        if 0 in self.images.shape[1:]:
+            raise UserError(f"{paths[0]} has images of {self.images.shape[1:]} pixels: fetch it again")
         self.labels = labels.tolist()
         found = int(labels.max()) + 1 if len(labels) else 0
         if found > settings.classes:
@@ -86,9 +87,13 @@ class IdxImages(LabelledImages):
 
 def find_file(folder: Path, name: str) -> Path:
     """`name` or `name`.gz in the folder. Raises UserError that says where Fashion-MNIST's are to be had."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+    plain, packed = folder / name, folder / f"{name}.gz"
+    for path in (plain, packed):
+        if not not_a_file(path):
             return path
+    for path in (plain, packed):
+        if path.exists():
+            raise UserError(f"{path} {not_a_file(path)}: {REMEDY}")
     raise UserError(f"dataset.path={folder} has no {name}(.gz): {REMEDY}")
 
 
@@ -98,8 +103,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises UserError when the file holds something else or less.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        content = read_bytes(path)
+    except OSError as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from error
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, UNSIGNED_BYTES, dimensions]) or len(content) < header:

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # names in a message
 # What systems leave in folders, in lower case, beside what begins with a dot.
-LEFT_BEHIND = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+LEFT_BEHIND = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "desktop.ini",
+}
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +100,9 @@ class FolderImages(LabelledImages):
         if not self.class_names:
             raise UserError(_without_classes(folder))
         if strange := [name for name in self.class_names if not name.isprintable()]:
-            raise UserError(f"dataset.path: {folder} has a class folder that cannot be printed, {strange[0]}: rename it")
+            raise UserError(
+                f"dataset.path: {folder} has a class folder that cannot be printed, {strange[0]}: rename it"
+            )
         self.samples: list[tuple[str, int]] = []  # path and label
         self.channels, suffixes, left_out = settings.channels, image_suffixes(), []
         for label, name in enumerate(self.class_names):
@@ -155,7 +165,9 @@ def _leads_back(folder: Path, name: str) -> bool:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise UserError(f"dataset.path: {error.filename} cannot be read ({error.strerror}): allow it, or take it out") from error
+    raise UserError(
+        f"dataset.path: {error.filename} cannot be read ({error.strerror}): allow it, or take it out"
+    ) from error
 
 
 def _without_classes(folder: Path) -> str:

@@ -91,7 +91,8 @@ class TableImages(LabelledImages):
         if missing:
             raise UserError(f"{self.name}, row {missing[0]} has no label: complete it, or take the row out")
         if isinstance(label, ClassLabel):
-            _check_known(min(labels), labels.index(min(labels)), self.name, tuple(map(str, range(len(label.names)))))
+            for extreme in (min(labels), max(labels)):
+                _check_known(extreme, labels.index(extreme), self.name, tuple(map(str, range(len(label.names)))))
             found = tuple(label.names)
         else:
             labels, found = _numbered(labels, names, self.name)

