@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import shutil
+import struct
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +25,8 @@ from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, Splits, evaluation_loader, train_loader
-from sttabt.data.labelled import decode
+from sttabt.data.images import Images
+from sttabt.data.labelled import decode, read_image
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import use_hub
 from sttabt.run import main
@@ -108,6 +114,23 @@ def _halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _replace_by_pipe() -> None:
+    Path("files", f"{IDX_FILES[0]}.gz").unlink()
+    os.mkfifo(Path("files", f"{IDX_FILES[0]}.gz"))
+
+
+def _flip() -> None:
+    path = Path("files", f"{IDX_FILES[0]}.gz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _rewrite(images: np.ndarray) -> None:
+    write_idx(Path("files", IDX_FILES[2]), images)
+    write_idx(Path("files", IDX_FILES[3]), np.zeros(len(images), np.uint8))
+
+
 IDX_DAMAGES: dict[str, tuple[Any, str]] = {
     "missing": (
         lambda: Path("files", f"{IDX_FILES[1]}.gz").unlink(),
@@ -128,6 +151,14 @@ IDX_DAMAGES: dict[str, tuple[Any, str]] = {
     "labels of others": (
         lambda: write_idx(Path("files", IDX_FILES[1]), np.zeros(59, np.uint8)),
         "has 60 images, but ",
+    ),
+    "a pipe": (_replace_by_pipe, "train-images-idx3-ubyte.gz is no file, but a pipe: for Fashion-MNIST"),
+    "a flipped byte": (_flip, "train-images-idx3-ubyte.gz is damaged ("),
+    "no image": (lambda: _rewrite(np.zeros((0, 28, 28), np.uint8)), "its test split holds no image: give one that"),
+    "no pixel": (lambda: _rewrite(np.zeros((9, 0, 28), np.uint8)), "has images of (0, 28) pixels: fetch it again"),
+    "endless": (
+        lambda: Path("files", f"{IDX_FILES[0]}.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12)),
+        "train-images-idx3-ubyte.gz has 16 of 79228162458924105385300197391 bytes",
     ),
     "images where labels should be": (
         lambda: shutil.copy(Path("files", f"{IDX_FILES[0]}.gz"), Path("files", f"{IDX_FILES[1]}.gz")),
@@ -281,6 +312,78 @@ def test_a_class_may_have_folders_inside(caplog) -> None:
     assert "files/train: images of a/more count to the class folder around them" in caplog.text
 
 
+def test_links_are_followed_but_not_in_circles(caplog) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    (root / "val" / "a").rename("elsewhere")
+    (root / "val" / "a").symlink_to(Path("elsewhere").absolute())
+    (root / "val" / "b" / "self").symlink_to(".")
+    (root / "val" / "b" / "all").symlink_to("..")
+    (root / "val" / "c" / "0.jpg").rename("0.jpg")
+    (root / "val" / "c" / "0.jpg").symlink_to(Path("0.jpg").absolute())
+    splits = _splits(*_folder_settings())
+    assert len(splits.test) == 30 and sum(len(batch.labels) for batch in evaluation_loader(splits.test, 8)) == 30
+    assert sum("val/b/self: a link back to a folder around it is left out" in line for line in caplog.messages) == 1
+    assert sum("val/b/all: a link back to a folder around it is left out" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("name", ["", "a"])
+def test_a_folder_cannot_be_trained_and_tested_on(name: str) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    shutil.rmtree(root / "val" / name)
+    (root / "val" / name).symlink_to((root / "train" / name).absolute())
+    with pytest.raises(UserError, match="are one folder: images that a model was trained on cannot test it"):
+        _splits(*_folder_settings())
+
+
+def test_what_systems_leave_is_skipped_and_what_lies_beside_is_named(caplog) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    for name in ("@eaDir", "lost+found", "__MACOSX", "$RECYCLE.BIN"):
+        (root / "train" / name).mkdir()
+        shutil.copy(root / "train" / "a" / "0.jpg", root / "train" / name)
+    for name in ("Thumbs.db", "a/Thumbs.db", "a/desktop.ini", "a/.DS_Store"):
+        (root / "train" / name).write_bytes(b"?")
+    assert len(_splits(*_folder_settings()).test) == 30 and not caplog.messages
+    shutil.copy(root / "train" / "a" / "0.jpg", root / "train" / "loose.jpg")
+    _splits(*_folder_settings())
+    (line,) = caplog.messages
+    assert line.endswith("files/train: 1 file is left out, beside the class folders, the first is loose.jpg")
+
+
+def test_a_name_of_several_lines_is_shown_in_one() -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"])
+    (root / "val" / "a" / "x\ny.jpg").write_bytes(b"")
+    (root / "val" / "b" / os.fsdecode(b"\xff.jpg")).write_bytes((root / "val" / "b" / "0.jpg").read_bytes())
+    with pytest.raises(UserError) as error:
+        list(evaluation_loader(_splits(*_folder_settings()).test, 8))
+    assert r"val/a/x\ny.jpg cannot be read as an image (it is of no format that Pillow reads)" in str(error.value)
+    (root / "val" / "a" / "x\ny.jpg").unlink()
+    assert sum(len(batch.labels) for batch in evaluation_loader(_splits(*_folder_settings()).test, 8)) == 31
+    for name in ("a\nb", os.fsdecode(b"\xff")):
+        for part in ("train", "val"):
+            (root / part / "a").rename(root / part / name)
+        with pytest.raises(UserError, match=r"has a class folder that cannot be printed, (a\\nb|\\udcff): rename it"):
+            _splits(*_folder_settings())
+        for part in ("train", "val"):
+            (root / part / name).rename(root / part / "a")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+def test_a_folder_that_may_not_be_read_is_named_not_left_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "files", ["a", "b", "c"])
+    (root / "train" / "a" / "inside").mkdir()
+    (root / "train" / "a" / "inside").chmod(0)
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    settings = _settings(*_folder_settings()).dataset
+    load_splits(settings)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"train/a/inside cannot be read \(Permission denied\): allow it, or take"):
+            load_splits(settings)
+    finally:
+        os.seteuid(0)
+
+
 READ = ("jpg", "JPEG", "jfif", "png", "apng", "gif", "bmp", "webp", "avif", "tif", "tiff", "ppm", "tga", "ico", "jp2")
 
 
@@ -379,6 +482,111 @@ def test_a_shade_that_a_16_bit_image_declares_transparent_is_white(tmp_path: Pat
     Image.fromarray(np.array([[0, 514, 65535]], np.uint16)).save(tmp_path / "a.png", transparency=514)
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(decode(image, 1)).tolist() == [[0, 255, 255]]
+
+
+@pytest.mark.parametrize("place", ["val", "train"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to nothing", "folder"])
+def test_what_is_no_file_is_not_waited_for(kind: str, place: str) -> None:
+    root = make_folder(Path("files"), ["a", "b", "c"], images=5)
+    path = root / place / "a" / "x.png"
+    act = {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "link to nothing": lambda: path.symlink_to("/nowhere"),
+        "folder": path.mkdir,
+    }
+    act[kind]()
+    splits = _splits(*_folder_settings("dataset.broken_share=0.2"))
+    whole = {"train": 15, "val": 15}
+    if kind != "folder":
+        whole[place] += 1
+        with pytest.raises(UserError, match=rf"a/x.png cannot be read as an image \(it is no file, but a {kind}\)"):
+            images: Any = splits.train if place == "train" else splits.test
+            [images.source.where(index) for index in range(16)]
+            [Images(images.source, range(16), lambda image: torch.zeros(1))[index] for index in range(16)]
+    assert len(splits.train) + len(splits.validation) == whole["train"] and len(splits.test) == whole["val"]
+    assert sum(len(batch.labels) for batch in train_loader(splits.train, 4, 0, seed=0)) == len(splits.train) // 4 * 4
+
+
+def test_an_image_that_would_fill_the_memory_once_scaled_is_refused(tmp_path: Path) -> None:
+    for size, whole in (((1000, 1), True), ((1, 1000), True), ((1001, 1), False), ((1, 500_000), False)):
+        Image.new("1", size).save(tmp_path / "a.png")
+        if whole:
+            assert read_image(tmp_path / "a.png", 3).size == size
+        else:
+            with pytest.raises(OSError, match=rf"it is {size[0]} pixels wide and {size[1]} high"):
+                read_image(tmp_path / "a.png", 3)
+
+
+def test_a_small_file_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("1", (100, 100)).save(tmp_path / "a.png")
+    with pytest.raises(OSError, match="exceeds limit of 2000 pixels"):
+        read_image(tmp_path / "a.png", 3)
+
+
+def test_no_suffix_makes_pillow_run_a_program(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")  # which Pillow would give to Ghostscript
+    with pytest.raises(OSError, match="it is of no format that Pillow reads"):
+        read_image(tmp_path / "a.jpg", 3)
+
+
+def test_a_decoder_may_raise_what_it_likes(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 36), (9, 99, 9)).save(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    place = content.index(b"mdat") + 12
+    (tmp_path / "a.avif").write_bytes(content[:place] + bytes(len(content) - place))  # a RuntimeError of Pillow's
+    with pytest.raises(OSError, match=r"Failed to decode"):
+        read_image(tmp_path / "a.avif", 3)
+
+
+MODES = {  # how the pixel (200, 100, 50) reads, of each mode that a file may have
+    "1 png": [255, 255, 255],
+    "L png": [124, 124, 124],
+    "LA png": [124, 124, 124],
+    "P png": [200, 100, 50],
+    "PA tif": [200, 100, 50],
+    "CMYK jpg": [200, 100, 50],
+    "CMYK tif": [200, 100, 50],
+    "YCbCr jpg": [200, 100, 50],
+    "RGBA tif": [200, 100, 50],
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_every_mode_becomes_colours(kind: str, tmp_path: Path) -> None:
+    mode, suffix = kind.split()
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    image = {"P": palette, "PA": palette.convert("PA")}.get(mode) or image.convert(mode)
+    if mode == "1":
+        image.paste(1, (0, 0, 16, 16))
+    image.save(tmp_path / f"a.{suffix}")
+    read = np.asarray(read_image(tmp_path / f"a.{suffix}", 3))
+    np.testing.assert_allclose(read[8, 8].astype(int), MODES[kind], atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "avif", "tif"])
+def test_of_an_animation_the_first_picture_is_read(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    read = np.asarray(read_image(tmp_path / f"a.{suffix}", 3))
+    np.testing.assert_allclose(read[8, 8].astype(int), [255, 0, 0], atol=3)
+
+
+def test_16_bits_in_either_order_of_bytes(tmp_path: Path) -> None:
+    for order, start in ((">u2", b"MM\0*"), ("<u2", b"II*\0")):
+        short, long = order[0] + "H", order[0] + "I"
+        tags = [(256, 256), (257, 2), (258, 16), (259, 1), (262, 1), (273, 134), (277, 1), (278, 2), (279, 1024)]
+        entries = [
+            struct.pack(f"{order[0]}HHII", tag, 4, 1, value)  # all as numbers of 32 bits
+            for tag, value in tags
+        ]
+        head = start + struct.pack(long, 8) + struct.pack(short, len(tags))
+        content = head + b"".join(entries) + bytes(4)
+        (tmp_path / "a.tif").write_bytes(content.ljust(134, b"\0") + _ramp(16).astype(order).tobytes())
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif", 1)), _ramp(8))
 
 
 TURNED = {1: "ab/cd", 2: "ba/dc", 3: "dc/ba", 4: "cd/ab", 5: "ac/bd", 6: "ca/db", 7: "db/ca", 8: "bd/ac"}
@@ -573,6 +781,99 @@ def test_labels_that_do_not_count_from_0_are_numbered_in_their_order(values: tup
     datasets.DatasetDict({"train": numbers, "test": numbers.select([2, 1, 3])}).save_to_disk("files")
     splits = _splits(*TABLE, *COLUMNS)
     assert splits.class_names == tuple(map(str, values)) and _labels(splits.test) == [2, 1, 0]
+
+
+LABELS: dict[str, tuple[list, list, tuple[str, ...], list[int]]] = {  # of train and of test, names, test classes
+    "floats": ([0.0, 1.0, 2.0], [2.0, 0.0], ("0", "1", "2"), [2, 0]),
+    "floats and integers": ([1, 2, 3], [3.0, 1.0], ("1", "2", "3"), [2, 0]),
+    "words and integers": (["1", "2", "3"], [3, 1], ("1", "2", "3"), [2, 0]),
+    "signs": ([-1, 0, 1], [1, -1], ("-1", "0", "1"), [2, 0]),
+    "words": (["x", "z", "y"], ["z", "x"], ("x", "y", "z"), [2, 0]),
+}
+
+
+def _with_labels(labels: list) -> datasets.Dataset:
+    count = len(labels) * 10
+    images = [Image.new("RGB", (40, 36), (place, 9, 90)) for place in range(count)]
+    columns = {"img": images, "fine": [labels[place % len(labels)] for place in range(count)]}
+    table = datasets.Dataset.from_dict(columns)
+    return table.cast_column("img", datasets.Image())
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_a_label_of_a_table_is_the_same_class_whatever_its_type(kind: str) -> None:
+    train, test, names, expected = LABELS[kind]
+    datasets.DatasetDict({"train": _with_labels(train), "test": _with_labels(test)}).save_to_disk("files")
+    splits = _splits(*TABLE, *COLUMNS)
+    assert splits.class_names == names and _labels(splits.test)[:2] == expected
+
+
+NO_LABELS: dict[str, tuple[list, str]] = {
+    "missing": ([0, 1, None], "files train, row 2 has no label: complete it"),
+    "nan": ([0.0, 1.0, float("nan")], "files train, row 2 has no label: complete it"),
+    "infinity": ([0.0, 1.0, float("inf")], "files train, row 2 has no label: complete it"),
+    "lists": ([[0], [1], [2]], "dataset.label_column=fine of files train holds no labels, but list: name a column"),
+    "days": ([date(2020, 1, day) for day in (1, 2, 3)], "holds no labels, but date32: name a column of numbers or"),
+    "bytes": ([b"a", b"b", b"c"], "holds no labels, but binary: name a column of numbers or words"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LABELS)
+def test_what_is_no_label_of_a_table_is_named(kind: str) -> None:
+    labels, message = NO_LABELS[kind]
+    datasets.DatasetDict({"train": _with_labels(labels), "test": _with_labels([0, 1, 2])}).save_to_disk("files")
+    with pytest.raises(UserError, match=message):
+        _splits(*TABLE, *COLUMNS)
+
+
+def test_a_class_that_only_the_test_split_has_is_named() -> None:
+    datasets.DatasetDict({"train": _with_labels([0, 1, 2]), "test": _with_labels([1, 2, 3])}).save_to_disk("files")
+    with pytest.raises(UserError, match="files test, row 2 has the label 3, which is none of the 3 classes"):
+        _splits(*TABLE, *COLUMNS)
+
+
+def test_an_image_that_is_missing_or_a_pipe_is_broken() -> None:
+    os.mkfifo("pipe.png")
+    table = _table().cast_column("img", datasets.Image(decode=False))
+    stored = [None, {"bytes": None, "path": str(Path("pipe.png").absolute())}]
+    for row, (image, reason) in enumerate(zip(stored, ["it is missing", "it is no file, but a pipe"], strict=True)):
+        rows = table.to_list()
+        rows[row]["img"] = image
+        Path("files").mkdir(exist_ok=True)
+        for split, content in (("train", table.to_list()), ("test", rows)):
+            file = datasets.Dataset.from_list(content, table.features).data.table
+            pq.write_table(file.replace_schema_metadata(_table().data.table.schema.metadata), f"files/{split}.parquet")
+        with pytest.raises(UserError, match=rf"^files test, row {row}.* cannot be read as an image \({reason}\)"):
+            list(evaluation_loader(_splits(*TABLE, *COLUMNS).test, 8))
+
+
+def test_a_split_without_rows_is_named() -> None:
+    _save("save_to_disk")
+    (file,) = Path("files", "test").glob("*.arrow")
+    empty = _table().data.table.slice(0, 0)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, empty.schema) as stream:
+        stream.write_table(empty)
+    with pytest.raises(UserError, match=r"files test has no rows: set dataset.train_split and dataset.test_split"):
+        _splits(*TABLE, *COLUMNS)
+
+
+def test_a_pipe_in_a_copy_is_not_waited_for() -> None:
+    for kind in ("save_to_disk", "parquet"):
+        _save(kind)
+        (file,) = Path("files").rglob("*train*.parquet" if kind == "parquet" else "train/*.arrow")
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(UserError, match=rf"{file.name} is no file, but a pipe: take it out"):
+            _splits(*TABLE, *COLUMNS)
+        shutil.rmtree("files")
+
+
+def test_a_copy_with_code_does_not_run_it() -> None:
+    Path("files").mkdir()
+    Path("files", "files.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    with pytest.raises(UserError, match="files, split train: cannot be loaded"):
+        _splits(*TABLE, *COLUMNS)
+    assert not Path("ran").exists()
 
 
 def test_a_row_without_a_label_is_named() -> None:

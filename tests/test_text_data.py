@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import logging
+import lzma
+import os
 import socket
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.utils.data import Subset
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
 
@@ -27,7 +31,7 @@ from sttabt.data.base import BatchesByLength, evaluation_loader, train_loader
 from sttabt.data.corpus import load_corpus
 from sttabt.data.rows import normalised, read_rows
 from sttabt.data.sources.glue import GLUE_TASKS, HUB_ID, TEST_SPLITS
-from sttabt.data.text import load_tokenizer
+from sttabt.data.text import load_tokenizer, tokenise
 from sttabt.errors import UserError
 from sttabt.pretrained import hub
 from sttabt.settings import DatasetSettings, ModelSettings
@@ -269,7 +273,11 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         r"line 3, column 'label': '0' is not a class: choose one of: 1, 2",
     ),
     "half a class": ("sentence,label\nx,1\ny,0.5\n", {}, r"line 3, .* 0.5 is none of the classes"),
-    "too many classes": ("sentence,label\nx,0\ny,1\n", {"classes": 3}, r"classes=3 but .* has 2 .* dataset.classes=2"),
+    "too many classes": (
+        "sentence,label\nx,0\ny,1\n",
+        {"classes": 3},
+        r"classes=3 but .* of 2 classes, none is 2: set dataset.classes=2",
+    ),
     "no label": ("sentence,label\nx,0\ny,\n", {}, r"line 3, column 'label': '' is not a class"),
     "no score": (
         "sentence,label\nx,1.5\ny,good\n",
@@ -277,6 +285,39 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         r"line 3, column 'label': 'good' is not a score: give scores as numbers",
     ),
     "score without end": ("sentence,label\nx,inf\n", {"positive_above": 0.0}, r"line 2, .* 'inf' is not a score"),
+    "classes from 1, one more": (
+        "sentence,label\nx,1\ny,2\n",
+        {"classes": 3},
+        r"of 2 classes, none is 0: set dataset.classes=2, and number the labels from 0 or name .*class_names=\[1,2\]",
+    ),
+    "a class without text": (
+        "sentence,label\nx,a\ny,b\n",
+        {"classes": 3, "class_names": ["a", "b", "c"]},
+        r"of 2 classes, none is c: give texts of it, or set dataset.classes=2 and dataset.class_names=\[a,b\]",
+    ),
+    "one class": ("sentence,label\nx,0\ny,0\n", {}, r"of 1 classes, none is 1: give texts of two classes"),
+    "secret labels": ("sentence,label\nx,-1\ny,-1\n", {}, r"-1 is none of .* labels that are secret cannot be scored"),
+    "words": ("sentence,label\nx,no\ny,yes\n", {}, r"'no' is not a class: name .*: dataset.class_names=\[no,yes\]"),
+    "words, another count": (
+        "sentence,label\nx,False\ny,True\n",
+        {"classes": 3},
+        r"name the classes: dataset.classes=2 and dataset.class_names=\[False,True\], or give numbers from 0",
+    ),
+    "a word among numbers": ("sentence,label\nx,0\ny,yes\n", {}, r"'yes' is not a class: name the classes in"),
+    "a score for 64 bits": (
+        "sentence,label\nx,1\ny,1e39\n",
+        {"task": "regression", "classes": 1},
+        r"line 3, column 'label': '1e39' is not a score",
+    ),
+    "every score is in between": ("sentence,label\nx,1\ny,1\n", {"positive_above": 1.0}, r"has no other score than 1"),
+    "without names": (
+        "w1,1\nw2,0\n",
+        {},
+        r"no column 'sentence': choose one of: 1, w1 \(dataset.header=false if the first line names none\)",
+    ),
+    "a title": ("My reviews\nsentence,label\nx,1\n", {}, r"line 2 has 2 cells, .*: the first line must name the col"),
+    "a space before a name": ("sentence, label\nx,1\n", {}, r"no column 'label': did you mean ' label'\?"),
+    "zero bytes": ("sentence,label\nx,1\n\0\0\0\0", {}, r"a.csv, line 3 holds zero bytes: it is damaged"),
     "cells too many": (
         "sentence,label\nx,0\ny,z,1\n",
         {},
@@ -315,6 +356,103 @@ def test_a_file_that_does_not_fit_costs_one_line(case: str, model: ModelSettings
     with pytest.raises(UserError, match=message) as error:
         load_splits(settings(path, **changed), model)
     assert "\n" not in str(error.value)
+
+
+OTHER_FILES: dict[str, tuple[bytes, str]] = {
+    "zip": (b"PK\x03\x04????", "is no text, but a zip archive or a spreadsheet: unpack it, or save it as .csv"),
+    "gzip": (gzip.compress(b"sentence,label"), "is no text, but compressed by gzip: let its name end in .gz"),
+    "bzip2": (bz2.compress(b"sentence,label"), "is no text, but compressed by bzip2: unpack it"),
+    "xz": (lzma.compress(b"sentence,label"), "is no text, but compressed by xz: unpack it"),
+    "parquet": (b"PAR1\x15\x04\x15", "is no text, but parquet: let its name end in .parquet"),
+    "utf-16": ("sentence,label\nx,1\n".encode("utf-16"), r"line 1: byte 0xff is not utf-8: .* \(utf-16\) where it is"),
+    "zeros": (bytes(1000), "line 1 holds zero bytes: it is damaged, or no text"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt.gz"])
+def test_a_file_of_another_kind_is_named(name: str, kind: str, model: ModelSettings, tmp_path: Path) -> None:
+    content, message = OTHER_FILES[kind]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=message):
+        load_splits(settings(tmp_path / name), model)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet", "train.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_is_not_waited_for(kind: str, name: str, model: ModelSettings, tmp_path: Path) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=rf"{name} is no file, but a {kind}: give one"):
+        load_splits(settings(tmp_path if name == "train.csv" else tmp_path / name), model)
+
+
+def test_what_spreadsheets_and_editors_do_to_a_file_changes_nothing(tmp_path: Path) -> None:
+    plain = "sentence,label\nw1 w2,1\nw3,0\n"
+    kinds = {
+        "plain": plain.encode(),
+        "byte order mark": plain.encode("utf-8-sig"),
+        "CRLF": plain.replace("\n", "\r\n").encode(),
+        "CR": plain.replace("\n", "\r").encode(),
+        "blank lines": plain.replace("\n", "\n\n").encode() + b"\n,\n   \n , \n",
+        "quotes": b'"sentence","label"\n"w1 w2","1"\n"w3","0"\n',
+        "white space": plain.replace(",1", ", 1 ").encode(),
+        "another column": plain.replace("\n", ",\n").encode(),
+    }
+    for kind, content in kinds.items():
+        (tmp_path / "a.csv").write_bytes(content)
+        rows = read_rows(tmp_path / "a.csv", settings(tmp_path / "a.csv"))
+        assert (rows.texts, rows.labels.tolist()) == ([("w1 w2",), ("w3",)], [1, 0]), kind
+    names = settings(tmp_path / "a.csv", class_names=["no", "yes"])
+    (tmp_path / "a.csv").write_text("sentence,label\nw1,yes \nw3, no\n")
+    assert read_rows(tmp_path / "a.csv", names).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.CSV", "a.csv.GZ", "a.TSV"])
+def test_a_suffix_may_be_written_in_capitals(name: str, tmp_path: Path) -> None:
+    separator = "\t" if "TSV" in name else ","
+    content = f"sentence{separator}label\nw1{separator}1\n".encode()
+    if "json" in name:
+        content = b'{"sentence": "w1", "label": 1}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if "GZ" in name else content)
+    assert read_rows(tmp_path / name, settings(tmp_path / name)).labels.tolist() == [1]
+
+
+def test_columns_of_parquet_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    frame = pd.DataFrame({"sentence": ["w1", "w2"], "label": [1, 0]})
+    for kept in (frame, frame.set_index("sentence"), frame.set_index(["label", "sentence"]), frame.astype("category")):
+        kept.to_parquet(path)
+        rows = read_rows(path, settings(path))
+        assert rows.texts == [("w1",), ("w2",)] and rows.labels.tolist() == [1, 0]
+    frame.iloc[:0].to_parquet(path)
+    with pytest.raises(UserError, match=r"a.parquet has no rows"):
+        read_rows(path, settings(path))
+    path.rename(tmp_path / "a.parquet.gz")
+    with pytest.raises(UserError, match=r"a.parquet.gz: parquet is compressed inside: unpack it"):
+        read_rows(tmp_path / "a.parquet.gz", settings(path))
+
+
+def test_a_file_beside_the_splits_is_named(model: ModelSettings, tmp_path: Path, caplog) -> None:
+    for name in ("train.csv", "test.csv", "dev.csv", ".hidden.csv"):
+        write(table(), tmp_path / name)
+    load_splits(settings(tmp_path), model)
+    assert "files of other names than train, validation and test are left out: dev.csv" in caplog.text
+
+
+def test_a_text_without_a_token_is_reported(tmp_path: Path, caplog) -> None:
+    folder = make_tokenizer(tmp_path / "model", WORDS)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    frame = table(40)
+    frame.loc[3, "sentence"] = "\u200b\u00ad"
+    path = write(frame, tmp_path / "a.csv")
+    load_splits(settings(path), ModelSettings(huggingface=str(folder)))
+    (line,) = [line for line in caplog.messages if "beside the special ones" in line]
+    assert "1 of " in line
 
 
 def test_files_that_cannot_be_read_are_named(model: ModelSettings, tmp_path: Path) -> None:
@@ -360,6 +498,9 @@ def test_files_that_cannot_be_read_are_named(model: ModelSettings, tmp_path: Pat
         ('{"sentence": 2, "label": 1}', "line 2, column 'sentence' holds no text"),
         ('{"sentence": "w\\ud800", "label": 1}', "line 2, column 'sentence' holds half of a character"),
         ('[{"sentence": "w2", "label": 1}]', "line 2 is no JSON object"),
+        ('{"sentence": "w2", "label": 1, "label": 0}', "line 2 is not JSON: 'label' stands in it twice"),
+        ('{"sentence": ["w2"], "label": 1}', "line 2, column 'sentence' holds no text"),
+        ('{"sentence": null, "label": 1}', "line 2, column 'sentence' holds no text"),
     ],
 )
 def test_json_that_cannot_be_read_is_one_line(line: str, reason: str, model: ModelSettings, tmp_path: Path) -> None:
@@ -425,6 +566,21 @@ def test_a_cell_may_be_a_book(tmp_path: Path) -> None:
     book = "w1 " * 100_000
     (tmp_path / "a.csv").write_text(f"label,sentence\n1,{book}\n")
     assert read_rows(tmp_path / "a.csv", settings(tmp_path / "a.csv")).texts == [(book,)]
+
+
+def test_a_text_is_read_only_as_far_as_its_tokens_reach(model: ModelSettings, tmp_path: Path) -> None:
+    """What tokens a long text has does not change by reading its beginning alone."""
+    whole = "w1 w2, " * 3_000
+    texts = [whole, "?" + " " * 50_000 + "w3", " " * 50_000 + whole, "w" * 50_000 + " w1", "w1 w2", whole[:14_000]]
+    found = tokenise([(text,) for text in texts], model, 32)
+    tokenizer = AutoTokenizer.from_pretrained(model.huggingface)
+    for index, text in enumerate(texts):
+        ids = found.ids[found.starts[index] : found.starts[index + 1]].tolist()
+        assert ids == tokenizer(text, truncation=True, max_length=32)["input_ids"], index
+        assert found.truncated[index] == (len(tokenizer(text)["input_ids"]) > 32), index
+    started = time.process_time()
+    tokenise([("w1 " * 3_500_000,)], model, 32)
+    assert time.process_time() - started < 5
 
 
 def test_an_encoding_is_read_as_it_is_said(tmp_path: Path) -> None:
@@ -625,6 +781,54 @@ def test_glue_that_is_damaged_or_saved_without_splits(model: ModelSettings, tmp_
         load_splits(given, model)
 
 
+def test_glue_without_labels_or_in_half(model: ModelSettings, tmp_path: Path) -> None:
+    given = glue_settings("sst2", f"model.huggingface={model.huggingface}", f"dataset.path={tmp_path}")
+    given = replace(given, max_tokens=64)
+    tables = glue_tables(given)
+    for split in ("train", "validation"):
+        write(tables[split], tmp_path / f"{split}.csv")
+    load_splits(given, model)
+    for damaged, message in (
+        (tables["validation"].assign(label=-1), r"validation, line 2, .* labels that are secret cannot be scored"),
+        (tables["validation"].drop(columns="label"), r"validation has no column 'label': choose one of: idx, sentence"),
+        (tables["validation"].iloc[:0], r"validation has no rows"),
+    ):
+        write(damaged, tmp_path / "validation.csv")
+        with pytest.raises(UserError, match=message):
+            load_splits(given, model)
+    write(tables["validation"], tmp_path / "validation.csv")
+    write(tables["train"], tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"has train.csv and train.parquet: leave one of them there"):
+        load_splits(given, model)
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
+    with pytest.raises(UserError, match=r"has train-00000-of-00002.parquet, ...: parts are missing or twice there"):
+        load_splits(given, model)
+
+
+@pytest.mark.parametrize("content", ["offsets", "characters", "order"])
+def test_damaged_arrow_is_named_and_does_not_end_the_process(
+    content: str, model: ModelSettings, tmp_path: Path
+) -> None:
+    given = glue_settings("sst2", f"model.huggingface={model.huggingface}", f"dataset.path={tmp_path}")
+    frame = Dataset.from_pandas(glue_tables(given)["train"], preserve_index=False)
+    DatasetDict({"train": frame, "validation": frame}).save_to_disk(str(tmp_path))
+    (arrow,) = (tmp_path / "train").glob("*.arrow")
+    raw = bytearray(arrow.read_bytes())
+    text = raw.index(frame[0]["sentence"].encode())
+    if content == "characters":
+        raw[text] = 0xFF
+    else:
+        lengths = [len(sentence) for sentence in frame["sentence"]]
+        offsets = np.cumsum([0, *lengths]).astype("<i8" if "large" in str(frame.data.schema) else "<i4")
+        place = raw.index(offsets[:20].tobytes())
+        offsets[10] = 0 if content == "order" else 2**30
+        raw[place : place + 20 * offsets.itemsize] = offsets[:20].tobytes()
+    arrow.write_bytes(raw)
+    with pytest.raises(UserError, match=r"train is damaged \(.+\): save it again"):
+        load_splits(given, model)
+
+
 def test_glue_that_is_not_there(model: ModelSettings, tmp_path: Path) -> None:
     folder = f"model.huggingface={model.huggingface}"
     with pytest.raises(UserError, match=r"dataset.task_name=sst is unknown: did you mean 'sst2'\?"):
@@ -727,6 +931,27 @@ def test_a_corpus_that_is_not_there(model: ModelSettings, tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"holds no text"):
         load_corpus(str(tmp_path), model, 32)
+    (tmp_path / "a.txt").write_text("w1 w2\nW1  w2\n")
+    with pytest.raises(UserError, match=r"holds one passage: give many"):
+        load_corpus(str(tmp_path), model, 32)
+    os.mkfifo(tmp_path / "b.txt")
+    for path in (tmp_path, tmp_path / "b.txt"):
+        with pytest.raises(UserError, match=r"is no file, but a pipe"):
+            load_corpus(str(path), model, 32)
+
+
+def test_a_corpus_is_looked_at_before_anything_trains(text_run: list[str], tmp_path: Path) -> None:
+    for source in (tmp_path / "nowhere", "nowhere.txt"):
+        with pytest.raises(UserError, match=rf"approx.corpus={source} is no file: give a text file or a folder"):
+            compose_settings([*text_run, "approx.start=general", f"approx.corpus={source}"])
+    compose_settings([*text_run, "approx.start=general", "approx.corpus=someone/corpus"])
+
+
+def test_hidden_files_are_no_corpus(model: ModelSettings, tmp_path: Path) -> None:
+    (tmp_path / "a.TXT").write_text("\n".join(sentences(40)))
+    (tmp_path / ".b.txt").write_text("\n".join(sentences(40, seed=1)))
+    splits = load_corpus(str(tmp_path), model, 32)
+    assert len(splits.train) + len(splits.validation) == 40
 
 
 CHECKED = {
@@ -752,6 +977,12 @@ CHECKED = {
     "dataset.positive_above=0 dataset.classes=3": "dataset.positive_above=0.0 makes two classes",
     "dataset.encoding=utf9": "dataset.encoding=utf9 is unknown",
     "dataset.quoting=doubel": "dataset.quoting=doubel is unknown: did you mean 'double'?",
+    "dataset.encoding=base64": "dataset.encoding=base64 is unknown",
+    "dataset.encoding=undefined": "dataset.encoding=undefined is unknown",
+    "dataset.class_names=[1,1.0]": "dataset.class_names: '1' and '1.0' are the same label: give each class one name",
+    "dataset.class_names=['True','true']": "'True' and 'true' are the same label",
+    "dataset.class_names=[a,a]": "'a' and 'a' are the same label",
+    "dataset.path=/dev/zero": "dataset.path=/dev/zero is no file, but a device: give a file, or a folder",
     "dataset.separator=semi": "dataset.separator=semi is more than one character: give one, or comma, semicolon, tab",
     "dataset.path=": "dataset.path is missing: give dataset.path=FILE",
     "dataset.path=nowhere.csv": "nowhere.csv is no file: give a file, or a folder",

@@ -42,8 +42,9 @@ def check_class_names(dataset: DatasetSettings) -> None:
         )
     seen: dict[object, str] = {}
     for name in dataset.class_names:
-        if (other := seen.setdefault(_meaning(name), name)) is not name:
+        if (other := seen.get(_meaning(name))) is not None:
             raise UserError(f"dataset.class_names: '{other}' and '{name}' are the same label: give each class one name")
+        seen[_meaning(name)] = name
 
 
 def _meaning(name: str) -> object:
