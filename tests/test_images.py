@@ -31,6 +31,7 @@ from sttabt.errors import UserError
 from sttabt.pretrained.hub import use_hub
 from sttabt.run import main
 from sttabt.settings import Settings
+from sttabt.store.contents import digest
 
 SMALL = ["name=test", "model=test_vit", "model.patch_size=7", "logger=none", "hardware.batch_size=8"]
 COLOURS = [
@@ -843,8 +844,10 @@ def test_an_image_that_is_missing_or_a_pipe_is_broken() -> None:
         for split, content in (("train", table.to_list()), ("test", rows)):
             file = datasets.Dataset.from_list(content, table.features).data.table
             pq.write_table(file.replace_schema_metadata(_table().data.table.schema.metadata), f"files/{split}.parquet")
+        splits = _splits(*TABLE, *COLUMNS)
+        assert digest(splits.contents["test"], Path("store")) != digest(splits.contents["train"], Path("store"))
         with pytest.raises(UserError, match=rf"^files test, row {row}.* cannot be read as an image \({reason}\)"):
-            list(evaluation_loader(_splits(*TABLE, *COLUMNS).test, 8))
+            list(evaluation_loader(splits.test, 8))
 
 
 def test_a_split_without_rows_is_named() -> None:

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from sttabt.data.arrow import failures, open_saved, reason
@@ -120,7 +121,7 @@ class TableImages(LabelledImages):
         labels = hash_of(np.asarray(self.labels), self.class_names)
         column = self.images.data.column(self.column)
         paths = [chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist() for chunk in column.chunks]
-        named = {f"{labels} image {place}": Path(path) for place, path in enumerate(chain.from_iterable(paths))}
+        named = {f"{labels} image {place}": Path(path) for place, path in enumerate(chain.from_iterable(paths)) if path}
         if len(named) == len(column):
             return named
         table = [Path(file["filename"]) for file in self.images.cache_files]
