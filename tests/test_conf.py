@@ -127,6 +127,7 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
     of_text = any(f"/model: {model}" in text for model in TEXT_MODELS)
     here = [f"model.huggingface={tmp_path}"] if of_text else []  # fetches nothing
     here += [] if "/dataset: digits" in text else [f"dataset.path={tmp_path}"]
+    here += [f"approx.corpus={tmp_path}"] if "corpus: data/" in text else []
     if "/dataset: imagenet" in text:
         for part in ("train", "val"):
             (tmp_path / part / "cat").mkdir(parents=True)

@@ -837,7 +837,7 @@ def test_an_image_that_is_missing_or_a_pipe_is_broken() -> None:
     os.mkfifo("pipe.png")
     table = _table().cast_column("img", datasets.Image(decode=False))
     stored = [None, {"bytes": None, "path": str(Path("pipe.png").absolute())}]
-    for row, (image, reason) in enumerate(zip(stored, ["it is missing", "it is no file, but a pipe"], strict=True)):
+    for row, image, reason in zip((3, 4), stored, ["it is missing", "it is no file, but a pipe"], strict=True):
         rows = table.to_list()
         rows[row]["img"] = image
         Path("files").mkdir(exist_ok=True)

