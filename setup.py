@@ -26,9 +26,10 @@ KERNELS = Extension(
     "sttabt.native._cpu",
     ["src/sttabt/native/cpp/kernels.cpp"],
     depends=[
-        f"src/sttabt/native/cpp/{part}.inc" for part in ("vectors", "attention", "product", "encoder", "planning")
+        f"src/sttabt/native/cpp/{part}.inc"
+        for part in ("vectors", "attention", "product", "encoder", "columns", "planning")
     ],
-    extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],
     optional=True,
 )

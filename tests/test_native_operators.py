@@ -332,7 +332,7 @@ def trace_of(queries: Tensor, keys: Tensor, heads: int, real: Tensor) -> Attenti
     return AttentionTrace(tuple(map(apart, queries)), tuple(map(apart, keys)), real, scale)
 
 
-def traced(width: int, heads: int, seed: int) -> tuple[Tensor, PackedEncoder, Tensor, Tensor, AttentionTrace]:
+def traced(width: int, heads: int, seed: int) -> tuple[Tensor, PackedEncoder, Tensor, AttentionTrace]:
     """Embedded rows, the network, counts, its trace, and that for the reference; sharper than random weights give."""
     layers = make_layers(width, 2 * width, 4, seed=seed)
     layers = [layer._replace(query=Linear(4 * layer.query.weight, layer.query.bias)) for layer in layers]
@@ -340,7 +340,7 @@ def traced(width: int, heads: int, seed: int) -> tuple[Tensor, PackedEncoder, Te
     x = torch.randn(120, width)
     kept = ops.trace(x, *packed_pair(packed), counts)
     real = torch.arange(50) < counts[:, None]
-    return x, packed, counts, kept, trace_of(kept[:, :, 0, :width], kept[:, :, 1, :width], heads, real)
+    return x, packed, counts, trace_of(kept[:, :, 0, :width], kept[:, :, 1, :width], heads, real)
 
 
 KEEPS = [0.4, [0.9, 0.6, 0.3, 0.1], [40, 30, 9, 2], None]
@@ -352,21 +352,20 @@ def test_plans_of_back_tracking_are_those_of_the_reference(
     vectors: int, threads: int, keep: float | list | None, outputs: int
 ) -> None:
     for seed, (width, heads) in enumerate([(48, 3), (12, 3), (64, 2)]):
-        x, packed, counts, kept, precise = traced(width, heads, seed)
+        x, packed, counts, precise = traced(width, heads, seed)
         alive = backtrack(precise, keep, 0.2, outputs).plan.alive
         as_counts = isinstance(keep, list) and isinstance(keep[0], int)
         shares = [] if keep is None else [float(own) for own in (keep if isinstance(keep, list) else [keep] * 4)]
         dynamic = [DYNAMIC_SHARE, *DYNAMIC_RANGE] if keep is None else []
-        for rows in (x, kept):
-            lifetime, scored = ops.plan_topk(
-                rows, *packed_pair(packed), counts, 50, outputs, 0.2, shares, as_counts, dynamic, False
-            )
-            assert torch.equal(lifetime, alive.sum(1))
-            assert torch.equal(scored, alive[:, 1:].sum(-1))
+        lifetime, scored = ops.plan_topk(
+            x, *packed_pair(packed), counts, 50, outputs, 0.2, shares, as_counts, dynamic, False
+        )
+        assert torch.equal(lifetime, alive.sum(1))
+        assert torch.equal(scored, alive[:, 1:].sum(-1))
 
 
 def test_plans_of_the_same_number_of_tokens_are_those_of_the_reference(vectors: int) -> None:
-    x, packed, _, _, _ = traced(48, 3, 0)
+    x, packed, _, _ = traced(48, 3, 0)
     counts, numbers, x = torch.tensor([30, 30]), [20, 9, 5, 2], x[:60]
     kept = ops.trace(x, *packed_pair(packed), counts)
     precise = trace_of(kept[:, :, 0, :48], kept[:, :, 1, :48], 3, torch.ones(2, 30) > 0)
@@ -393,20 +392,19 @@ def test_plans_of_concrete_masks_are_those_of_the_reference(
 ) -> None:
     """On all tokens but those that stand at the threshold; here on each."""
     width, heads = [(48, 3), (12, 3), (64, 2)][seed]
-    x, packed, counts, kept, precise = traced(width, heads, seed)
+    x, packed, counts, precise = traced(width, heads, seed)
     p_logit = torch.linspace(-3.0, -1.0, 4)
     mask = concrete_plan(precise, p_logit.double(), 0.1, 0.1).plan.alive
-    for rows in (x, kept):
-        lifetime, scored = ops.plan_concrete(rows, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible)
-        clear = ((mask - 0.5).abs() > 0.02).all(1)
-        assert clear.double().mean() > 0.97
-        assert torch.equal(lifetime[clear], (mask >= 0.5).sum(1)[clear])
-        assert (scored[:, -1] == 1).all() and (scored <= counts[:, None]).all()
+    lifetime, scored = ops.plan_concrete(x, *packed_pair(packed), counts, 50, 1, p_logit, 0.1, 0.1, negligible)
+    clear = ((mask - 0.5).abs() > 0.02).all(1)
+    assert clear.double().mean() > 0.97
+    assert torch.equal(lifetime[clear], (mask >= 0.5).sum(1)[clear])
+    assert (scored[:, -1] == 1).all() and (scored <= counts[:, None]).all()
     assert 0.05 < (lifetime[0] > 1).double().mean() < 0.95, "masks that decide nothing test nothing"
 
 
 def test_a_plan_of_nan_is_a_plan(vectors: int) -> None:
-    x, packed, counts, _, _ = traced(48, 3, 0)
+    x, packed, counts, _ = traced(48, 3, 0)
     pair = packed_pair(packed)
     for plan in (
         ops.plan_topk(x * torch.nan, *pair, counts, 50, 1, 0.1, [0.5] * 4, False, [], False),
@@ -439,7 +437,7 @@ WRONG_CALLS = {
     "p_logit has 3": lambda x, packed, counts: ops.plan_concrete(
         x, *packed, counts[0], 9, 1, torch.zeros(3), 0.1, 0.1, 0.0
     ),
-    "none of 2 layers": lambda x, packed, counts: ops.plan_topk(
+    "rows has 4 dimensions": lambda x, packed, counts: ops.plan_topk(
         x.expand(1, 2, 9, 48), *packed, counts[0], 9, 1, 0.1, [0.5, 0.5], False, [], False
     ),
     "do not make 5 heads": lambda x, packed, counts: ops.attend_ragged(x, x, x, 5, counts[0], counts[0], None),

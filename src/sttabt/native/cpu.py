@@ -26,7 +26,7 @@ def _load() -> Any:
         "encode": [*[address] * 3, whole, *[address] * 3, whole],
         "layer": [*[address] * 2, whole, *[address] * 2, whole, whole, address, whole],
         "layer_attend": [*[address] * 3, whole, whole, *[address] * 5, whole],
-        "plan": [*[address] * 4, whole, address, whole, address, whole, address, address, whole],
+        "plan": [*[address] * 3, whole, address, whole, address, whole, address, address, whole],
         "attend": [*[address, whole] * 3, *[address] * 2, *[whole] * 3, address, address, whole],
         "sum_rows": [*[address] * 6, *[whole] * 4, real, real, whole, whole],
     }

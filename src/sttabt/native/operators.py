@@ -36,9 +36,9 @@ SCHEMAS = {
     # Both one after the other.
     "layer_finish": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Back-tracking top-k (core.backtrack): lifetime (B, N), at how many boundaries a token is alive, and the rows of
-    # attention that were scored, (B, L). rows: what `trace` gives, or x, which is traced on the way. keep: L shares
-    # of a sample's tokens; with as_counts numbers of tokens; empty: `dynamic` (share of the largest importance, least
-    # and largest share). inclusive: a layer's number counts the tokens of the layer above (backtrack_fixed).
+    # attention that were scored, (B, L), of a trace of rows (T, D). keep: L shares of a sample's tokens; with as_counts
+    # numbers of tokens; empty: `dynamic` (share of the largest importance, least and largest share). inclusive: a
+    # layer's number counts the tokens of the layer above (backtrack_fixed).
     "plan_topk": "(Tensor rows, Tensor packed, int[] sizes, Tensor counts, SymInt tokens, int outputs,"
     " float propagation, float[] keep, bool as_counts, float[] dynamic, bool inclusive) -> (Tensor, Tensor)",
     # Concrete masks (core.concrete), alive from 1/2 on; p_logit: (L,).
@@ -239,24 +239,13 @@ def _layer(
 def _plan(
     rows: Tensor, packed: Tensor, own: Sizes, counts: Tensor, tokens: int, rule: TopkRule | ConcreteRule
 ) -> tuple[Tensor, Tensor]:
-    counts = _counts("counts", counts, 1)
-    embedded = rows.dim() == 2
-    if embedded:
-        rows = _rows("rows", rows, own.width)
-    else:
-        rows = _floats("rows", rows, 4).contiguous()
-        if tuple(rows.shape) != (own.layers, rows.shape[1], 2, own.stride):
-            raise ValueError(
-                f"a trace of shape {tuple(rows.shape)} is none of {own.layers} layers and width {own.width}"
-            )
-    count = rows.shape[0 if embedded else 1]
-    _check_counts(counts, count, count)
+    rows, counts = _rows("rows", rows, own.width), _counts("counts", counts, 1)
+    _check_counts(counts, len(rows), len(rows))
     if tokens < (int(counts.max()) if len(counts) else 0):
         raise ValueError(f"a sample has more than {tokens} tokens")
     lifetime = torch.empty(len(counts), tokens, dtype=torch.int64, device="cpu")
     scored = torch.empty(len(counts), own.layers, dtype=torch.int64, device="cpu")
-    x, kept = (rows.data_ptr(), None) if embedded else (None, rows.data_ptr())
-    _run("plan", x, kept, _integers(own), packed.data_ptr(), len(counts), counts.data_ptr(), tokens,
+    _run("plan", rows.data_ptr(), _integers(own), packed.data_ptr(), len(counts), counts.data_ptr(), tokens,
          ctypes.byref(rule), isinstance(rule, ConcreteRule), lifetime.data_ptr(), scored.data_ptr(),
          torch.get_num_threads())  # fmt: skip
     return lifetime, scored

@@ -15,9 +15,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
-#include <functional>
+#include <type_traits>
 
 namespace {
 
@@ -138,6 +141,18 @@ struct Concrete {
     float propagation, temperature, negligible;
 };
 
+// A sample's queries and keys (columns.inc), and memory to score them with.
+struct Traced {
+    const Encoder &encoder;
+    float *queries;
+    int64_t n, stride;
+    float *scratch;
+    int64_t threads;
+
+    float *query(int64_t l) const { return queries + l * 2 * encoder.stride() * stride; }
+    float *key(int64_t l) const { return query(l) + encoder.stride() * stride; }
+};
+
 // Floats of memory that a thread needs for a head of `tokens` tokens.
 inline int64_t attention_room(int64_t tokens, int64_t width) {
     const int64_t n = room16(tokens), w = room16(width);
@@ -153,9 +168,11 @@ inline int64_t encoder_room(const Encoder &encoder, int64_t rows, int64_t longes
     return 8 * rows * encoder.stride() + feed_forward_room(encoder, rows) + threads * room16(memory) + segments;
 }
 
+// Of a sample's trace and plan: numbers of its tokens, queries and keys, and what columns.inc and planning.inc need.
 inline int64_t plan_room(const Encoder &encoder, int64_t tokens, int64_t threads) {
-    const int64_t memory = attention_room(tokens, encoder.width / encoder.heads);
-    return room16(encoder.heads * tokens) + 8 * room16(3 * tokens) + threads * room16(memory) + 64;
+    const int64_t n = room16(tokens), block = 4 * 16, features = encoder.stride();
+    const int64_t own = block * (2 * features + room16(encoder.wide) + n) + 16 * n;
+    return 8 * n + encoder.layers * 2 * features * n + 3 * features * n + 3 * n + threads * own;
 }
 
 // Samples that threads compute on their own: `count` groups of neighbours. One group: all threads share its rows.
@@ -210,6 +227,7 @@ namespace avx512 {
 #include "attention.inc"
 #include "product.inc"
 #include "encoder.inc"
+#include "columns.inc"
 #include "planning.inc"
 }
 #undef LANES
@@ -228,6 +246,7 @@ namespace avx2 {
 #include "attention.inc"
 #include "product.inc"
 #include "encoder.inc"
+#include "columns.inc"
 #include "planning.inc"
 }
 #undef LANES
@@ -246,6 +265,7 @@ namespace baseline {
 #include "attention.inc"
 #include "product.inc"
 #include "encoder.inc"
+#include "columns.inc"
 #include "planning.inc"
 }
 
@@ -380,25 +400,22 @@ PUBLIC int64_t sttabt_layer_attend(
     return 1;
 }
 
-// lifetime (samples, tokens), scored (samples, layers), see planning.inc, from x (rows, width), or from kept, see
-// sttabt_encode. counts (samples). rule: a Topk, or with `concrete` a Concrete.
+// lifetime (samples, tokens), scored (samples, layers), see planning.inc, from x (rows, width). counts (samples). rule: a
+// Topk, or with `concrete` a Concrete.
 PUBLIC int64_t sttabt_plan(
-    const float *x, const float *kept, const int64_t *sizes, const float *packed, int64_t samples,
-    const int64_t *counts, int64_t tokens, const void *rule, int64_t concrete, int64_t *lifetime, int64_t *scored,
-    int64_t threads
+    const float *x, const int64_t *sizes, const float *packed, int64_t samples, const int64_t *counts, int64_t tokens,
+    const void *rule, int64_t concrete, int64_t *lifetime, int64_t *scored, int64_t threads
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);
-    const int64_t outer = samples >= threads ? threads : 1, inner = outer > 1 ? 1 : threads;
-    const int64_t rows = sum_of(counts, samples), longest = largest_of(counts, samples);
-    int64_t room = plan_room(encoder, longest, inner);
-    if (x) room = encoder.layers * longest * 2 * encoder.stride() + std::max(room, encoder_room(encoder, longest, longest, 1, inner));
-    const Memory memory(room16(room) * outer);
+    const int64_t outer = samples >= threads ? threads : 1;
+    const int64_t room = room16(plan_room(encoder, largest_of(counts, samples), outer > 1 ? 1 : threads));
+    const Memory memory(room * outer);
     if (!memory.data) return 0;
     if (concrete) {
-        CALL(plan, encoder, x, kept, rows, samples, counts, *(const Concrete *)rule, tokens, lifetime, scored, memory.data, room16(room), threads);
+        CALL(plan, encoder, x, samples, counts, *(const Concrete *)rule, tokens, lifetime, scored, memory.data, room, threads);
     } else {
-        CALL(plan, encoder, x, kept, rows, samples, counts, *(const Topk *)rule, tokens, lifetime, scored, memory.data, room16(room), threads);
+        CALL(plan, encoder, x, samples, counts, *(const Topk *)rule, tokens, lifetime, scored, memory.data, room, threads);
     }
     return 1;
 }
