@@ -27,7 +27,7 @@ KERNELS = Extension(
     ["src/sttabt/native/cpp/kernels.cpp"],
     depends=[
         f"src/sttabt/native/cpp/{part}.inc"
-        for part in ("vectors", "attention", "product", "encoder", "columns", "planning")
+        for part in ("vectors", "attention", "product", "encoder", "columns", "planning", "online")
     ],
     extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],

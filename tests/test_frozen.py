@@ -20,10 +20,12 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import backtrack, plan_topk
 from sttabt.core.concrete import concrete_plan, plan_concrete
 from sttabt.core.plan import TokenPlan
+from sttabt.core.received import AboveThreshold, MostReceived
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.frozen import FrozenBackbone, FrozenTrace
+from sttabt.engine.online import rule_of, run_online_dropped, run_online_masked, run_selected
 from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.methods.base import MergingMethod, OnlineMethod
@@ -128,6 +130,25 @@ def test_plans_of_a_frozen_trace_are_those_of_its_numbers(name: str) -> None:
     soft = concrete_plan(precise, p_logit.double(), 0.1, 0.1, 1).plan
     clear = ((soft.alive - 0.5).abs() > 0.02).all(1)
     assert torch.equal(hard.lifetime[clear], soft.harden().lifetime[clear])
+
+
+@pytest.mark.parametrize("by", ["counts", "threshold"])
+@torch.no_grad()
+def test_a_rule_in_python_keeps_what_the_same_in_one_call_keeps(backbone_name: str, by: str) -> None:
+    """Layer by layer, as any rule of one's own runs on a frozen model."""
+    base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
+    frozen, inputs = FrozenBackbone(base), base.prepare(inputs)
+    tokens = base.real(inputs).sum(1)
+    falling = torch.linspace(0.8, 0.3, base.layers - 1)[:, None]
+    counts = MostReceived((falling * tokens).long().clamp_min(1))
+    selection = counts if by == "counts" else AboveThreshold(torch.full((base.layers - 1,), float(1 / tokens.max())))
+    rule = rule_of(selection, base.outputs)
+    together, apart = run_selected(frozen, inputs, selection), run_online_dropped(frozen, inputs, rule)
+    masked = run_online_masked(base, inputs, rule)
+    for other in (apart, masked):
+        assert torch.equal(together.plan.alive, other.plan.alive)
+        torch.testing.assert_close(together.logits, other.logits, rtol=1e-4, atol=1e-4)
+    assert 0 < together.plan.occupancy(base.real(inputs)).min() < 1
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import os
 import pickle
 import resource
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, backtrack, backtrack_fixed
 from sttabt.core.concrete import concrete_plan, weighted_percentile
+from sttabt.core.merge import match_tokens
+from sttabt.core.received import AboveThreshold, MostReceived
 from sttabt.core.trace import AttentionTrace
 from sttabt.native import cpu, operators
 from sttabt.native.packed import LayerWeights, Linear, Norm, PackedEncoder, pack_encoder, unpack_encoder
@@ -224,22 +226,18 @@ def test_attention_of_ragged_samples(vectors: int, threads: int, width: int, wei
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_attention_of_a_layer(vectors: int, threads: int, norm_first: bool, weighted: bool) -> None:
+def test_attention_of_a_layer(vectors: int, threads: int, norm_first: bool) -> None:
     for width, wide, heads in SIZES:
         layers = make_layers(width, wide)
         pair, counts = packed_pair(pack_encoder(layers, heads, norm_first)), torch.tensor([1, 37, 0, 5, 50])
-        x, weight = torch.randn(93, width), torch.randn(93) if weighted else None
-        attended, received, keys = ops.layer_attend(x, *pair, 1, counts, weight)
+        x = torch.randn(93, width)
+        attended, received = ops.layer_attend(x, *pair, 1, counts)
         query, key, value = (rows.double() for rows in qkv_of(layers[1], x, norm_first))
-        torch.testing.assert_close(keys.double(), key, rtol=1e-4, atol=1e-4)
         expected, sums = [], []
         for rows in torch.arange(93).split(counts.tolist()):
-            own = None if weight is None else weight[rows].double()
-            expected.append(attention_of(query[rows], key[rows], value[rows], heads, own))
+            expected.append(attention_of(query[rows], key[rows], value[rows], heads))
             q, k = (part[rows].unflatten(1, (heads, -1)).transpose(0, 1) for part in (query, key))
-            scores = q @ k.mT / (width // heads) ** 0.5
-            sums.append(torch.softmax(scores if own is None else scores + own, -1).mean((0, 1)))
+            sums.append(torch.softmax(q @ k.mT / (width // heads) ** 0.5, -1).mean((0, 1)))
         torch.testing.assert_close(attended.double(), torch.cat(expected), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(received.double(), torch.cat(sums), rtol=1e-4, atol=1e-5)
 
@@ -414,7 +412,115 @@ def test_a_plan_of_nan_is_a_plan(vectors: int) -> None:
         assert (lifetime[:, 0] == 5).all() and (lifetime[1, 17:] == 0).all() and lifetime.max() == 5
 
 
+def decided(
+    layers: Sequence[LayerWeights], x: Tensor, heads: int, norm_first: bool, decide: Callable, last: Callable
+) -> tuple[Tensor, Tensor]:
+    """What the last layer writes of a sample's rows, and at how many boundaries each row is alive, in double precision.
+
+    decide(layer, received, key, x, weight) -> (places that stay, x, weight); last(number of rows) -> rows written.
+    """
+    x, place, weight = x.double(), torch.arange(len(x)), torch.ones(len(x), 1).double()
+    lifetime = torch.ones(len(x), dtype=torch.int64)
+    for number, layer in enumerate(layers):
+        query, key, value = qkv_of(layer, x, norm_first)
+        log_weight = weight[:, 0].log()
+        if number == len(layers) - 1:
+            written = last(len(x))
+            lifetime[place[:written]] += 1
+            x = projected(layer, x[:written], attention_of(query[:written], key, value, heads, log_weight), norm_first)
+            return fed_forward(layer, x, norm_first), lifetime
+        q, k = (part.unflatten(1, (heads, -1)).transpose(0, 1) for part in (query, key))
+        received = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1).mean((0, 1))
+        x = projected(layer, x, attention_of(query, key, value, heads, log_weight), norm_first)
+        stay, x, weight = decide(number, received, k.mean(0), x, weight)
+        place = place[stay]
+        lifetime[place] += 1
+        x = fed_forward(layer, x, norm_first)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("by", ["counts", "threshold"])
+@pytest.mark.parametrize("survivors", [False, True])
+@pytest.mark.parametrize(("width", "wide", "heads"), SIZES)
+def test_layers_that_select(
+    vectors: int, threads: int, width: int, wide: int, heads: int, survivors: bool, by: str
+) -> None:
+    norm_first, outputs = width % 32 != 0, 1 + survivors
+    layers, counts = make_layers(width, wide), torch.tensor([40, 7, 1, 20, 50, 33, 0, 64, 16])
+    x = torch.randn(int(counts.sum()), width)
+    keep = torch.stack([(counts * share).long() for share in (0.7, 0.4)])
+    selection = MostReceived(keep) if by == "counts" else AboveThreshold(torch.tensor([0.012, 0.022]))
+    found, left, lifetime = ops.select(
+        x, *packed_pair(pack_encoder(layers, heads, norm_first)), counts, selection.counts, selection.threshold,
+        outputs, survivors,
+    )  # fmt: skip
+    assert found.shape == (int(left.sum()), width)
+    rows = zip(x.split(counts.tolist()), found.split(left.tolist()), lifetime.split(counts.tolist()), strict=True)
+    for sample, (own, written, lives) in enumerate(rows):
+        if not len(own):
+            continue
+        one = MostReceived(keep[:, sample, None]) if by == "counts" else selection
+
+        def decide(layer: int, received: Tensor, _: Tensor, x: Tensor, weight: Tensor, one=one) -> tuple:
+            alive = torch.ones(1, len(x)) > 0
+            stay = one.select(layer, received[None], alive, outputs)[0].nonzero()[:, 0]
+            return stay, x[stay], weight[stay]
+
+        expected, lived = decided(layers, own, heads, norm_first, decide, lambda n: n if survivors else min(outputs, n))
+        assert torch.equal(lives, lived)
+        torch.testing.assert_close(written.double(), expected, rtol=1e-4, atol=1e-4)
+    assert lifetime.min() == 1 and lifetime.max() == 4, "layers that decide nothing test nothing"
+
+
+@pytest.mark.parametrize(("merged", "outputs", "survivors"), [(9, 1, False), (4, 2, True), (30, 0, True), (0, 1, True)])
+@pytest.mark.parametrize(("width", "wide", "heads"), SIZES)
+def test_layers_that_merge(
+    vectors: int, threads: int, width: int, wide: int, heads: int, merged: int, outputs: int, survivors: bool
+) -> None:
+    norm_first, samples, tokens = width % 32 != 0, 7, 41
+    layers, x = make_layers(width, wide, bias=False), torch.randn(7 * 41, width)  # a bias makes all keys alike
+    pair = packed_pair(pack_encoder(layers, heads, norm_first))
+    found, lifetime = ops.merge(x, *pair, tokens, merged, outputs, survivors)
+
+    def decide(_: int, __: Tensor, key: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        matching = match_tokens(key[None], merged, outputs)
+        size = matching.merge(weight[None])
+        return matching.stay[0], (matching.merge((x * weight)[None]) / size)[0], size[0]
+
+    written = found.unflatten(0, (samples, -1))
+    for own, rows, lives in zip(x.split(tokens), written, lifetime, strict=True):
+        expected, lived = decided(layers, own, heads, norm_first, decide, lambda n: n if survivors else outputs)
+        assert torch.equal(lives, lived)
+        if not merged:  # no order of its own
+            torch.testing.assert_close(rows.double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rows.double().sum(0), expected.sum(0), rtol=1e-4, atol=1e-3)
+        if not survivors:
+            torch.testing.assert_close(rows.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_decide_hand_on_what_is_not_finite(vectors: int) -> None:
+    """Output tokens stay, whatever their attention; a sample beside is not touched."""
+    packed, counts = packed_pair(pack_encoder(make_layers(48, 96), 3, True)), torch.tensor([12, 12])
+    for what in WRONG:
+        x = torch.randn(24, 48)
+        x[17, 3] = what
+        runs = (
+            ops.select(x, *packed, counts, torch.full((2, 2), 6), None, 1, False)[::2],
+            ops.select(x, *packed, counts, None, torch.full((2,), -1.0), 1, False)[::2],
+            ops.merge(x, *packed, 12, 3, 1, False),
+        )
+        for rows, lifetime in runs:
+            assert rows[0].isfinite().all() and not rows[1].isfinite().any()
+            assert lifetime.view(2, 12)[:, 0].tolist() == [4, 4]
+
+
 WRONG_CALLS = {
+    "either `keep`": lambda x, packed, counts: ops.select(x, *packed, counts[0], None, None, 1, False),
+    "keep is": lambda x, packed, counts: ops.select(x, *packed, counts[0], counts[:, :1], None, 1, False),
+    "threshold has 2": lambda x, packed, counts: ops.select(x, *packed, counts[0], None, torch.zeros(2), 1, False),
+    "outputs=-1": lambda x, packed, counts: ops.select(x, *packed, counts[0], counts[:1], None, -1, False),
+    "no samples of 4": lambda x, packed, counts: ops.merge(x, *packed, 4, 1, 1, False),
+    "merged=-1": lambda x, packed, counts: ops.merge(x, *packed, 3, -1, 1, False),
     "float32": lambda x, packed, counts: ops.encode(x.double(), *packed, counts, 3),
     "the width": lambda x, packed, counts: ops.encode(x[:, :32], *packed, counts, 3),
     "dimensions": lambda x, packed, counts: ops.encode(x[None], *packed, counts, 3),
@@ -591,9 +697,11 @@ def test_operators_are_as_torch_wants_them() -> None:
         "layer_project": (x, x.clone(), *packed, 1),
         "layer_finish": (x, x.clone(), *packed, 1),
         "layer_feed_forward": (x, *packed, 1),
-        "layer_attend": (x, *packed, 1, one, x[:, 0].clone()),
+        "layer_attend": (x, *packed, 1, one),
         "plan_topk": (x, *packed, one, 6, 1, 0.1, [0.5, 0.5], False, [], False),
         "plan_concrete": (x, *packed, one, 6, 1, torch.zeros(2), 0.1, 0.1, 0.0),
+        "select": (x, *packed, one, one[None] // 2, None, 1, False),
+        "merge": (x, *packed, 3, 1, 1, True),
         "attend_ragged": (x, x.clone(), x.clone(), 5, one, one.clone(), x[:, 0].clone()),
         "column_sums": (torch.rand(2, 1, 9, 4), torch.rand(2, 1, 9, 4), torch.rand(2, 9), None, 1.0, 0.0, True),
     }

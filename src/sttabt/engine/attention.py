@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone, Rows
-from sttabt.core.dispatch import dispatched
 
 
 def attend(
@@ -48,13 +47,12 @@ def attend_weighted(
     return merge_heads(attended[..., :width])
 
 
-@dispatched
 def attend_layer(
     backbone: Backbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention of the written rows of a layer on all of x (B, n, D), with its dropout; and the keys, (B, n, D).
 
-    log_weight: (B, n), as in `attend_weighted`. An engine may register another way for its kind of backbone.
+    log_weight: (B, n), as in `attend_weighted`.
     """
     query, key, value = backbone.qkv(layer, x, written)
     dropout = backbone.attention_dropout(layer)

@@ -19,12 +19,21 @@ from sttabt.backbones.base import Backbone, Finish, Rows
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, Keep, backtrack, backtrack_fixed, plan_topk
 from sttabt.core.concrete import plan_concrete
 from sttabt.core.counts import check_counts
-from sttabt.core.plan import Planned, TokenPlan
+from sttabt.core.plan import MergeRecord, Planned, TokenPlan
+from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
-from sttabt.engine.attention import attend_layer, split_heads
+from sttabt.engine.attention import split_heads
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped, run_fixed
-from sttabt.engine.online import LayerAttention, Rule, first_places, run_online_dropped, what_the_last_writes
+from sttabt.engine.merging import run_merged
+from sttabt.engine.online import (
+    LayerAttention,
+    Rule,
+    first_places,
+    run_online_dropped,
+    run_selected,
+    what_the_last_writes,
+)
 from sttabt.engine.packed import unpack
 from sttabt.engine.packing import pack_layers
 from sttabt.engine.run import Run
@@ -301,9 +310,7 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
     sample, token = real.nonzero(as_tuple=True)
     for layer in range(backbone.layers - 1):
         present = first_places(counts)
-        attended, received, _ = kernels.layer_attend(
-            x, backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, None
-        )
+        attended, received = kernels.layer_attend(x, backbone.encoder.buffer, backbone.encoder.sizes, layer, counts)
         keep = rule(layer, FrozenAttention(backbone, layer, x, received, present), present)
         kept, writes = keep[present], keep.sum(1)
         x = backbone.finish(layer, x[kept], attended[kept])
@@ -319,21 +326,27 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
     return Run(backbone.head(x, present), TokenPlan(lifetime, backbone.layers), real)
 
 
-@attend_layer.register
-def _(
-    backbone: FrozenBackbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
-) -> tuple[Tensor, Tensor]:
-    counts = torch.full(x.shape[:1], x.shape[1], dtype=torch.int64)
-    weight = None if log_weight is None else log_weight.flatten()
-    if written is not None:
-        query, key, value = backbone.qkv(layer, x, written)
-        rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-        writes = torch.full_like(counts, query.shape[1])
-        return kernels.attend_ragged(*rows, backbone.heads, counts, writes, weight).view(query.shape), key
-    attended, _, key = kernels.layer_attend(
-        x.flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, layer, counts, weight
-    )
-    return attended.view(x.shape), key.view(x.shape)
+@run_selected.register
+def _(backbone: FrozenBackbone, inputs: Any, selection: Selection) -> Run:
+    real, x, counts = embed_real(backbone, inputs)
+    x, left, lifetime = kernels.select(
+        x, backbone.encoder.buffer, backbone.encoder.sizes, counts, selection.counts, selection.threshold,
+        backbone.outputs, backbone.reads_survivors,
+    )  # fmt: skip
+    present = first_places(left)
+    plan = TokenPlan(unpack(lifetime[:, None], real)[..., 0], backbone.layers)
+    return Run(backbone.head(unpack(x, present), present), plan, real)
+
+
+@run_merged.register
+def _(backbone: FrozenBackbone, inputs: Any, merged: int) -> Run:
+    real, survivors = backbone.real(inputs), backbone.reads_survivors
+    x, lifetime = kernels.merge(
+        backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1], merged,
+        backbone.outputs, survivors,
+    )  # fmt: skip
+    plan = TokenPlan(lifetime, backbone.layers)
+    return Run(backbone.head(x.view(len(real), -1, x.shape[1])), MergeRecord(plan.alive), real)
 
 
 class _Packed(nn.Module):

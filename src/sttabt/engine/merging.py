@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.dispatch import dispatched
 from sttabt.core.merge import match_tokens
 from sttabt.core.plan import MergeRecord, output_tokens
 from sttabt.engine.attention import attend_layer, split_heads
 from sttabt.engine.run import Run
 
 
+@dispatched
 def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     """Logits when every layer but the last merges its `merged` most alike pairs before its feed-forward (ToMe).
 

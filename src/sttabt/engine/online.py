@@ -16,6 +16,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
 from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
+from sttabt.core.received import Selection
 from sttabt.engine.attention import attend, merge_heads, split_heads
 from sttabt.engine.dense import padding_bias
 from sttabt.engine.packed import unpack
@@ -144,6 +145,21 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout(layer))
     x = unpack(backbone.finish(layer, x[written], attended[left]), left)
     return Run(backbone.head(x, left), TokenPlan(lifetime, backbone.layers), real)
+
+
+@dispatched
+def run_selected(backbone: Backbone, inputs: Any, selection: Selection) -> Run:
+    """`run_online_dropped` by the attention received alone; an engine may register a faster way."""
+    return run_online_dropped(backbone, inputs, rule_of(selection, backbone.outputs))
+
+
+def rule_of(selection: Selection, outputs: int) -> Rule:
+    """The rule; the first `outputs` tokens always go on."""
+
+    def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
+        return selection.select(layer, attention.received(alive), alive, outputs)
+
+    return select
 
 
 def what_the_last_writes(alive: Tensor, backbone: Backbone) -> Tensor:

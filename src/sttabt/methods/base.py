@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
 from sttabt.core.plan import Planned, TokenPlan
+from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
 from sttabt.engine.merging import run_merged
-from sttabt.engine.online import Rule, run_online_dropped, run_online_masked
+from sttabt.engine.online import Rule, rule_of, run_online_dropped, run_online_masked, run_selected
 from sttabt.engine.packed import padding_macs
 from sttabt.engine.run import Run
 from sttabt.errors import UserError
@@ -222,6 +223,25 @@ class OnlineMethod(Method):
     def _encoder_macs(self, base: Backbone, counts: list[int], tokens: int) -> dict[str, float]:
         reads, writes = counts[:-1], counts[1:]
         return encoder_macs(base.architecture, reads, writes, tokens - base.outputs, [*reads[:-1], writes[-1]])
+
+
+class ReceivedMethod(OnlineMethod):
+    """Decides layer by layer, by the attention that the tokens receive and nothing else: where the base model is frozen
+    all layers are one call.
+    """
+
+    @abstractmethod
+    def selection(self, real: Tensor) -> Selection:
+        """Who goes on, in a batch whose real tokens are `real` (B, N)."""
+
+    def rule(self, real: Tensor) -> Rule:
+        return rule_of(self.selection(real), self.outputs)
+
+    def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
+        return run_selected(base, inputs, self.selection(base.real(inputs)))
+
+    def decision_macs(self, tokens: float) -> float:
+        return tokens**2
 
 
 class MergingMethod(Method):

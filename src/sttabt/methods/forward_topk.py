@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from sttabt.core.forward import forward_keep_ratios, forward_select
-from sttabt.engine.online import LayerAttention, Rule
-from sttabt.methods.base import OnlineMethod
+from sttabt.core.forward import forward_keep_ratios
+from sttabt.core.received import MostReceived
+from sttabt.methods.base import ReceivedMethod
 
 
-class ForwardTopk(OnlineMethod):
-    def rule(self, real: Tensor) -> Rule:
-        ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)
-        real_tokens = real.sum(-1)
-
-        def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
-            count = (ratios[layer] * real_tokens.double()).floor().long().clamp_min(1)
-            return forward_select(attention.received(alive), alive, count, self.outputs)
-
-        return select
-
-    def decision_macs(self, tokens: float) -> float:
-        return tokens**2
+class ForwardTopk(ReceivedMethod):
+    def selection(self, real: Tensor) -> MostReceived:
+        ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)[:-1]
+        shares = torch.tensor(ratios, dtype=torch.float64, device=real.device)[:, None]
+        return MostReceived((shares * real.sum(-1).double()).floor().long().clamp_min(1))

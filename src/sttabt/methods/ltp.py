@@ -7,26 +7,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.ltp import hard_mask, initial_thresholds, mask_loss, soft_mask
+from sttabt.core.ltp import initial_thresholds, mask_loss, soft_mask
 from sttabt.core.plan import output_tokens
+from sttabt.core.received import AboveThreshold
 from sttabt.core.trace import AttentionTrace
-from sttabt.engine.online import LayerAttention, Rule, SoftRule, run_online_soft
-from sttabt.methods.base import OnlineMethod, SoftRun, TrainedMethod
+from sttabt.engine.online import LayerAttention, SoftRule, run_online_soft
+from sttabt.methods.base import ReceivedMethod, SoftRun, TrainedMethod
 
 
-class Ltp(OnlineMethod, TrainedMethod):
+class Ltp(ReceivedMethod, TrainedMethod):
     """`threshold` (L,); the last one decides nothing, as the last layer writes the output tokens alone."""
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.threshold = nn.Parameter(initial_thresholds(layers))
 
-    def rule(self, real: Tensor) -> Rule:
-        def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
-            attentive = hard_mask(attention.received(alive), self.threshold[layer])
-            return (attentive | output_tokens(alive, self.outputs)) & alive
-
-        return select
+    def selection(self, real: Tensor) -> AboveThreshold:
+        return AboveThreshold(self.threshold[:-1])
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run = run_online_soft(base, inputs, self._soft_rule())
@@ -34,9 +31,6 @@ class Ltp(OnlineMethod, TrainedMethod):
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.threshold, self.settings.threshold_rate)]
-
-    def decision_macs(self, tokens: float) -> float:
-        return tokens**2
 
     def _soft_rule(self) -> SoftRule:
         def mask(layer: int, attention: LayerAttention, real: Tensor) -> Tensor:

@@ -25,8 +25,10 @@ def _load() -> Any:
         "counts_fit": [address, *[whole] * 4],
         "encode": [*[address] * 3, whole, *[address] * 3, whole],
         "layer": [*[address] * 2, whole, *[address] * 2, whole, whole, address, whole],
-        "layer_attend": [*[address] * 3, whole, whole, *[address] * 5, whole],
+        "layer_attend": [*[address] * 3, whole, whole, *[address] * 3, whole],
         "plan": [*[address] * 3, whole, address, whole, address, whole, address, address, whole],
+        "select": [*[address] * 3, whole, *[address] * 3, whole, whole, *[address] * 3, whole],
+        "merge": [*[address] * 3, whole, address, *[whole] * 4, address, whole, address, whole],
         "attend": [*[address, whole] * 3, *[address] * 2, *[whole] * 3, address, address, whole],
         "sum_rows": [*[address] * 6, *[whole] * 4, real, real, whole, whole],
     }

@@ -26,9 +26,8 @@ SCHEMAS = {
     # Of a layer's x (T, D): queries, keys and values (T, 3, stride), part 1: queries alone, 2: keys and values.
     "layer_inputs": "(Tensor x, Tensor packed, int[] sizes, int layer, int part) -> Tensor",
     # Attention of a layer's x (T, D), before its output projection, (T, D); what each token receives, mean over heads
-    # and rows of its sample, (T,); the keys, (T, D). counts: (B,); log_weight: (T,), added to a key's scores.
-    "layer_attend": "(Tensor x, Tensor packed, int[] sizes, int layer, Tensor counts, Tensor? log_weight)"
-    " -> (Tensor, Tensor, Tensor)",
+    # and rows of its sample, (T,). counts: (B,).
+    "layer_attend": "(Tensor x, Tensor packed, int[] sizes, int layer, Tensor counts) -> (Tensor, Tensor)",
     # Output projection and residual, (T, D), of x and attended (T, D).
     "layer_project": "(Tensor x, Tensor attended, Tensor packed, int[] sizes, int layer) -> Tensor",
     # Feed-forward and residual, (T, D).
@@ -44,6 +43,17 @@ SCHEMAS = {
     # Concrete masks (core.concrete), alive from 1/2 on; p_logit: (L,).
     "plan_concrete": "(Tensor rows, Tensor packed, int[] sizes, Tensor counts, SymInt tokens, int outputs,"
     " Tensor p_logit, float propagation, float temperature, float negligible) -> (Tensor, Tensor)",
+    # What layers leave that decide by the attention a token receives, mean over heads and the rows of its sample: rows
+    # of the samples behind each other, how many each has (B,), and at how many boundaries each row of x is alive (T,).
+    # Layers but the last go on with the `keep` (L-1, B) tokens that receive most or, without it, with all above
+    # `threshold` (L-1,). The first `outputs` tokens always go on; the last layer writes them or, with survivors, all.
+    "select": "(Tensor x, Tensor packed, int[] sizes, Tensor counts, Tensor? keep, Tensor? threshold, int outputs,"
+    " bool survivors) -> (Tensor, Tensor, Tensor)",
+    # What layers leave of samples of `tokens` rows where each but the last merges the `merged` most alike pairs
+    # (core.merge): rows, equally many of each sample, and at how many boundaries a token stands for itself or others
+    # (B, tokens). outputs, survivors: as in `select`.
+    "merge": "(Tensor x, Tensor packed, int[] sizes, SymInt tokens, int merged, int outputs, bool survivors)"
+    " -> (Tensor, Tensor)",
     # Attention within each sample, (rows of queries, D): reads and writes (B,), a sample's keys and queries.
     # log_weight: (rows of keys,), added to a key's scores.
     "attend_ragged": "(Tensor query, Tensor key, Tensor value, int heads, Tensor reads, Tensor writes,"
@@ -109,19 +119,15 @@ def layer_inputs(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, pa
     return _layer(x, None, packed, own, layer, part, (3, 1, 2)[part], own.stride)
 
 
-def layer_attend(
-    x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, counts: Tensor, log_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def layer_attend(x: Tensor, packed: Tensor, sizes: Sequence[int], layer: int, counts: Tensor) -> tuple[Tensor, Tensor]:
     own = _encoder(packed, sizes)
     x, counts = _rows("x", x, own.width), _counts("counts", counts, 1)
     _check_counts(counts, len(x), len(x))
     _check_layer(layer, own)
-    log_weight = _log_weight(log_weight, len(x))
-    out, received, keys = _new(len(x), own.width), _new(own.heads, len(x)), _new(len(x), own.width)
+    out, received = _new(len(x), own.width), _new(own.heads, len(x))
     _run("layer_attend", x.data_ptr(), _integers(own), packed.data_ptr(), layer, len(counts), counts.data_ptr(),
-         None if log_weight is None else log_weight.data_ptr(), out.data_ptr(), received.data_ptr(), keys.data_ptr(),
-         torch.get_num_threads())  # fmt: skip
-    return out, received.mean(0) / counts.repeat_interleave(counts), keys
+         out.data_ptr(), received.data_ptr(), torch.get_num_threads())  # fmt: skip
+    return out, received.mean(0) / counts.repeat_interleave(counts)
 
 
 def layer_project(x: Tensor, attended: Tensor, packed: Tensor, sizes: Sequence[int], layer: int) -> Tensor:
@@ -166,6 +172,58 @@ def plan_concrete(
         raise ValueError(f"p_logit has {len(p_logit)} entries for {own.layers} layers")
     rule = ConcreteRule(p_logit.data_ptr(), outputs, propagation, temperature, negligible)
     return _plan(rows, packed, own, counts, tokens, rule)
+
+
+def select(
+    x: Tensor, packed: Tensor, sizes: Sequence[int], counts: Tensor, keep: Tensor | None, threshold: Tensor | None,
+    outputs: int, survivors: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    own = _encoder(packed, sizes)
+    x, counts = _rows("x", x, own.width), _counts("counts", counts, 1)
+    _check_counts(counts, len(x), len(x))
+    if (keep is None) == (threshold is None):
+        raise ValueError("either `keep` or `threshold` says who goes on")
+    if keep is not None:
+        keep = _counts("keep", keep, 2)
+        if tuple(keep.shape) != (own.layers - 1, len(counts)):
+            raise ValueError(f"keep is {tuple(keep.shape)} for {own.layers} layers and {len(counts)} samples")
+    if threshold is not None:
+        threshold = _floats("threshold", threshold.detach(), 1).contiguous()
+        if len(threshold) != own.layers - 1:
+            raise ValueError(f"threshold has {len(threshold)} entries for {own.layers} layers")
+    if outputs < 0:
+        raise ValueError(f"outputs={outputs} is below 0")
+    lifetime, left = counts.new_empty(len(x)), torch.empty_like(counts)
+    out = _new(len(x) if survivors else int(counts.clamp_max(outputs).sum()), own.width)
+    _run("select", x.data_ptr(), _integers(own), packed.data_ptr(), len(counts), counts.data_ptr(),
+         None if keep is None else keep.data_ptr(), None if threshold is None else threshold.data_ptr(), outputs,
+         survivors, lifetime.data_ptr(), left.data_ptr(), out.data_ptr(), torch.get_num_threads())  # fmt: skip
+    return out[: int(left.sum())] if survivors else out, left, lifetime
+
+
+def merge(
+    x: Tensor, packed: Tensor, sizes: Sequence[int], tokens: int, merged: int, outputs: int, survivors: bool
+) -> tuple[Tensor, Tensor]:
+    own = _encoder(packed, sizes)
+    x = _rows("x", x, own.width)
+    if tokens < 1 or len(x) % tokens:
+        raise ValueError(f"{len(x)} rows are no samples of {tokens} tokens")
+    if merged < 0 or outputs < 0:
+        raise ValueError(f"merged={merged} or outputs={outputs} is below 0")
+    samples, written = len(x) // tokens, rows_written(own.layers, tokens, merged, outputs, survivors)
+    lifetime = torch.empty(samples, tokens, dtype=torch.int64, device="cpu")
+    counts, out = torch.full_like(lifetime[:, 0], tokens), _new(samples * written, own.width)
+    _run("merge", x.data_ptr(), _integers(own), packed.data_ptr(), samples, counts.data_ptr(), tokens, merged, outputs,
+         survivors, lifetime.data_ptr(), written, out.data_ptr(), torch.get_num_threads())  # fmt: skip
+    return out, lifetime
+
+
+def rows_written(layers: int, tokens: int, merged: int, outputs: int, survivors: bool) -> int:
+    """Rows of a sample that `merge` leaves."""
+    outputs = min(outputs, tokens)
+    for _ in range(layers - 1):
+        tokens -= min(merged, (tokens - outputs) // 2)
+    return tokens if survivors else outputs
 
 
 def attend_ragged(
@@ -332,10 +390,8 @@ def _(x: Tensor, packed: Tensor, sizes: list[int], layer: int, part: int) -> Ten
 
 
 @torch.library.register_fake("sttabt::layer_attend", lib=_library)
-def _(
-    x: Tensor, packed: Tensor, sizes: list[int], layer: int, counts: Tensor, log_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape)
+def _(x: Tensor, packed: Tensor, sizes: list[int], layer: int, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0])
 
 
 @torch.library.register_fake("sttabt::layer_project", lib=_library)
@@ -357,6 +413,23 @@ def _fake_plan(
 
 torch.library.register_fake("sttabt::plan_topk", _fake_plan, lib=_library)
 torch.library.register_fake("sttabt::plan_concrete", _fake_plan, lib=_library)
+
+
+@torch.library.register_fake("sttabt::select", lib=_library)
+def _(
+    x: Tensor, packed: Tensor, sizes: list[int], counts: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:  # how many rows are left depends on what they are
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return x.new_empty(rows, x.shape[1]), torch.empty_like(counts), counts.new_empty(x.shape[0])
+
+
+@torch.library.register_fake("sttabt::merge", lib=_library)
+def _(
+    x: Tensor, packed: Tensor, sizes: list[int], tokens: int, merged: int, outputs: int, survivors: bool
+) -> tuple[Tensor, Tensor]:
+    samples = x.shape[0] // tokens
+    written = rows_written(Sizes(*sizes).layers, tokens, merged, outputs, survivors)
+    return x.new_empty(samples * written, x.shape[1]), x.new_empty(samples, tokens, dtype=torch.int64)
 
 
 @torch.library.register_fake("sttabt::attend_ragged", lib=_library)

@@ -153,6 +153,20 @@ struct Traced {
     float *key(int64_t l) const { return query(l) + encoder.stride() * stride; }
 };
 
+// Layers but the last go on with the tokens that receive most attention (mean over heads and rows): counts (layers - 1,
+// samples) of them, or all above threshold (layers - 1). The first `outputs` of a sample always do, and are what the
+// last layer writes, or with `survivors` all that it reads.
+struct Selection {
+    const int64_t *counts;
+    const float *threshold;
+    int64_t outputs, survivors;
+};
+
+// Layers but the last merge `merged` pairs; the rest as in Selection.
+struct Merging {
+    int64_t merged, outputs, survivors;
+};
+
 // Floats of memory that a thread needs for a head of `tokens` tokens.
 inline int64_t attention_room(int64_t tokens, int64_t width) {
     const int64_t n = room16(tokens), w = room16(width);
@@ -167,6 +181,36 @@ inline int64_t encoder_room(const Encoder &encoder, int64_t rows, int64_t longes
     const int64_t memory = attention_room(longest, encoder.width / encoder.heads), segments = room16(8 * samples);
     return 8 * rows * encoder.stride() + feed_forward_room(encoder, rows) + threads * room16(memory) + segments;
 }
+
+// Of a group of samples whose layers decide: Buffers.
+inline int64_t online_room(const Encoder &encoder, int64_t rows, int64_t longest, int64_t samples, int64_t threads) {
+    const int64_t n = room16(longest), own = room16(rows) + 2 * n * (encoder.width / encoder.heads) + 3 * n + 4 * samples;
+    return encoder_room(encoder, rows, longest, samples, threads) + room16(encoder.heads * rows) + 2 * room16(rows + 2 * samples) + 3 * n + own + 64;
+}
+
+// A group's buffers of `rows` rows each, out of online_room floats.
+struct Buffers {
+    float *x, *normed, *qkv, *attended, *other, *inner, *received, *memory, *bias, *own;
+    int64_t room;
+    Segment *segment;
+    int32_t *place, *ranked;
+    unsigned char *marked;
+
+    Buffers(const Encoder &encoder, int64_t rows, int64_t longest, int64_t group, int64_t threads, float *scratch) {
+        const int64_t whole = rows * encoder.stride(), many = room16(rows), long_ = room16(longest);
+        room = room16(attention_room(longest, encoder.width / encoder.heads));
+        x = scratch, normed = x + whole, attended = normed + whole, other = attended + whole, qkv = other + whole;
+        inner = qkv + 3 * whole;
+        received = inner + feed_forward_room(encoder, rows);
+        memory = received + room16(encoder.heads * rows);
+        bias = memory + threads * room;
+        place = (int32_t *)(bias + room16(rows + 2 * group));
+        segment = (Segment *)(place + many);
+        ranked = (int32_t *)(segment + group);
+        marked = (unsigned char *)(ranked + 2 * long_);
+        own = (float *)(marked + 4 * long_);
+    }
+};
 
 // Of a sample's trace and plan: numbers of its tokens, queries and keys, and what columns.inc and planning.inc need.
 inline int64_t plan_room(const Encoder &encoder, int64_t tokens, int64_t threads) {
@@ -189,12 +233,18 @@ struct Groups {
             if (threads == 1 || is_balanced(counts, boundaries, threads)) break;
             count = 1;
         }
-        const int64_t own_threads = count > 1 ? 1 : threads;
-        room = 0;
+        room = largest_room(counts, threads, [&](auto... sizes) { return encoder_room(encoder, sizes...); });
+    }
+
+    // The most that `room_of`(rows, longest sample, samples, threads) says of a group.
+    template <typename Room>
+    int64_t largest_room(const int64_t *counts, int64_t threads, Room room_of) const {
+        int64_t most = 0;
         for (int64_t group = 0; group < count; group++) {
             const int64_t from = first(group), size = first(group + 1) - from;
-            room = std::max(room, encoder_room(encoder, sum_of(counts + from, size), largest_of(counts + from, size), size, own_threads));
+            most = std::max(most, room_of(sum_of(counts + from, size), largest_of(counts + from, size), size, count > 1 ? 1 : threads));
         }
+        return most;
     }
 
     bool is_balanced(const int64_t *counts, int64_t boundaries, int64_t threads) const {
@@ -229,6 +279,7 @@ namespace avx512 {
 #include "encoder.inc"
 #include "columns.inc"
 #include "planning.inc"
+#include "online.inc"
 }
 #undef LANES
 #undef ROWS
@@ -248,6 +299,7 @@ namespace avx2 {
 #include "encoder.inc"
 #include "columns.inc"
 #include "planning.inc"
+#include "online.inc"
 }
 #undef LANES
 #undef ROWS
@@ -267,6 +319,7 @@ namespace baseline {
 #include "encoder.inc"
 #include "columns.inc"
 #include "planning.inc"
+#include "online.inc"
 }
 
 // The widest vectors to use, in floats: what the machine has, or less (sttabt_limit).
@@ -385,18 +438,18 @@ PUBLIC int64_t sttabt_layer(
     return 1;
 }
 
-// Attention of all rows of a layer, see layer_attend in encoder.inc: x (rows, width), bias (rows) or null, out (rows,
-// width), received (heads, rows) or null, keys (rows, width) or null; counts (samples).
+// Attention of all rows of a layer, see layer_attend in encoder.inc: x and out (rows, width), received (heads, rows);
+// counts (samples).
 PUBLIC int64_t sttabt_layer_attend(
     const float *x, const int64_t *sizes, const float *packed, int64_t l, int64_t samples, const int64_t *counts,
-    const float *bias, float *out, float *received, float *keys, int64_t threads
+    float *out, float *received, int64_t threads
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);
     const Groups groups(encoder, samples, counts, 1, threads);
     const Memory memory(groups.room * (groups.count > 1 ? threads : 1));
     if (!memory.data) return 0;
-    CALL(layer_attend, encoder, x, samples, counts, l, bias, out, received, keys, groups, memory.data, threads);
+    CALL(layer_attend, encoder, x, samples, counts, l, out, received, groups, memory.data, threads);
     return 1;
 }
 
@@ -417,6 +470,41 @@ PUBLIC int64_t sttabt_plan(
     } else {
         CALL(plan, encoder, x, samples, counts, *(const Topk *)rule, tokens, lifetime, scored, memory.data, room, threads);
     }
+    return 1;
+}
+
+// What layers that decide by the attention received leave of x (rows, width): left (samples) rows of `out` each, and
+// lifetime (rows), at how many boundaries each row is alive. counts (samples); keep, threshold, outputs, survivors: see
+// Selection. out: room for all rows, or without survivors for the first `outputs` of each sample.
+PUBLIC int64_t sttabt_select(
+    const float *x, const int64_t *sizes, const float *packed, int64_t samples, const int64_t *counts,
+    const int64_t *keep, const float *threshold, int64_t outputs, int64_t survivors, int64_t *lifetime, int64_t *left,
+    float *out, int64_t threads
+) {
+    threads = allowed(threads);
+    const Encoder encoder = described(sizes, packed);
+    const Groups groups(encoder, samples, counts, 1, threads);
+    const int64_t room = room16(groups.largest_room(counts, threads, [&](auto... of) { return online_room(encoder, of...); }));
+    const Memory memory(room * (groups.count > 1 ? threads : 1));
+    if (!memory.data) return 0;
+    const Selection rule = {keep, threshold, outputs, survivors};
+    CALL(select, encoder, x, samples, counts, rule, groups, lifetime, left, out, memory.data, room, threads);
+    return 1;
+}
+
+// Likewise of layers that merge, of samples of `tokens` rows; counts (samples) says so. out (samples * written, width).
+PUBLIC int64_t sttabt_merge(
+    const float *x, const int64_t *sizes, const float *packed, int64_t samples, const int64_t *counts, int64_t tokens,
+    int64_t merged, int64_t outputs, int64_t survivors, int64_t *lifetime, int64_t written, float *out, int64_t threads
+) {
+    threads = allowed(threads);
+    const Encoder encoder = described(sizes, packed);
+    const Groups groups(encoder, samples, counts, 1, threads);
+    const int64_t room = room16(groups.largest_room(counts, threads, [&](auto... of) { return online_room(encoder, of...); }));
+    const Memory memory(room * (groups.count > 1 ? threads : 1));
+    if (!memory.data) return 0;
+    const Merging rule = {merged, outputs, survivors};
+    CALL(merge, encoder, x, samples, tokens, rule, groups, lifetime, written, out, memory.data, room, threads);
     return 1;
 }
 
