@@ -170,12 +170,13 @@ class ViT(Backbone):
         """`embed_tokens` of an image (B, C, height, width) of which each patch is projected by itself."""
         model, (rows, columns) = self.model, grid
         patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        # The few prefix tokens pick a patch too, whose embedding is not added: no shape depends on who is kept.
-        picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1)
-        projection = model.patch_embed.proj
-        patch = F.linear(picked, projection.weight.flatten(1), projection.bias)
-        x = self._places(grid)[token]
-        x = torch.where((token >= self.outputs)[:, None], x + patch, x)
+        # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
+        prefix = (token < self.outputs)[:, None]
+        picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
+        projection, places = model.patch_embed.proj, self._places(grid)
+        if projection.bias is not None:
+            places = torch.cat([places[: self.outputs], places[self.outputs :] + projection.bias])
+        x = F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
         return model.norm_pre(model.pos_drop(x))
 
     def _places(self, grid: tuple[int, int]) -> Tensor:

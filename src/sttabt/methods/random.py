@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from sttabt.backbones.base import Backbone
@@ -20,17 +19,25 @@ class Random(PlannedMethod):
         """The choice depends on the sample and on `sparsity.seed`, not on the batch, its order or its padding."""
         real = base.real(inputs)
         outputs = output_tokens(real, self.outputs)
-        tokens = real.sum(-1).tolist()
-        drawn = [self._noise(sample, own) for sample, own in zip(base.samples(inputs), tokens, strict=True)]
-        noise = pad_sequence(drawn, batch_first=True).to(real.device)
-        noise = F.pad(noise, (0, real.shape[1] - noise.shape[1]))
+        noise = self._noise(base.samples(inputs), real)
         count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1))
         kept = largest(noise.masked_fill(outputs, 2.0), count, among=real) | outputs
         return Planned(TokenPlan(kept * self.layers + outputs.long(), self.layers))
 
-    def _noise(self, sample: Tensor, tokens: int) -> Tensor:
-        bits = sample.cpu().contiguous().view(torch.uint8).flatten().long()
-        places = torch.arange(1, bits.numel() + 1)
-        own = int((bits * places).sum()) % 2**31
-        generator = torch.Generator().manual_seed(own + 2**31 * self.settings.seed)
-        return torch.rand(tokens, generator=generator)
+    def _noise(self, samples: list[Tensor], real: Tensor) -> Tensor:
+        """(B, N), drawn by the numbers of each sample; 0 on padding."""
+        noise, generator = torch.zeros(real.shape), torch.Generator()
+        tokens = real.sum(-1).tolist()
+        for row, own, key in zip(noise.unbind(), tokens, _keys(samples), strict=True):
+            row[:own].uniform_(generator=generator.manual_seed(key + 2**31 * self.settings.seed))
+        return noise.to(real.device)
+
+
+def _keys(samples: list[Tensor]) -> list[int]:
+    """A number of 31 bits for each sample: the sum of its bytes, each times its place."""
+    alike = len({sample.shape for sample in samples}) == 1
+    together = torch.stack(samples).flatten(1) if alike else pad_sequence([*map(torch.flatten, samples)], True)
+    bits = together.cpu().contiguous().view(torch.uint8).to(torch.int32)
+    places = torch.arange(1, bits.shape[1] + 1, dtype=torch.int32)
+    # 32 bits overflow, and leave the lower 31 right.
+    return (bits.mul_(places).sum(1, dtype=torch.int32) & (2**31 - 1)).tolist()
