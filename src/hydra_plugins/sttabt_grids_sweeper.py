@@ -8,8 +8,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 
 from sttabt.cli.checks.effects import Unused
-from sttabt.cli.sweep import Progress, log, refuse_agent, report_sweep, union_of_grids
-from sttabt.cli.sweeper import CheckedSweeper, GridsSettings, failed
+from sttabt.cli.sweep import Progress, log, refuse_agent, report_sweep, reporting, union_of_grids
+from sttabt.cli.sweeper import CheckedSweeper, GridsSettings
+from sttabt.report.rows import ROW_FILE
 
 
 @dataclass
@@ -39,7 +40,8 @@ class GridsSweeper(CheckedSweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check every job, run them all, make the report.
 
-        Raises UserError before the first job runs if any job's settings are wrong, JobsFailedError at the end.
+        Raises UserError before the first job runs if any job's settings are wrong, JobsFailedError at the end, and
+        Stopped after a signal, once the jobs that had ended are reported.
         """
         jobs = self.jobs(arguments)
         refuse_agent(len(jobs))
@@ -55,13 +57,15 @@ class GridsSweeper(CheckedSweeper):
 
         results: list[JobReturn] = []
         progress = Progress(len(jobs))
-        for batch in self.split_overrides_to_chunks(jobs, self.at_once()):
-            results += self.launch(batch, len(results), progress)
-
-        if "evaluate" in stages:
-            self.write_cards(stores)
-        if failed(results) < len(results) and {"evaluate", "report"} <= stages:
-            report_sweep([self.folder], self.folder / "report", choose=self.choose)
+        try:
+            for batch in self.split_overrides_to_chunks(jobs, self.at_once()):
+                results += self.launch(batch, len(results), progress)
+        finally:  # also of the jobs that had ended when a signal came
+            if "evaluate" in stages and any(self.folder.rglob(ROW_FILE)):
+                with reporting():
+                    self.write_cards(stores)
+                    if "report" in stages:
+                        report_sweep([self.folder], self.folder / "report", choose=self.choose)
         self.raise_failures(results, jobs)
         return results
 

@@ -8,8 +8,9 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -20,7 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from sttabt.cli.sweep import Progress, failed_job
-from sttabt.errors import TERMINATED, UserError
+from sttabt.errors import UserError
+from sttabt.scratch import scratch
+from sttabt.signals import held
 
 OBJECT_STORE = 100 * 2**20  # bytes: jobs hand over files, and little else goes through Ray
 
@@ -59,11 +62,16 @@ class RayLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Every job's result, in their order. Raises UserError when the machine cannot run a single one."""
-        before, received = signal.getsignal(signal.SIGTERM), list[int]()
-        ray = _start(self.resources)
-        # Ray's own handler, and any that raises while it waits, would end with another exit code.
-        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+        # Held, as an exception of a signal's handler does not pass through Ray's waiting as it is.
+        with held() as check, scratch() as folder:
+            return self._launch(job_overrides, initial_job_idx, folder, check)
+
+    def _launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, folder: Path, check: Callable[[], None]
+    ) -> Sequence[JobReturn]:
+        ray = _start(self.resources, folder)
         try:
+            check()
             # A process a job (max_calls), so that none inherits another's state.
             run = ray.remote(**self.resources, max_calls=1, max_retries=0)(_run)
             waiting: dict[Any, int] = {}
@@ -76,8 +84,7 @@ class RayLauncher(Launcher):
             results: dict[int, JobReturn] = {}
             while waiting:
                 ended, _ = ray.wait(list(waiting), timeout=1)
-                if received:
-                    raise SystemExit(TERMINATED)
+                check()
                 if not ended:
                     continue
                 index = waiting.pop(job := ended[0])
@@ -91,25 +98,32 @@ class RayLauncher(Launcher):
                     self.progress.one_ended(initial_job_idx + index, results[index].status == JobStatus.COMPLETED)
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
         return [results[index] for index in range(len(job_overrides))]
 
 
-def _start(resources: dict[str, float]) -> Any:
-    """Ray on this machine alone, which lets in nobody else and reports to nobody."""
+def _start(resources: dict[str, float], folder: Path) -> Any:
+    """Ray on this machine alone, which lets in nobody else and reports to nobody. folder: for its own files."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # jobs without GPUs: leave CUDA_VISIBLE_DEVICES
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that it lets in none but this user
-    ray.init(
-        address="local",
-        _node_ip_address="127.0.0.1",
-        include_dashboard=False,
-        log_to_driver=False,  # every job's log is a file in its own folder
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE,
-    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+            include_dashboard=False,
+            log_to_driver=False,  # every job's log is a file in its own folder
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE,
+        )
+    except SystemExit:  # of the handler that Ray sets
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    signal.signal(signal.SIGTERM, handler)
     there = ray.cluster_resources()
     for name, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         if resources[setting] > there.get(name, 0):

@@ -14,7 +14,7 @@ from sttabt.cli.checks import leaves
 from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import setting_names, unknown_setting
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.cli.sweep import Progress, log, refuse_agent, union_of_grids
+from sttabt.cli.sweep import Progress, log, refuse_agent, reporting, union_of_grids
 from sttabt.cli.sweeper import CheckedSweeper, GridsSettings
 from sttabt.errors import UserError
 from sttabt.report.rows import ROW_FILE, Row
@@ -82,17 +82,20 @@ class SearchSweeper(CheckedSweeper):
             results: list[JobReturn] = []
             jobs: list[list[str]] = []
             progress = Progress(missing)
-            while len(jobs) < missing:
-                asked = study.ask(min(self.at_once() or 1, missing - len(jobs)))
-                batch = [[*plan.fixed, *overrides(trial.values)] for trial in asked]
-                ended = self.launch(batch, len(jobs), progress)
-                for number, (trial, job, result) in enumerate(zip(asked, batch, ended, strict=True), len(jobs)):
-                    self._tell(study, trial, result, job, number)
-                jobs += batch
-                results += ended
-            self.write_cards({plan.settings.paths.artifacts})
-            if study.done:
-                report_search(study.done, plan, self.folder / "report")
+            try:
+                while len(jobs) < missing:
+                    asked = study.ask(min(self.at_once() or 1, missing - len(jobs)))
+                    batch = [[*plan.fixed, *overrides(trial.values)] for trial in asked]
+                    ended = self.launch(batch, len(jobs), progress)
+                    for number, (trial, job, result) in enumerate(zip(asked, batch, ended, strict=True), len(jobs)):
+                        self._tell(study, trial, result, job, number)
+                    jobs += batch
+                    results += ended
+            finally:  # also of the trials that had ended when a signal came
+                if study.done:
+                    with reporting():
+                        self.write_cards({plan.settings.paths.artifacts})
+                        report_search(study.done, plan, self.folder / "report")
         self.raise_failures(results, jobs)
         return results
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sttabt.errors import UserError, nearest
+from sttabt.signals import run_command
 
 USAGE = """usage: python -m sttabt.convert in=FILE out=FILE
 
@@ -71,4 +72,4 @@ def _check_target(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, "sttabt.convert")

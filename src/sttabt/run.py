@@ -1,31 +1,37 @@
 """`python -m sttabt.run experiment=NAME [key=value ...]`, installed as `sttabt`: one run, or a sweep of runs.
 
-Exit codes: 0, 2 for a user's mistake (one line on stderr), 1 when jobs of a sweep failed, 143 after SIGTERM.
+Exit codes: 0, 2 for a user's mistake (one line on stderr), 1 when jobs of a sweep failed, 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra._internal.utils import get_args_parser
-
-from sttabt.cli.composition import VERSION_BASE, config_folder
-from sttabt.cli.help import help_text
-from sttabt.cli.messages import explain, is_mistake
-from sttabt.cli.sweep import JobsFailedError
-from sttabt.cli.task import run_task
 from sttabt.errors import UserError
-from sttabt.settings.renamed import new_override
+from sttabt.signals import check, run_command
+
+if TYPE_CHECKING:
+    import argparse
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
     """The command line, from sys.argv. A mistake's traceback shows only with HYDRA_FULL_ERROR=1."""
+    # Imported here, where Ctrl-C is caught already.
+    import hydra
+
+    from sttabt.cli.composition import VERSION_BASE, config_folder
+    from sttabt.cli.help import help_text
+    from sttabt.cli.messages import explain, is_mistake
+    from sttabt.cli.sweep import JobsFailedError
+    from sttabt.cli.task import run_task
+    from sttabt.settings.renamed import new_override
+
     given = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print over many lines
     try:
@@ -39,6 +45,7 @@ def main() -> None:
         sys.stderr.write(f"{failed}\n")
         sys.exit(failed.exit_code)
     except (Exception, SystemExit) as error:
+        check()  # else a mistake that a signal caused would be one
         # A job hands its mistake over as the cause of SystemExit.
         mistake = error.__cause__ if isinstance(error, SystemExit) else error
         if mistake is None or not is_mistake(mistake):
@@ -52,8 +59,15 @@ def main() -> None:
             os.environ[FULL_ERROR] = given
 
 
+def command() -> None:
+    """The process of that command line: also what a signal does to it."""
+    run_command(main, "sttabt.run", "goes on")
+
+
 def _read_arguments() -> argparse.Namespace:
     """Hydra's options and overrides. Raises UserError for an unknown option."""
+    from hydra._internal.utils import get_args_parser
+
     arguments, unknown = get_args_parser().parse_known_args()
     if unknown:
         raise UserError(f"cannot read '{unknown[0]}': give options first (sttabt --help), then key=value pairs")
@@ -61,4 +75,4 @@ def _read_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command()

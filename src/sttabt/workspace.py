@@ -14,6 +14,7 @@ from typing import Any
 
 from sttabt.errors import UserError, nearest
 from sttabt.settings import STAGES
+from sttabt.signals import run_command
 
 NAME = "sttabt"
 OPTIONS = ("entity", "project", "preview")
@@ -116,4 +117,4 @@ def _parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]), "sttabt.workspace")

@@ -24,6 +24,7 @@ from sttabt.errors import UserError
 from sttabt.settings import BenchSettings, SpeedSettings
 from sttabt.settings.renamed import new_override
 from sttabt.settings.values import check_values
+from sttabt.signals import run_command
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 
@@ -146,4 +147,4 @@ def _keys(values: Any, prefix: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, "sttabt.bench")

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sttabt.cli.composition import unknown_setting
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, system_fault
 
 # What a user's mistake can raise on the way to settings.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -24,8 +24,8 @@ OF_SUBMITIT = ("sttabt_slurm", "sttabt_submitit_local", "submitit_slurm", "submi
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether the user can mend it: one of MISTAKES, or any complaint of Hydra's own composition code."""
-    if isinstance(error, MISTAKES):
+    """Whether the user can mend it: one of MISTAKES, a fault of the system, a complaint of Hydra's composition code."""
+    if isinstance(error, MISTAKES) or system_fault(error) is not None:
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     where: str = frame.f_globals["__name__"]
@@ -38,6 +38,8 @@ def explain(error: BaseException) -> str:
     """One line that names the setting or file, its value and the nearest valid name."""
     if isinstance(error, UserError):
         return _one_line(str(error))
+    if (fault := system_fault(error)) is not None:
+        return _one_line(fault)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and choice in OF_SUBMITIT:

@@ -9,17 +9,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from sttabt.errors import UserError
+from sttabt.errors import UserError, system_fault
+from sttabt.signals import held, stopping
 
 # A grid: for every key the assignments `key=value` that it takes.
 Grid = Mapping[str, Sequence[str]]
 
+REPORT_S = 300.0  # how long a report may take once a signal has come
 LITERALS = ("null", "true", "false", "nan", "inf")  # text only in quotes
 
 log = logging.getLogger(__name__)
@@ -138,6 +141,15 @@ def report_sweep(folders: Sequence[Path], out: Path, choose: Sequence[str] = (),
         log.warning("%s", count_left_out(files.left_out))
 
 
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Around a sweep's report. After a signal it is made nevertheless; a signal that comes now stops it."""
+    with held(REPORT_S) if stopping() else nullcontext():
+        if stopping():
+            log.info("a report of the jobs that have ended, which another Ctrl-C stops:")
+        yield
+
+
 def failed_job(error: BaseException) -> JobReturn:
     """What a launcher returns for a job that returned nothing itself."""
     result = JobReturn(status=JobStatus.FAILED)
@@ -147,8 +159,9 @@ def failed_job(error: BaseException) -> JobReturn:
 
 def failure(number: int, total: int, overrides: Sequence[str], error: BaseException, folder: Path) -> str:
     """One line about a job that failed."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    reason = " ".join(str(error).split())
+    fault = system_fault(error)
+    kind = "" if isinstance(error, UserError) or fault else f"{type(error).__name__}: "
+    reason = " ".join((fault or str(error)).split())
     return f"job {number}/{total} ({' '.join(overrides)}) failed: {kind}{reason} (its log is in {folder})"
 
 

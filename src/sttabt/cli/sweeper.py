@@ -21,6 +21,7 @@ from sttabt.errors import UserError
 from sttabt.report.reading import read_rows
 from sttabt.settings import Settings
 from sttabt.settings.renamed import new_values
+from sttabt.signals import check, tell_results
 
 
 @dataclass
@@ -78,6 +79,7 @@ class CheckedSweeper(BasicSweeper, ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
         assert self.config is not None
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        tell_results(self.folder)
 
     def launch(self, batch: list[list[str]], done: int, progress: Progress) -> list[JobReturn]:
         """Run jobs that follow `done` others of this sweep, beside each other where the launcher can."""
@@ -90,6 +92,7 @@ class CheckedSweeper(BasicSweeper, ABC):
             log.info("job %d/%d begins: %s", done + 1, progress.total, " ".join(batch[0]))
         try:
             ended = list(launcher.launch(batch, initial_job_idx=done))
+            check()  # a signal may have ended a job as a failure
         except (SystemExit, KeyboardInterrupt):
             if beside:
                 log.error("interrupted when %d of %d jobs had ended", progress.done, progress.total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -13,7 +14,8 @@ from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import read_job, read_settings
 from sttabt.cli.job import current_job
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.errors import TERMINATED
+from sttabt.errors import TERMINATED, UserError, system_fault
+from sttabt.signals import Stopped, check, tell_results
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class CheckBeforeRun(Callback):
             read_job(config, config.hydra.run.dir)
         except MISTAKES as mistake:
             raise SystemExit(2) from mistake
+        tell_results(Path(config.hydra.run.dir))
 
 
 def run_task(config: DictConfig) -> None:
@@ -45,15 +48,32 @@ def run_task(config: DictConfig) -> None:
         from sttabt.pipeline.stages import run_stages
 
         run_stages(settings, current_job())
+    except Stopped:
+        raise
     except SystemExit as stop:
         # Lightning ends with exit code 0 when a signal stops it.
         raise SystemExit(stop.code or TERMINATED) from stop
-    except MISTAKES as mistake:
-        if sweeping:
-            log.error(explain(mistake))
+    except Exception as error:
+        check()  # else what a signal broke would be a failure
+        mistake = _mistake(error)
+        if mistake is None:
+            if sweeping:
+                log.exception("the job failed")
             raise
-        raise SystemExit(2) from mistake
-    except Exception:
-        if sweeping:
-            log.exception("the job failed")
-        raise
+        if not sweeping:
+            raise SystemExit(2) from mistake
+        log.error(explain(mistake))
+        if mistake is error:
+            raise
+        raise mistake from error
+
+
+def _mistake(error: Exception) -> Exception | None:
+    """What the user can mend: of a fault of the system a UserError, as another process may have to tell it."""
+    if isinstance(error, MISTAKES):
+        return error
+    if (fault := system_fault(error)) is None:
+        return None
+    mistake = UserError(fault)
+    mistake.__cause__ = error
+    return mistake

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from sttabt.errors import UserError
+from sttabt.signals import end_with_parent
 
 POOL = 64  # batches of sequences whose members are sorted by length together
 
@@ -271,7 +272,12 @@ def split_indices(
 
 def _loading(workers: int, pin_memory: bool) -> dict[str, Any]:
     """Workers stay from epoch to epoch: to start them again takes seconds."""
-    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory}
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory,
+        "worker_init_fn": end_with_parent,
+    }
 
 
 def _sequences(dataset: Dataset) -> tuple[np.ndarray, Callable[[Sequence[Batch]], Batch]] | None:

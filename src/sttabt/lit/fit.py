@@ -25,7 +25,7 @@ from sttabt.lit.callbacks import BestWeights, BrokenImages, EpochLines, LastChec
 from sttabt.lit.checkpoint import LAST, AtomicCheckpointIO, forget, newest
 from sttabt.lit.configured import new_arguments, new_callbacks
 from sttabt.lit.data import StageData
-from sttabt.lit.launch import ALONE, Nodes, launch
+from sttabt.lit.launch import ALONE, Nodes, ParentDecides, launch
 from sttabt.lit.stage import TrainingStage
 from sttabt.settings import TRAININGS, Settings, processes_of
 
@@ -119,7 +119,7 @@ def _train(
     module.seed = settings.seed
     if settings.hardware.compile:
         module.terms = torch.compile(module.terms)  # type: ignore[method-assign]
-    callbacks, terminated = [*chosen, broken, last], False
+    callbacks, terminated = [*chosen, *([ParentDecides()] if ranks > 1 else []), broken, last], False
     determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with _users_mistakes(settings, MisconfigurationException, TypeError, ValueError):

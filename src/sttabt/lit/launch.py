@@ -13,22 +13,26 @@ import pickle
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import active_children
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sttabt.errors import TERMINATED, UserError
+from sttabt.scratch import scratch
 from sttabt.settings import HardwareSettings
+from sttabt.signals import ENDING, caught, end_with_parent, kept_from_children
 from sttabt.store.place import Place
 
 PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
@@ -129,10 +133,12 @@ def launch(
         endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(free_port()))}"
     handlers = [_Handler.of(handler) for handler in logging.getLogger().handlers if type(handler) in REPEATABLE]
     # As bytes: multiprocessing would put tensors into memory that processes share, who then train in each other's.
+    # In a file: who starts a process would wait until it has imported torch to take more than a pipe holds.
     packed = pickle.dumps((work, arguments, hardware, handlers))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with tempfile.TemporaryDirectory() as logs:
+        with scratch() as folder, _ended(), kept_from_children():
+            (folder / "work").write_bytes(packed)
             config = LaunchConfig(
                 min_nodes=hardware.nodes,
                 max_nodes=hardware.nodes,
@@ -143,10 +149,10 @@ def launch(
                 rdzv_configs=settings,
                 max_restarts=0,
                 shutdown_timeout=GRACE,
-                logs_specs=DefaultLogsSpecs(log_dir=logs),
-                signals_to_handle="SIGTERM,SIGINT",  # those that are given back below
+                logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+                signals_to_handle="" if caught() else "SIGTERM,SIGINT",  # those that are given back below
             )
-            results = elastic_launch(config, _work)(packed)
+            results = elastic_launch(config, _work)(folder / "work")
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
@@ -160,6 +166,13 @@ def launch(
         for number, handler in before.items():
             signal.signal(number, handler)
     return results[min(results)]
+
+
+class ParentDecides(Callback):
+    """Keeps Lightning's handlers away: its own of SIGTERM would talk to the other processes, who are ending, too."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def free_port() -> int:
@@ -192,6 +205,18 @@ class _Handler:
         return handler
 
 
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Ends the processes that a signal left to nobody: torch's agent knows them once all have started."""
+    before = active_children()
+    try:
+        yield
+    finally:
+        for process in active_children():
+            if process not in before:
+                process.kill()
+
+
 @functools.cache
 def _connected(nodes: int) -> tuple[Place, TCPStore]:
     """Once a process, as the jobs of a sweep share it."""
@@ -204,9 +229,20 @@ def _connected(nodes: int) -> tuple[Place, TCPStore]:
         raise UserError(f"the {nodes} nodes did not meet at {place.host}:{place.port}: {error}") from error
 
 
-def _work(packed: bytes) -> Any:
-    work, arguments, hardware, handlers = pickle.loads(packed)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM gives it to all; the process that the user started decides
+def _obey_parent() -> None:
+    """A terminal and SLURM signal all processes; the one that the user started decides, and ends this one with it.
+
+    Not by handlers in Python, which wait for what a process asks of the others.
+    """
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _work(packed: Path) -> Any:
+    _obey_parent()
+    work, arguments, hardware, handlers = pickle.loads(packed.read_bytes())
     first = os.environ["RANK"] == "0"
     root = logging.getLogger()
     root.setLevel(logging.INFO if first else logging.ERROR)

@@ -14,6 +14,7 @@ from typing import Any
 
 from sttabt.errors import UserError
 from sttabt.parity.check import Check
+from sttabt.signals import run_command
 
 HEADER = f"{'case':<16} {'quantity':<44} {'error':>10} {'tolerance':>10}  result"
 
@@ -79,4 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, "sttabt.parity")

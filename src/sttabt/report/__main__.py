@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sttabt.errors import UserError, nearest
+from sttabt.signals import run_command
 
 USAGE = """usage: python -m sttabt.report FOLDER... [figure=NAME,...] [out=FOLDER] [title=TEXT] [choose=SETTING,...]
 
@@ -89,4 +90,4 @@ def _split(names: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]), "sttabt.report")
