@@ -24,6 +24,9 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.sweep import Progress, failed_job, log
 from sttabt.errors import TERMINATED, UserError
+from sttabt.signals import end_processes, held, kept_from_children
+
+GRACE = 3.0  # seconds that jobs of this machine have to end in order: a kill loses nothing either
 
 try:
     from hydra_plugins.hydra_submitit_launcher import config as queues
@@ -52,18 +55,27 @@ else:
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             """Every job's result, in their order."""
-            jobs = self._submit(job_overrides, initial_job_idx)
-            log.info("jobs of %s: %s", self._EXECUTOR, " ".join(job.job_id for job in jobs))
+            with held(), kept_from_children():  # which jobs there are must be known
+                jobs = self._submit(job_overrides, initial_job_idx)
+                log.info("jobs of %s: %s", self._EXECUTOR, " ".join(job.job_id for job in jobs))
             results: dict[int, JobReturn] = {}
-            while len(results) < len(jobs):
-                for index, job in enumerate(jobs):
-                    if index not in results and job.done():
-                        results[index] = _result(job)
-                        if self.progress:
-                            completed = results[index].status == JobStatus.COMPLETED
-                            self.progress.one_ended(initial_job_idx + index, completed)
-                time.sleep(1)
+            try:
+                while len(results) < len(jobs):
+                    for index, job in enumerate(jobs):
+                        if index not in results and job.done():
+                            results[index] = _result(job)
+                            if self.progress:
+                                completed = results[index].status == JobStatus.COMPLETED
+                                self.progress.one_ended(initial_job_idx + index, completed)
+                    time.sleep(1)
+            except (SystemExit, KeyboardInterrupt):
+                self._leave([job.job_id for index, job in enumerate(jobs) if index not in results])
+                raise
             return [results[index] for index in range(len(jobs))]
+
+        def _leave(self, jobs: Sequence[str]) -> None:
+            """What becomes of jobs that have not ended when the sweep is told to."""
+            raise NotImplementedError
 
         def __call__(self, *arguments: Any, **named: Any) -> JobReturn:
             """In the job's process: run it."""
@@ -104,9 +116,18 @@ else:
     class LocalLauncher(_Launcher):
         _EXECUTOR = "local"
 
+        def _leave(self, jobs: Sequence[str]) -> None:
+            """They end with it; a job's id is the process that began it."""
+            end_processes([int(job) for job in jobs], GRACE)
+
     class SlurmLauncher(_Launcher):
         _EXECUTOR = "slurm"
         _decision_s = 600
+
+        def _leave(self, jobs: Sequence[str]) -> None:
+            """They go on, and another sweep of the same settings waits for what they make."""
+            if jobs:
+                log.info("jobs that go on: %s (scancel ends them)", " ".join(dict.fromkeys(jobs)))
 
         def setup(self, **settings: Any) -> None:
             """Raises UserError where there is no SLURM."""

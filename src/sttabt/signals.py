@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +153,21 @@ def kept_from_children() -> Iterator[None]:
         ended.set()
 
 
+def end_processes(processes: Sequence[int], seconds: float) -> None:
+    """Asks processes of this user to end, and ends those that have not after so many seconds, with what they began."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    left = [each for process in processes for each in _family(process)]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [each for process in left for each in _family(process)]
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
 def end_with_parent(_: int = 0) -> None:
     """In a process of multiprocessing: ends it when its parent does, also by SIGKILL, also before this is called.
 
@@ -238,7 +253,7 @@ def _watch() -> None:
 def _exit() -> NoReturn:
     """At once, and other processes with it."""
     assert _state.received is not None
-    for child in _children():
+    for child in _children(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGTERM)
     _kill_workers()
@@ -254,8 +269,17 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _children() -> list[int]:
+def _family(process: int) -> list[int]:
+    """The process, unless it has ended, and all that it began."""
     try:
-        return [int(each) for each in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # not Linux
+        ended = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return []
+    return [*([] if ended else [process]), *(each for child in _children(process) for each in _family(child))]
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:  # it has ended, or this is not Linux
         return []
