@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, tell
 from sttabt.signals import run_command
 
 USAGE = """usage: python -m sttabt.convert in=FILE out=FILE
@@ -37,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sttabt.pretrained.official import convert
 
         sys.stdout.write(f"{convert(files['in'], files['out'])}\n")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except Exception as error:
+        return tell(error)
     return 0
 
 

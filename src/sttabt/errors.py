@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -20,7 +21,8 @@ DISK = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE)  # of a disk, and never of 
 OF_NO_FILE = (  # kinds that tell of processes and networks
     *(ConnectionError, TimeoutError, ChildProcessError, ProcessLookupError, InterruptedError, BlockingIOError),
 )
-SAFE = "finished stages and jobs are kept, and the same command goes on from them"
+A_FILE = "a file"  # where nothing says which
+SAFE = "what is finished is kept, and the same command goes on from there"
 
 
 class UserError(Exception):
@@ -48,6 +50,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"choose one of: {', '.join(names[:NAMED])}{more}"
 
 
+def tell(error: Exception, start: str = "") -> int:
+    """Writes a UserError, or the line of a fault of the system, to stderr; returns 2. Raises what is neither."""
+    line = str(error) if isinstance(error, UserError) else system_fault(error)
+    if line is None:
+        raise error
+    sys.stderr.write(f"{start}{line}\n")
+    return 2
+
+
 def system_fault(error: BaseException) -> str | None:
     """One line about a file that cannot be read or written, what to do, and what is safe; None for any other error.
 
@@ -58,10 +69,10 @@ def system_fault(error: BaseException) -> str | None:
     fault = next((each for each in _chain(error) if _of_system(each, error)), None)
     if fault is not None:
         number, reason = fault.errno or 0, fault.strerror or str(fault)  # type: ignore[attr-defined]
-        return _line(number, reason, _file(fault) or _file(error))
+        return _line(number, reason, _file(fault) or _file(error) or A_FILE)
     if written := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors says it
         number = int(written[1])
-        return _line(number, os.strerror(number), _file(error)) if number in DISK else None
+        return _line(number, os.strerror(number), _file(error) or A_FILE) if number in DISK else None
     return None
 
 
@@ -86,7 +97,7 @@ def _line(number: int, reason: str, file: str) -> str:
     if number in (errno.EIO, errno.ESTALE):
         return f"{file}: its disk does not answer as it should ({reason}): see to it; {SAFE}"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{file}: the system does not allow it ({reason}): give another folder, or change who may write; {SAFE}"
+        return f"{file}: the system does not allow it ({reason}): give another folder, or set permissions; {SAFE}"
     if number in (errno.EEXIST, errno.ENOTDIR):
         above = next((str(path) for path in [Path(file), *Path(file).parents] if path.is_file()), file)
         return f"{above} is a file where a folder is wanted: give another name, or move it away"
@@ -99,12 +110,12 @@ def _line(number: int, reason: str, file: str) -> str:
     return f"{file}: {reason}; {SAFE}"
 
 
-def _file(error: BaseException) -> str:
+def _file(error: BaseException) -> str | None:
     """The file that it names, else the one at hand where it was raised: writing and syncing name none."""
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if named is not None and not isinstance(named, int):
         return os.fsdecode(named)
-    return next(_at_hand(error.__traceback__), "a file")
+    return next(_at_hand(error.__traceback__), None)
 
 
 def _at_hand(trace: TracebackType | None) -> Iterator[str]:

@@ -78,13 +78,13 @@ def run_command(main: Callable[[], int | None], module: str, again: str = "begin
     _exit()
 
 
-def tell(done: Callable[[], str]) -> None:
+def tell_line(done: Callable[[], str]) -> None:
     """From now on the line of a signal ends with `done()`: where what is done lies, or what reports it."""
     _state.done = done
 
 
 def tell_results(folder: Path) -> None:
-    """As `tell`, of rows below `folder`."""
+    """As `tell_line`, of rows below `folder`."""
 
     def done() -> str:
         command = shlex.join(["python", "-m", "sttabt.report", str(folder)])
@@ -92,7 +92,7 @@ def tell_results(folder: Path) -> None:
             return f"{command} reports what is done"
         return f"no job is done yet that {command} could report"
 
-    tell(done)
+    tell_line(done)
 
 
 def check() -> None:

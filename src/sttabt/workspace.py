@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, tell
 from sttabt.settings import STAGES
 from sttabt.signals import run_command
 
@@ -69,9 +69,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         _apply(_parse(arguments))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except Exception as error:
+        return tell(error)
     return 0
 
 

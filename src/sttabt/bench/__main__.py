@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from sttabt.cli.composition import OPEN_NODES, VERSION_BASE, config_folder
 from sttabt.cli.help import names_of, section
-from sttabt.cli.messages import MISTAKES, explain
+from sttabt.cli.messages import explain, is_mistake
 from sttabt.errors import UserError
 from sttabt.settings import BenchSettings, SpeedSettings
 from sttabt.settings.renamed import new_override
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sttabt.bench.session import run_benchmark
 
         result = run_benchmark(settings)
-    except MISTAKES as mistake:
+    except Exception as mistake:
+        if not is_mistake(mistake):
+            raise
         sys.stderr.write(f"{explain(mistake)}\n")
         return 2
     sys.stdout.write("\n".join([result.table, *map(str, result.files), ""]))

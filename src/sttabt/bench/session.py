@@ -25,6 +25,7 @@ from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
 from sttabt.pretrained.build import build_base
 from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
+from sttabt.signals import tell_line
 from sttabt.store.files import write_atomically
 from sttabt.store.job import source_commit
 
@@ -59,6 +60,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
     bases = {size: _build(settings.model, size, bench) for size in bench.image_sizes}
     folder = Path(bench.out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    tell_line(lambda: f"what was measured is in {folder}" if (folder / ROWS_FILE).exists() else "")
     common = {
         "machine": device_name(device),
         "threads": torch.get_num_threads(),

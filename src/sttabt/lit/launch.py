@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sttabt.errors import TERMINATED, UserError
+from sttabt.logfile import LogFile
 from sttabt.scratch import scratch
 from sttabt.settings import HardwareSettings
 from sttabt.signals import ENDING, caught, end_with_parent, kept_from_children
@@ -39,7 +40,7 @@ PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far
 GRACE = 10  # seconds between asking processes to end and ending them
 FAILED, ENDED = "failed", "ended"
-REPEATABLE = (logging.StreamHandler, logging.FileHandler)  # handlers that another process can have, too
+REPEATABLE = (logging.StreamHandler, LogFile)  # handlers that another process can have, too
 
 log = logging.getLogger(__name__)
 logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its tables tell nothing that we do not
@@ -200,7 +201,7 @@ class _Handler:
 
     def make(self) -> logging.Handler:
         stream = sys.stdout if self.stdout else sys.stderr
-        handler = logging.FileHandler(self.file) if self.file else logging.StreamHandler(stream)
+        handler = LogFile(self.file) if self.file else logging.StreamHandler(stream)
         handler.setFormatter(self.formatter)
         return handler
 

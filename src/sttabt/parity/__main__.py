@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError
+from sttabt.errors import UserError, tell
 from sttabt.parity.check import Check
 from sttabt.signals import run_command
 
@@ -70,9 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
                 write(HEADER + "\n")
             checks.append(check)
             write(f"{check}\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    except Exception as error:
+        return tell(error, "error: ")
     failed = sum(check.failed for check in checks)
     skipped = sum(bool(check.skipped) for check in checks)
     write(f"{len(checks) - failed - skipped} ok, {failed} failed or missing, {skipped} not compared\n")

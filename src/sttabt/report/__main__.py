@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, tell
 from sttabt.signals import run_command
 
 USAGE = """usage: python -m sttabt.report FOLDER... [figure=NAME,...] [out=FOLDER] [title=TEXT] [choose=SETTING,...]
@@ -48,9 +48,8 @@ def main(arguments: Sequence[str]) -> int:
             report = make_report(folders, **options, choose=choose)
             figures, missing, left_out = report.figures, report.missing, report.left_out
             shown = [report.table.read_text(encoding="utf-8"), str(report.table), str(report.page)]
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except Exception as error:
+        return tell(error)
     sys.stdout.write("".join(f"{line}\n" for line in [*shown, *map(str, figures.values())]))
     sys.stderr.write("".join(f"{name} is not drawn: {why}\n" for name, why in missing.items()))
     if left_out:
