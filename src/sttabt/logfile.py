@@ -7,7 +7,7 @@ import sys
 
 
 class LogFile(logging.FileHandler):
-    """Says once that a line cannot be written, where the library prints a traceback for each: other handlers have it."""
+    """Says once that it lacks lines, where the library prints a traceback for each; other handlers have them."""
 
     told = False
 
