@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, tell
+from sttabt.signals import run_command
 from sttabt.store.artifacts import STAGES
 from sttabt.store.inventory import FINISHED, Entry, chosen, dependents, entries, remove
 
@@ -45,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "verify":
             return _verify(entries(root, whole=True))
         return _remove(keys, entries(root), options.get("dependents") == "true")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    except Exception as error:
+        return tell(error)
 
 
 def _verify(found: Sequence[Entry]) -> int:
@@ -134,4 +134,4 @@ def _read(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, "sttabt.artifacts")
