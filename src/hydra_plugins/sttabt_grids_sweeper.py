@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 
 from sttabt.cli.checks.effects import Unused
+from sttabt.cli.forecast import Forecast
 from sttabt.cli.sweep import Progress, log, refuse_agent, report_sweep, reporting, union_of_grids
 from sttabt.cli.sweeper import CheckedSweeper, GridsSettings
 from sttabt.report.rows import ROW_FILE
@@ -45,18 +46,21 @@ class GridsSweeper(CheckedSweeper):
         """
         jobs = self.jobs(arguments)
         refuse_agent(len(jobs))
-        stages, stores, unused = set[str](), set[str](), Unused()
-        for number, job in enumerate(jobs):
-            settings = self.check(job, number, len(jobs))
-            stages |= set(settings.stages)
-            stores.add(settings.paths.artifacts)
+        checked = [self.check(job, number, len(jobs)) for number, job in enumerate(jobs)]
+        stages = {stage for settings in checked for stage in settings.stages}
+        stores = {settings.paths.artifacts for settings in checked}
+        unused = Unused()
+        for settings, job in zip(checked, jobs, strict=True):
             unused.add(settings, job)
         for line in unused.lines():
             log.warning(line)
         self.begin()
 
         results: list[JobReturn] = []
-        progress = Progress(len(jobs))
+        forecast = Forecast(checked)
+        if done := forecast.plan():
+            log.info("done already: %s", done)
+        progress = Progress(len(jobs), forecast)
         try:
             for batch in self.split_overrides_to_chunks(jobs, self.at_once()):
                 results += self.launch(batch, len(results), progress)

@@ -74,6 +74,8 @@ class RayLauncher(Launcher):
             check()
             # A process a job (max_calls), so that none inherits another's state.
             run = ray.remote(**self.resources, max_calls=1, max_retries=0)(_run)
+            if self.progress:
+                self.progress.lanes = _lanes(ray.cluster_resources(), self.resources)
             waiting: dict[Any, int] = {}
             for index, overrides in enumerate(job_overrides):
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -133,6 +135,12 @@ def _start(resources: dict[str, float], folder: Path) -> Any:
                 f" {there.get(name, 0):g}: take less, or another hardware={{local_cpus,slurm}}"
             )
     return ray
+
+
+def _lanes(there: dict[str, float], resources: dict[str, float]) -> int:
+    """How many jobs run beside each other."""
+    wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    return max(1, int(min(there[name] / each for name, each in wanted.items() if each)))
 
 
 def _run(context: HydraContext, task: TaskFunction, config: DictConfig, state: dict[Any, Any]) -> JobReturn:

@@ -58,6 +58,8 @@ else:
             with held(), kept_from_children():  # which jobs there are must be known
                 jobs = self._submit(job_overrides, initial_job_idx)
                 log.info("jobs of %s: %s", self._EXECUTOR, " ".join(job.job_id for job in jobs))
+            if self.progress:
+                self.progress.lanes = min(len(jobs), self.params.get("array_parallelism") or len(jobs))
             results: dict[int, JobReturn] = {}
             try:
                 while len(results) < len(jobs):

@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from sttabt.cli.forecast import Forecast
 from sttabt.errors import UserError, system_fault
 from sttabt.signals import held, stopping
 
@@ -86,13 +87,19 @@ def refuse_agent(jobs: int) -> None:
 
 
 class Progress:
-    """One line a finished job, with an estimate of the time left."""
+    """One line a finished job, with an estimate of the time left.
 
-    def __init__(self, total: int) -> None:
+    forecast: knows which stages the jobs share and find done; without it all jobs are taken to be alike. lanes: how
+    many run beside each other.
+    """
+
+    def __init__(self, total: int, forecast: Forecast | None = None) -> None:
         self.total, self.done, self.start, self.last = total, 0, time.monotonic(), time.monotonic()
+        self.forecast, self.lanes, self.ended = forecast, 1, set[int]()
 
     def finished(self, jobs: int, failed: int) -> None:
         """Say that `jobs` more jobs ended, `failed` of them badly."""
+        self.ended |= set(range(self.done, self.done + jobs))
         self.done += jobs
         now = time.monotonic()
         outcome = f"failed ({failed} of {jobs}) after" if failed else "done in"
@@ -101,6 +108,7 @@ class Progress:
 
     def one_ended(self, number: int, completed: bool) -> None:
         """Say that job `number`, the first is 0, ended, of several that run beside each other."""
+        self.ended.add(number)
         self.done += 1
         now = time.monotonic()
         outcome = "done" if completed else "failed"
@@ -108,8 +116,15 @@ class Progress:
         log.info("job %d/%d %s: %s%s", number + 1, self.total, outcome, ended, self._rest(now))
 
     def _rest(self, now: float) -> str:
-        left = (now - self.start) / self.done * (self.total - self.done)
-        return f", about {duration(left)} left" if self.done < self.total else ""
+        if self.done == self.total:
+            return ""
+        elapsed = now - self.start
+        if self.forecast is None:
+            return f", about {duration(elapsed / self.done * (self.total - self.done))} left"
+        seconds, lacking = self.forecast.left(self.ended, elapsed, self.lanes)
+        if lacking:
+            return f", more than {duration(seconds)} left: what these take is not known yet: {lacking}"
+        return f", about {duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:
