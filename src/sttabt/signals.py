@@ -33,6 +33,11 @@ PATIENCE = 30.0  # seconds that a clean-up may take
 class Stopped(SystemExit):
     """A signal ends this process, with the exit code 128 + its number. No Exception: nothing shall go on after it."""
 
+    @property
+    def signal(self) -> str:
+        """`SIGINT`, `SIGTERM` or another name."""
+        return signal.Signals(int(str(self.code)) - 128).name
+
 
 @dataclass
 class _State:
@@ -225,7 +230,10 @@ def _raise() -> NoReturn:
     assert _state.received is not None
     stop = Stopped(128 + _state.received)
     _state.raised = weakref.ref(stop)
-    raise stop
+    try:
+        raise stop
+    finally:
+        del stop  # else its traceback would keep it
 
 
 def _say() -> None:

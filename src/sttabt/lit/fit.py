@@ -28,6 +28,7 @@ from sttabt.lit.data import StageData
 from sttabt.lit.launch import ALONE, Nodes, ParentDecides, launch
 from sttabt.lit.stage import TrainingStage
 from sttabt.settings import TRAININGS, Settings, processes_of
+from sttabt.signals import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +85,28 @@ def fit(
             log.info("stage %s resumes from %s", module.stage, found)
     chosen = nodes.agree(f"resume/{name}", found.name if found else "")  # whatever another node's disk shows
     arguments = (module, splits, settings, folder, loggers, folder / chosen if chosen else None)
-    if processes_of(settings.hardware) == 1 or not module.training_settings.epochs:
-        fitted = _train(*arguments, ranks=1)
-    else:
-        module.cpu()  # else each process would put its copy onto this one's GPU first
-        torch.cuda.empty_cache()
-        fitted = launch(_train, (*arguments, processes_of(settings.hardware)), settings.hardware, nodes, name)
-        if nodes.first:  # the others have no use for them
-            checkpoint = torch.load(folder / LAST, map_location="cpu", weights_only=True)
-            module.load_state_dict(checkpoint["state_dict"] | BestWeights.of(checkpoint))
+    with _resumable(module.stage):
+        if processes_of(settings.hardware) == 1 or not module.training_settings.epochs:
+            fitted = _train(*arguments, ranks=1)
+        else:
+            module.cpu()  # else each process would put its copy onto this one's GPU first
+            torch.cuda.empty_cache()
+            fitted = launch(_train, (*arguments, processes_of(settings.hardware)), settings.hardware, nodes, name)
+            if nodes.first:  # the others have no use for them
+                checkpoint = torch.load(folder / LAST, map_location="cpu", weights_only=True)
+                module.load_state_dict(checkpoint["state_dict"] | BestWeights.of(checkpoint))
     module.check_finite("the last step")  # whatever a checkpoint held
     return fitted
+
+
+@contextmanager
+def _resumable(stage: str) -> Iterator[None]:
+    """Says so when a signal ends what is inside."""
+    try:
+        yield
+    except Stopped as stop:
+        log.warning("stage %s was interrupted by %s: the same command resumes it", stage, stop.signal)
+        raise
 
 
 def _train(
