@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sttabt.errors import UserError, nearest, printable
-from sttabt.files import not_a_file, not_a_folder, read_bytes
+from sttabt.system.paths import not_a_file, not_a_folder, read_bytes
 
 KINDS = {
     "nothing": "",
@@ -81,7 +81,7 @@ def test_gzip_is_unpacked_and_its_damage_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_that_unpacks_to_far_more_than_it_is_ends_early(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sttabt.files.MOST_BYTES", 10_000)
+    monkeypatch.setattr("sttabt.system.paths.MOST_BYTES", 10_000)
     (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(10_000_000)))
     with pytest.raises(OSError, match="it unpacks to more than 200 times its size"):
         read_bytes(tmp_path / "a.gz")

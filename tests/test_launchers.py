@@ -20,7 +20,7 @@ import pytest
 import sttabt
 from sttabt.cli.sweep import Progress
 from sttabt.run import main
-from sttabt.store.files import checksum
+from sttabt.system.files import checksum
 
 SOURCE = str(Path(sttabt.__file__).parents[1])
 DEBUG = ("experiment=debug", "sparsity=dense", "logger=none", "stages=[base]")

@@ -65,9 +65,9 @@ def edited(old: str, new: str) -> Spoil:
 
 
 NO_FILE = {
-    "a folder": (replaced(lambda path: path.mkdir()), "it is a folder"),
-    "a pipe": (replaced(os.mkfifo), "it is a pipe or a device"),
-    "a device": (replaced(lambda path: path.symlink_to("/dev/zero")), "it is a pipe or a device"),
+    "a folder": (replaced(lambda path: path.mkdir()), "it is no file, but a folder"),
+    "a pipe": (replaced(os.mkfifo), "it is no file, but a pipe"),
+    "a device": (replaced(lambda path: path.symlink_to("/dev/zero")), "it is no file, but a device"),
     "a link to itself": (replaced(lambda path: path.symlink_to(path)), "Too many levels of symbolic links"),
     "a link to nothing": (replaced(lambda path: path.symlink_to("absent")), "No such file"),
 }
@@ -151,7 +151,8 @@ def test_what_may_not_be_read_is_named(place):
         write_rows(folder, [GOOD, make_row()])
         with without_rights(folder / place):
             found, left_out = read_records([folder])
-    assert found == [make_row()] and left_out == [f"{folder / place}: Permission denied"]
+    (line,) = left_out
+    assert found == [make_row()] and line.startswith(f"{folder / place}: ") and "Permission denied" in line
 
 
 def test_the_command_goes_on_and_says_so(tmp_path, capsys):

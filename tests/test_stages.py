@@ -44,8 +44,8 @@ from sttabt.report.rows import Row
 from sttabt.run import main
 from sttabt.settings import Settings
 from sttabt.settings.methods.concrete import ConcreteSettings
-from sttabt.store.files import checksum
 from sttabt.store.job import Job
+from sttabt.system.files import checksum
 
 EXPERIMENTS = {path.stem: path for path in sorted((config_folder() / "experiment").rglob("*.yaml"))}
 JOB = Job(command="python -m sttabt.run experiment=test", sweep="sweep", multirun=True, commit="0123")

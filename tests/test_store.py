@@ -15,10 +15,11 @@ import torch
 
 from sttabt.artifacts import main
 from sttabt.errors import UserError
-from sttabt.store import contents, files
+from sttabt.store import contents
 from sttabt.store.artifacts import DAMAGED, DamagedError, Store
 from sttabt.store.contents import digest
-from sttabt.store.files import replacing, sweep, write_atomically
+from sttabt.system import files
+from sttabt.system.files import replacing, sweep, write_atomically
 
 TENSORS = {"weight": torch.arange(6.0)}
 
@@ -29,7 +30,7 @@ TENSORS = {"weight": torch.arange(6.0)}
 def test_what_a_dead_process_left_is_swept_by_the_next_who_writes_there(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
-from sttabt.store.files import replacing
+from sttabt.system.files import replacing
 with replacing(pathlib.Path({str(tmp_path)!r}) / "row.json") as partial:
     partial.write_text("half")
     os._exit(9)

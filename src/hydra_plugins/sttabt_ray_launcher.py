@@ -22,8 +22,8 @@ from omegaconf import DictConfig, open_dict
 
 from sttabt.cli.sweep import Progress, failed_job
 from sttabt.errors import UserError
-from sttabt.scratch import scratch
-from sttabt.signals import held
+from sttabt.system.scratch import scratch
+from sttabt.system.signals import held
 
 OBJECT_STORE = 100 * 2**20  # bytes: jobs hand over files, and little else goes through Ray
 

@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.sweep import Progress, failed_job, log
 from sttabt.errors import TERMINATED, UserError
-from sttabt.signals import end_processes, held, kept_from_children
+from sttabt.system.signals import end_processes, held, kept_from_children
 
 GRACE = 3.0  # seconds that jobs of this machine have to end in order: a kill loses nothing either
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest, tell
-from sttabt.signals import run_command
+from sttabt.errors import UserError, nearest
 from sttabt.store.artifacts import STAGES
 from sttabt.store.inventory import FINISHED, Entry, chosen, dependents, entries, remove
+from sttabt.system.faults import tell
+from sttabt.system.signals import run_command
 
 USAGE = """usage: python -m sttabt.artifacts list [artifacts=FOLDER] [stage=STAGE]
        python -m sttabt.artifacts verify [artifacts=FOLDER]

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest, tell
-from sttabt.signals import run_command
+from sttabt.errors import UserError, nearest
+from sttabt.system.faults import tell
+from sttabt.system.signals import run_command
 
 USAGE = """usage: python -m sttabt.convert in=FILE out=FILE
 

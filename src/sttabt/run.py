@@ -12,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from sttabt.errors import UserError
-from sttabt.signals import check, run_command
+from sttabt.system.signals import check, run_command
 
 if TYPE_CHECKING:
     import argparse

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError, nearest, tell
+from sttabt.errors import UserError, nearest
 from sttabt.settings import STAGES
-from sttabt.signals import run_command
+from sttabt.system.faults import tell
+from sttabt.system.signals import run_command
 
 NAME = "sttabt"
 OPTIONS = ("entity", "project", "preview")

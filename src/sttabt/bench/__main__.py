@@ -24,7 +24,7 @@ from sttabt.errors import UserError
 from sttabt.settings import BenchSettings, SpeedSettings
 from sttabt.settings.renamed import new_override
 from sttabt.settings.values import check_values
-from sttabt.signals import run_command
+from sttabt.system.signals import run_command
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 

@@ -25,9 +25,9 @@ from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
 from sttabt.pretrained.build import build_base
 from sttabt.settings import BenchSettings, ModelSettings, SpeedSettings
-from sttabt.signals import tell_line
-from sttabt.store.files import write_atomically
 from sttabt.store.job import source_commit
+from sttabt.system.files import write_atomically
+from sttabt.system.signals import tell_line
 
 CHANNELS, CLASSES = 3, 1000
 CPU_BATCHES = (1, 8, 32)

@@ -10,7 +10,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sttabt.cli.composition import unknown_setting
-from sttabt.errors import UserError, nearest, system_fault
+from sttabt.errors import UserError, nearest
+from sttabt.system.faults import system_fault
 
 # What a user's mistake can raise on the way to settings.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)

@@ -17,8 +17,9 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.forecast import Forecast
-from sttabt.errors import UserError, system_fault
-from sttabt.signals import held, stopping
+from sttabt.errors import UserError
+from sttabt.system.faults import system_fault
+from sttabt.system.signals import held, stopping
 
 # A grid: for every key the assignments `key=value` that it takes.
 Grid = Mapping[str, Sequence[str]]

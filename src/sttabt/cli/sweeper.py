@@ -21,7 +21,7 @@ from sttabt.errors import UserError
 from sttabt.report.reading import read_rows
 from sttabt.settings import Settings
 from sttabt.settings.renamed import new_values
-from sttabt.signals import check, tell_results
+from sttabt.system.signals import check, tell_results
 
 
 @dataclass

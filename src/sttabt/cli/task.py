@@ -14,8 +14,9 @@ from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import read_job, read_settings
 from sttabt.cli.job import current_job
 from sttabt.cli.messages import MISTAKES, explain
-from sttabt.errors import TERMINATED, UserError, system_fault
-from sttabt.signals import Stopped, check, tell_results
+from sttabt.errors import TERMINATED, UserError
+from sttabt.system.faults import system_fault
+from sttabt.system.signals import Stopped, check, tell_results
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.files import not_a_file, not_a_folder
+from sttabt.system.paths import not_a_file, not_a_folder
 
 
 def failures() -> tuple[type[Exception], ...]:

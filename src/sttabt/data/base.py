@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from sttabt.errors import UserError
-from sttabt.signals import end_with_parent
+from sttabt.system.signals import end_with_parent
 
 POOL = 64  # batches of sequences whose members are sorted by length together
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from sttabt.errors import UserError
-from sttabt.files import not_a_file, not_a_folder
 from sttabt.settings import DatasetSettings
+from sttabt.system.paths import not_a_file, not_a_folder
 
 
 def check_columns(dataset: DatasetSettings) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sttabt.files import not_a_file
+from sttabt.system.paths import not_a_file
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by dataset.channels
 # What Pillow raises for a file that is no image, or half of one.

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sttabt.files import not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.system.paths import not_a_folder
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits

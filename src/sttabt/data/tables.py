@@ -10,7 +10,7 @@ import pandas as pd
 
 from sttabt.data.separated import NAMED, read_separated
 from sttabt.errors import UserError
-from sttabt.files import is_packed, not_a_file, read_bytes
+from sttabt.system.paths import is_packed, not_a_file, read_bytes
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")

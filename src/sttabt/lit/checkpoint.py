@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from sttabt.store.files import replacing
+from sttabt.system.files import replacing
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, ValueError, KeyError)  # of a damaged file
 LAST, BEFORE, DAMAGED = "last.ckpt", "before.ckpt", "damaged.ckpt"

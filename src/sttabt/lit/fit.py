@@ -28,7 +28,7 @@ from sttabt.lit.data import StageData
 from sttabt.lit.launch import ALONE, Nodes, ParentDecides, launch
 from sttabt.lit.stage import TrainingStage
 from sttabt.settings import TRAININGS, Settings, processes_of
-from sttabt.signals import Stopped
+from sttabt.system.signals import Stopped
 
 log = logging.getLogger(__name__)
 

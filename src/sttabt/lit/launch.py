@@ -30,11 +30,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sttabt.errors import TERMINATED, UserError
-from sttabt.logfile import LogFile
-from sttabt.scratch import scratch
 from sttabt.settings import HardwareSettings
-from sttabt.signals import ENDING, caught, end_with_parent, kept_from_children
 from sttabt.store.place import Place
+from sttabt.system.logfile import LogFile
+from sttabt.system.scratch import scratch
+from sttabt.system.signals import ENDING, caught, end_with_parent, kept_from_children
 
 PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far

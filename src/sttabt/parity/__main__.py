@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError, tell
+from sttabt.errors import UserError
 from sttabt.parity.check import Check
-from sttabt.signals import run_command
+from sttabt.system.faults import tell
+from sttabt.system.signals import run_command
 
 HEADER = f"{'case':<16} {'quantity':<44} {'error':>10} {'tolerance':>10}  result"
 

@@ -21,7 +21,7 @@ from sttabt.report.rows import METRICS, ROW_FILE, Row, with_times
 from sttabt.report.table import format_table
 from sttabt.settings import TRAININGS, method_settings
 from sttabt.store.artifacts import CARD, MODEL_STAGES, RECORD, WEIGHTS, Store, fingerprint, parents, read_record
-from sttabt.store.files import reason, write_atomically
+from sttabt.system.files import reason, write_atomically
 
 NOT_MEASURED = "not measured"
 TEMPLATE = Path(__file__).with_name("card.md.j2")

@@ -12,7 +12,7 @@ from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, training_of, update_size
-from sttabt.store.files import checksum
+from sttabt.system.files import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
 PLACES = ("path", "hub_id")  # settings of a data set that say where it is

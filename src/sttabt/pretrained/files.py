@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sttabt.errors import UserError
+from sttabt.system.paths import not_a_file
 
 ENTRIES = (  # where training scripts keep a model's weights, the first that is there
     *("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "params"),
@@ -86,7 +87,7 @@ def _beginning(path: Path, source: str) -> bytes:
             hint = f", {path / inside[0]}" if inside else f": {REMEDY}"
             raise UserError(f"{source} is a folder: give a file in it{hint}")
         if not stat.S_ISREG(kind):  # a pipe would be waited for
-            raise UserError(f"{source} is no regular file: {REMEDY}")
+            raise UserError(f"{source} {not_a_file(path)}: {REMEDY}")
         with path.open("rb") as file:
             start = file.read(LOOKED_AT)
     except (OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from sttabt.pretrained.files import read_file, tensors_of, unwrapped
 from sttabt.pretrained.states import below, check_numbers, without_unused
 from sttabt.pretrained.vit_names import from_official, is_official, to_official
 from sttabt.pretrained.weights import APPROXIMATE
-from sttabt.store.files import replacing
+from sttabt.system.files import replacing
 
 BASE, APPROX = "base.model.", "approx."
 ARTIFACTS = {"model.": BASE, "backbone.": f"{APPROX}backbone.", "transfer_": f"{APPROX}transfer_"}  # of single stages

@@ -24,7 +24,7 @@ from sttabt.pretrained.states import (
     without_unused,
 )
 from sttabt.store.artifacts import AVERAGED
-from sttabt.store.files import checksum
+from sttabt.system.files import checksum
 
 if TYPE_CHECKING:
     from sttabt.backbones.base import Backbone

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sttabt.store.files import read_regular, reason
+from sttabt.system.files import read_regular, reason
 
 MOST_BYTES = 1 << 30  # of a file, and of all its arrays: ImageNet's predictions have 3 MB
 

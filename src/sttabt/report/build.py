@@ -18,7 +18,7 @@ from sttabt.report.points import Point, points_by_dataset
 from sttabt.report.reading import read_records
 from sttabt.report.table import report_heading, write_tables
 from sttabt.report.tokens import Block
-from sttabt.store.files import reason
+from sttabt.system.files import reason
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sttabt.report.older import FIELDS as SETTINGS_ONCE
 from sttabt.report.older import OLDER
 from sttabt.report.rows import Row, Setting
-from sttabt.store.files import SHORT, read_regular, reason, write_atomically
+from sttabt.system.files import SHORT, read_regular, reason, write_atomically
 
 DERIVED = ("macs_total", "macs_share")  # columns that a row computes
 MOST_BYTES = 1 << 28  # of a table: some hundred thousand rows

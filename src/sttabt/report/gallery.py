@@ -14,7 +14,7 @@ import numpy as np
 from sttabt.report.arrays import check_array, read_arrays
 from sttabt.report.labels import from_elsewhere, rank
 from sttabt.report.rows import DENSE, Row
-from sttabt.store.files import reason, write_atomically
+from sttabt.system.files import reason, write_atomically
 
 GALLERY_FILE = "tokens.npz"
 SHOWN_IMAGES, SHOWN_TEXTS = 2, 3  # methods that the figure has room for

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sttabt.report.arrays import check_array, read_arrays
-from sttabt.store.files import write_atomically
+from sttabt.system.files import write_atomically
 
 PREDICTIONS_FILE = "predictions.npz"
 MOST_LOGITS = 2_000_000  # numbers that are kept of a data set, 4 MB; of more, the most probable classes alone

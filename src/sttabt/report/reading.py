@@ -11,7 +11,7 @@ from pathlib import Path
 from sttabt.errors import UserError
 from sttabt.report.csv_rows import read_table
 from sttabt.report.rows import ROW_FILE, Row
-from sttabt.store.files import reason
+from sttabt.system.files import reason
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sttabt.report.older import OLDER, from_older
-from sttabt.store.files import SHORT, read_regular, write_atomically
+from sttabt.system.files import SHORT, read_regular, write_atomically
 
 ROW_FILE = "row.json"
 MOST_BYTES = 1 << 24  # of that file; it has some thousands

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from sttabt.errors import UserError
-from sttabt.store.files import checksum, disk_errors, replacing, sweep, write_atomically
+from sttabt.system.files import checksum, disk_errors, replacing, sweep, write_atomically
 from sttabt.version import __version__
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 from rich.progress import track
 
-from sttabt.store.files import checksum, write_atomically
+from sttabt.system.files import checksum, write_atomically
 
 CACHE = "contents"  # the folder of a store with the tables
 READERS = 8  # threads that read files

@@ -13,8 +13,8 @@ from sttabt.data.checks import check_class_names, check_folder
 from sttabt.data.labelled import LabelledImages, decode
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError
-from sttabt.files import not_a_file, read_bytes
 from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.system.paths import not_a_file, read_bytes
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits

@@ -14,8 +14,8 @@ from PIL import Image
 from sttabt.data.labelled import LabelledImages, image_suffixes, read_image
 from sttabt.data.source import PREPARED, Source
 from sttabt.errors import UserError, printable
-from sttabt.files import not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.system.paths import not_a_folder
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits

@@ -10,8 +10,8 @@ from sttabt.data.checks import check_columns
 from sttabt.data.separated import NAMED
 from sttabt.data.source import TEXT, Source
 from sttabt.errors import UserError
-from sttabt.files import not_a_file, not_a_folder
 from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.system.paths import not_a_file, not_a_folder
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits

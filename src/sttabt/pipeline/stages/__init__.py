@@ -34,8 +34,8 @@ from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE
 from sttabt.settings import LoggerSettings, Settings, TrainedSettings
-from sttabt.store.files import reason, write_atomically
 from sttabt.store.job import Job
+from sttabt.system.files import reason, write_atomically
 
 Artifacts = dict[str, Artifact]  # by stage
 Result = TypeVar("Result")

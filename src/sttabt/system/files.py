@@ -1,8 +1,7 @@
 """Files that are whole or not there: a killed process leaves the old one or the new one, never half of it.
 
 What is being written stands beside its target as `.NAME.HOST-PID-RANDOM.partial`; the next who writes there takes away
-what processes that died have left. What stands where a file should be may be a pipe that nobody writes to, a device
-without an end, or a folder.
+what processes that died have left.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import re
 import reprlib
 import secrets
 import socket
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sttabt.errors import UserError
+from sttabt.system.paths import not_a_file
 
 LONGEST_REASON = 300  # letters
 SHORT = reprlib.Repr()  # for what stands in a file, which may be long or deep
@@ -76,7 +75,7 @@ def sweep(folder: Path, name: str = "*", owned: bool = False) -> None:
     """
     for path in folder.glob(f".{name}.*.partial"):
         found = PARTIAL.fullmatch(path.name)
-        if found and (owned or (found["host"] == _host() and not _lives(int(found["process"])))):
+        if found and (owned or (found["host"] == _host() and not lives(int(found["process"])))):
             path.unlink(missing_ok=True)
 
 
@@ -93,9 +92,9 @@ def read_regular(path: Path, most: int) -> bytes:
         ValueError: it is no regular file, or larger; the text says which.
         OSError: it is not there or cannot be read.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"it is {'a folder' if stat.S_ISDIR(found.st_mode) else 'a pipe or a device'}, not a file")
+    path.stat()
+    if why := not_a_file(path):
+        raise ValueError(f"it {why}")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -112,6 +111,17 @@ def reason(error: Exception) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
 
+def lives(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def _sync(path: Path) -> None:
     """To the disk, so that a power cut leaves no name without its content."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -123,13 +133,3 @@ def _sync(path: Path) -> None:
 
 def _host() -> str:
     return socket.gethostname().replace(".", "_")
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True

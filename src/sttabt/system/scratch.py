@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sttabt.system.files import lives
+
 PREFIX = "sttabt-"  # then the process that owns it
 
 
@@ -28,15 +30,5 @@ def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):  # another user's, or gone in the meantime
-            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not _lives(int(owner)):
+            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not lives(int(owner)):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
