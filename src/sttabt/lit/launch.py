@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -40,6 +41,9 @@ PATIENCE = timedelta(hours=1)  # of a node that waits for the others to come
 INTERVAL = 0.2  # seconds between two questions whether another node is as far
 GRACE = 10  # seconds between asking processes to end and ending them
 FAILED, ENDED = "failed", "ended"
+LOST = re.compile(  # as gloo and NCCL say it
+    "Connection (reset|closed|refused)|[Bb]roken pipe|[Rr]emote process|Socket closed"
+)
 REPEATABLE = (logging.StreamHandler, LogFile)  # handlers that another process can have, too
 
 log = logging.getLogger(__name__)
@@ -256,7 +260,9 @@ def _work(packed: Path) -> Any:
 
 
 def _raise_as_here(failed: ChildFailedError) -> NoReturn:
-    """Raises a UserError of another process as one of this; anything else with the traceback that it had there."""
+    """Raises a UserError of another process as one of this, and one for a process that was killed or is gone; anything
+    else with the traceback that it had there.
+    """
     _, failure = failed.get_first_failure()
     told = failure.message
     if isinstance(told, dict):
@@ -265,4 +271,16 @@ def _raise_as_here(failed: ChildFailedError) -> NoReturn:
     start = f"{UserError.__name__}: "
     if details.startswith(start):
         raise UserError(details.removeprefix(start)) from failed
+    for each in failed.failures.values():
+        if each.exitcode < 0 and each.exitcode != -signal.SIGTERM:  # by which the agent ends the others
+            name = signal.Signals(-each.exitcode).name
+            raise UserError(
+                f"process {each.local_rank} that trained was ended by {name}, by hand or for want of memory:"
+                " the same command goes on"
+            ) from failed
+    if LOST.search(details):
+        raise UserError(
+            "another process that trained is gone, and its connection: the log of its node says why; the same command,"
+            " on every node, goes on"
+        ) from failed
     raise RuntimeError(f"process {failure.local_rank} that trained failed: {details}\n{failed}") from failed

@@ -1,0 +1,43 @@
+"""What a long test counts: of so many trials of a fault, how many were survived and what was lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+
+from sttabt.store.job import source_commit
+
+
+@dataclass
+class Trials:
+    """survived: trials after which the same command went on to the right end; lost: what one of them lost."""
+
+    fault: str
+    survived: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """A row of the table in docs/RELIABILITY.md."""
+        total = self.survived + len(self.lost)
+        return f"| {self.fault} | {total} | {self.survived} | {len(self.lost)} | {date.today()} | {source_commit()} |"
+
+    def trial(self, lost: str | None) -> None:
+        """lost: None where nothing was."""
+        if lost is None:
+            self.survived += 1
+        else:
+            self.lost.append(lost)
+
+
+@contextmanager
+def trials(fault: str) -> Iterator[Trials]:
+    """Prints the line at the end, also of a test that is stopped; raises AssertionError if anything was lost."""
+    found = Trials(fault)
+    try:
+        yield found
+    finally:
+        sys.__stderr__ and sys.__stderr__.write(f"\n{found.line()}\n")
+    assert not found.lost, "\n".join(found.lost)
