@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from sttabt import artifacts, convert
-from sttabt.errors import UserError, system_fault, tell
-from sttabt.logfile import LogFile
+from sttabt.errors import UserError
 from sttabt.report.__main__ import main as report
 from sttabt.run import main
-from sttabt.scratch import scratch
+from sttabt.system.faults import system_fault, tell
+from sttabt.system.logfile import LogFile
+from sttabt.system.scratch import scratch
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 DEBUG = ("experiment=debug", "fast_dev_run=1", "sparsity=dense", "logger=none", "evaluation.timing_rounds=0")

@@ -19,8 +19,8 @@ import sttabt
 from long.trials import trials
 from sttabt.lit.launch import free_port
 from sttabt.report.rows import Row
-from sttabt.store.files import checksum
 from sttabt.store.inventory import FINISHED, UNFINISHED, entries
+from sttabt.system.files import checksum
 
 PATIENCE = 600  # seconds, of a machine that is busy with more than this
 KILLS, SIGNALS, NODES, WORKERS = (int(os.environ.get("TRIALS", most)) for most in (60, 20, 4, 4))
