@@ -43,9 +43,9 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Run every variant once a round, `rounds` times after `warmup` rounds that do not count.
 
-    A machine's speed drifts by factors within minutes; the ratio of two neighbours in a round does not. What else runs
-    in a round changes no variant's own time by more than 2 or 3 %, measured on a CPU with DeiT-S: each alone, all in
-    turn, after any other, and twice in a row.
+    A machine's speed drifts by factors within minutes; the ratio of two neighbours in a round does not. What else
+    runs in a round changed a variant's own time by 5 % at most (DeiT-S, nine variants alone and in turn, the CPU time of
+    one thread), by no rule that was found.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + rounds):
