@@ -44,8 +44,8 @@ def time_interleaved(
     """Run every variant once a round, `rounds` times after `warmup` rounds that do not count.
 
     A machine's speed drifts by factors within minutes; the ratio of two neighbours in a round does not. What else
-    runs in a round changed a variant's own time by 5 % at most (DeiT-S, nine variants alone and in turn, CPU time of one
-    thread), by no rule that was found.
+    runs in a round changed a variant's own time by 5 % at most, by no rule that was found (DeiT-S, nine variants alone
+    and in turn, CPU time of one thread).
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + rounds):
