@@ -239,6 +239,32 @@ def test_a_process_that_is_killed_in_a_sweep_of_ray(store: Path) -> None:
             _kill_session(process.pid)
 
 
+def test_jobs_that_want_the_same_stages(store: Path) -> None:
+    """Four at once, of which the one that has the lock is killed; then two sweeps at once."""
+    expected, _ = _whole(store)
+    with trials("four jobs that want the same stages, one of them killed") as found:
+        for trial in range(NODES):
+            shutil.rmtree(store)
+            jobs = [_start(*SWEEP, f"paths.artifacts={store}", log=f"job{number}") for number in range(4)]
+            while not (made := list(store.glob("base/*/last.ckpt"))) or len(list(store.glob("base/*.lock"))) != len(
+                made
+            ):
+                assert any(job.poll() is None for job in jobs), Path("job0").read_text()
+                time.sleep(0.05)
+            waits = ["waiting for another job" in Path(f"job{number}").read_text() for number in range(4)]
+            victim = waits.index(False) if False in waits else trial
+            _kill_session(jobs[victim].pid)
+            codes = [_end(job) for number, job in enumerate(jobs) if number != victim]
+            wrong = codes != [0, 0, 0] or _weights(store) != expected or _litter(store)
+            found.trial(f"codes {codes}\n{Path('job0').read_text()[-1500:]}" if wrong else None)
+    with trials("two sweeps at once") as found:
+        for _ in range(NODES):
+            shutil.rmtree(store)
+            codes = [_end(job) for job in [_start(*SWEEP, f"paths.artifacts={store}", log=log) for log in ("a", "b")]]
+            wrong = codes != [0, 0] or _weights(store) != expected or _litter(store)
+            found.trial(f"codes {codes}\n{Path('a').read_text()[-1500:]}" if wrong else None)
+
+
 def _job_of_ray(leader: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(leader)], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "ray::_run" in line]
