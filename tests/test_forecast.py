@@ -80,10 +80,10 @@ def test_what_nothing_is_known_of_is_named(jobs: list[Settings]) -> None:
     progress = Progress(4, forecast)
     progress.ended = {0}
     progress.done = 1
+    assert progress._rest(progress.start + 10) == ", about 30 s left", "jobs are taken to be alike"
+    _made(jobs[0], "evaluate", 7.0)
     line = progress._rest(progress.start + 10)
-    assert line == (
-        ", more than 0 s left: what these take is not known yet: 1 base, 3 evaluate, 3 timing, 1 approx, 2 prune"
-    )
+    assert line == ", about 21 s left, and what 1 base, 3 timing, 1 approx, 2 prune take, of which none is made yet"
 
 
 def test_other_settings_share_nothing(jobs: list[Settings], tmp_path: Path) -> None:

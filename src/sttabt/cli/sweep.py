@@ -120,12 +120,11 @@ class Progress:
         if self.done == self.total:
             return ""
         elapsed = now - self.start
-        if self.forecast is None:
+        seconds, lacking = self.forecast.left(self.ended, elapsed, self.lanes) if self.forecast else (0.0, "all")
+        if lacking and not seconds:
             return f", about {duration(elapsed / self.done * (self.total - self.done))} left"
-        seconds, lacking = self.forecast.left(self.ended, elapsed, self.lanes)
-        if lacking:
-            return f", more than {duration(seconds)} left: what these take is not known yet: {lacking}"
-        return f", about {duration(seconds)} left"
+        unknown = f", and what {lacking} take, of which none is made yet" if lacking else ""
+        return f", about {duration(seconds)} left{unknown}"
 
 
 def duration(seconds: float) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 EVALUATE = "evaluate"
 LONGEST_TAG = 64  # characters; W&B refuses longer ones
+CONNECT = 5.0  # seconds for the server to take a connection
 PATIENCE = 30.0  # seconds for the server to answer before a job goes on offline
 
 log = logging.getLogger(__name__)
@@ -151,12 +155,28 @@ def _goes_online(kind: str) -> bool:
         return False  # by the settings, or by the user's word
     try:
         if has_key():
-            return True
-        reason = "there is no API key (`wandb login` stores one)"
+            unreachable = _unreachable(wandb.setup().settings.base_url)
+            if unreachable is None:
+                return True
+            reason = unreachable
+        else:
+            reason = "there is no API key (`wandb login` stores one)"
     except wandb.errors.Error as error:
         reason = str(error)
     _say_offline(reason)
     return False
+
+
+def _unreachable(url: str) -> str | None:
+    """Why the server cannot be spoken to; None if it can. W&B itself finds out after PATIENCE alone."""
+    host, port = urlsplit(url).hostname or "", urlsplit(url).port or (443 if url.startswith("https") else 80)
+    if getproxies() and not proxy_bypass(host):
+        return None  # the proxy knows
+    try:
+        socket.create_connection((host, port), timeout=CONNECT).close()
+    except OSError as error:
+        return f"{host} does not answer ({error})"
+    return None
 
 
 def _say_offline(reason: str) -> None:
