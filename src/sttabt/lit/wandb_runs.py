@@ -175,7 +175,7 @@ def _unreachable(url: str) -> str | None:
     try:
         socket.create_connection((host, port), timeout=CONNECT).close()
     except OSError as error:
-        return f"{host} does not answer ({error})"
+        return f"{host} does not answer ({(error.strerror or str(error)).lower()})"
     return None
 
 
