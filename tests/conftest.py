@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
+from long.trials import DONE
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.registry import adapters
@@ -136,3 +137,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{len(pages)} tests of the report's page in a browser were skipped: install chromium and chromium-driver,"
             " or run `make browser` as root"
         )
+    if DONE:
+        terminalreporter.section("trials: rows of docs/RELIABILITY.md")
+        for trials in DONE:
+            terminalreporter.write_line(trials.line())
