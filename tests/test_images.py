@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -373,8 +374,9 @@ def test_a_folder_that_may_not_be_read_is_named_not_left_out(tmp_path: Path) -> 
     root = make_folder(tmp_path / "files", ["a", "b", "c"])
     (root / "train" / "a" / "inside").mkdir()
     (root / "train" / "a" / "inside").chmod(0)
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir()):
+            parent.chmod(0o755)
     settings = _settings(*_folder_settings()).dataset
     load_splits(settings)
     os.seteuid(65534)

@@ -19,6 +19,7 @@ from sklearn import metrics as reference
 from torch import Tensor, nn
 
 import sttabt.pipeline.stage
+from sttabt.backbones.inputs import check_rows
 from sttabt.backbones.vit import ViT
 from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
@@ -221,6 +222,9 @@ class _WordReader(ViT):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
+
+    def check_inputs(self, inputs: Text) -> None:
+        check_rows(inputs.real)
 
     def forward(self, inputs: Any) -> Tensor:
         return run_dense(self, inputs).logits

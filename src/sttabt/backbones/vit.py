@@ -219,7 +219,7 @@ class ViT(Backbone):
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block, mlp = self._block(layer), self._block(layer).mlp
-        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2.forward(x)), gate)))
+        hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)), gate)))
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
     def encoder_layers(self) -> list[EncoderLayer]:

@@ -69,18 +69,21 @@ class _QuotesError(Exception):
 
 def _records(text: str, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """The line at which each record begins, and its cells. Raises _QuotesError."""
-    csv.field_size_limit(sys.maxsize)
     style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=style, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _QuotesError(line) from error
-        yield line, row
+    limit = csv.field_size_limit(sys.maxsize)  # of the whole process
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=style, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise _QuotesError(line) from error
+            yield line, row
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _has_quotes(path: Path, text: str, separator: str) -> bool:
