@@ -74,7 +74,8 @@ def run_command(main: Callable[[], int | None], module: str, again: str = "begin
     finally:
         _state.over = True
     if _state.received is None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but for the interpreter's own end
+        for number in ENDING:  # all is done but for the interpreter's own end, where the system's own answer is a kill
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(code)
     _kill_workers()  # else multiprocessing waits for them
     # The interpreter's own end would join threads, and can crash in libraries that were half imported.
