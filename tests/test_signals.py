@@ -18,7 +18,7 @@ PATIENCE = 200  # seconds, of a machine that is busy with more than this
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 HELD = "from sttabt.system.signals import held, check, run_command, tell_line, kept_from_children, end_with_parent\n"
 
-pytestmark = pytest.mark.usefixtures("own_folder")
+pytestmark = pytest.mark.usefixtures("own_folder", "hears_signals")
 
 
 class Program:

@@ -31,7 +31,7 @@ SHORT = tuple(f"{node}.{name}" for node in ("model", "approx", "sparsity") for n
 SWEEP = ("-m", *DEBUG, *SHORT, "logger=wandb_offline", "sparsity=concrete", "sparsity.p_logit=-1,1")
 RIGHT_STATES = (FINISHED, UNFINISHED)
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_folder")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_folder", "hears_signals")]
 
 
 @pytest.fixture
