@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from sttabt.cli.composition import compose_settings
 from sttabt.pipeline.stages import run_stages
@@ -28,7 +27,7 @@ from sttabt.report.rows import Row
 from sttabt.settings import TrainedSettings, method_names, method_settings
 from sttabt.store.artifacts import Store
 from sttabt.store.job import Job
-from test_text_data import WORDS, make_tokenizer, sentences
+from test_text_data import make_small_bert, sentences
 
 RECORDED = Path(__file__).with_name("computations.json")
 STAGES = {stage.name: stage for stage in (BaseStage, GeneralStage, ApproxStage, PruneStage, EvaluateStage)}
@@ -86,10 +85,7 @@ def _of_row(row: Row) -> dict[str, float]:
 
 def _text() -> list[str]:
     """Settings of sentences, whose files it writes."""
-    make_tokenizer(Path("bert"), WORDS)
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=80, max_position_embeddings=64, **sizes)).save_pretrained("bert")
+    make_small_bert(Path("bert"), layers=2, positions=64)
     lines = [f"{place % 2}\t{text}" for place, text in enumerate(sentences(200))]
     Path("texts.tsv").write_text("\n".join(["label\tsentence", *lines]), encoding="utf-8")
     Path("corpus.txt").write_text("\n".join(sentences(200, seed=3)), encoding="utf-8")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from transformers import BertConfig, BertModel
 
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
@@ -33,7 +32,7 @@ from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
 from sttabt.settings import Settings
-from test_text_data import WORDS, make_tokenizer, sentences
+from test_text_data import make_small_bert, sentences
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -101,10 +100,7 @@ def _with(callback: Callback) -> Iterator[None]:
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny BERT, a file of sentences with classes, and one without."""
     folder = tmp_path_factory.mktemp("text")
-    make_tokenizer(folder / "bert", WORDS)
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=80, max_position_embeddings=128, **sizes)).save_pretrained(folder / "bert")
+    make_small_bert(folder / "bert", layers=1)
     lines = [f"{place % 2}\t{text}" for place, text in enumerate(sentences(80))]
     (folder / "texts.tsv").write_text("\n".join(["label\tsentence", *lines]), encoding="utf-8")
     (folder / "corpus.txt").write_text("\n".join(sentences(60, seed=3)), encoding="utf-8")

@@ -401,6 +401,20 @@ def test_remake_makes_a_stage_again_and_what_is_made_of_other_weights(caplog: py
     assert weights.exists() and record.exists()
 
 
+def test_a_stage_that_is_left_out_is_not_made_again_either() -> None:
+    _run()
+    made = _all()
+    _edited("base")
+    for overrides, remedy in (
+        (("stages=[evaluate]",), "approx in stages"),
+        (("skip_approx=true",), "skip_approx=false"),
+        (("stages=[evaluate]", "remake=[base]"), "base in stages"),
+    ):
+        with pytest.raises(UserError, match=rf"must be made again, since .*: make it with {remedy}$"):
+            run_stages(_settings(*overrides), replace(JOB, multirun=False))
+    assert _all() == made
+
+
 def _edited(stage: str) -> tuple[Path, Path]:
     """Other weights in a finished artifact, as other code would have given."""
     (folder,) = Path("artifacts", stage).glob("*/")

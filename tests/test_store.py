@@ -19,6 +19,7 @@ from sttabt.store import contents
 from sttabt.store.artifacts import DAMAGED, DamagedError, Store
 from sttabt.store.contents import digest
 from sttabt.system import files
+from sttabt.system.faults import SAFE
 from sttabt.system.files import replacing, sweep, write_atomically
 
 TENSORS = {"weight": torch.arange(6.0)}
@@ -61,7 +62,8 @@ def test_a_disk_that_refuses_is_named_and_leaves_what_was_there(
     monkeypatch.setattr(*((os, "fsync") if place == "fsync" else (Path, place)), refuse)
     with pytest.raises(UserError) as error:
         write_atomically(tmp_path / "row.json", b"new")
-    assert str(error.value).startswith(f"{tmp_path / 'row.json'} cannot be written ({os.strerror(code)}): what was ")
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path / 'row.json'}: ") and f"({os.strerror(code)}): " in line and SAFE in line
     assert (tmp_path / "row.json").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["row.json"]
 

@@ -22,7 +22,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.utils.data import Subset
-from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from sttabt.cli.checks.effects import without_effect
 from sttabt.cli.composition import compose_settings
@@ -66,6 +66,14 @@ def make_tokenizer(folder: Path, words: list[str], vocabulary: int = 80) -> Path
 def settings(path: Path | str, **changed: Any) -> DatasetSettings:
     given = {"columns": ["sentence"], "label_column": "label", "max_tokens": 32, "classes": 2, **changed}
     return DatasetSettings(name="t", source=given.pop("source", "text_file"), path=str(path), **given)
+
+
+def make_small_bert(folder: Path, layers: int, heads: int = 2, positions: int = 128) -> None:
+    """A folder with a BERT of WORDS as transformers saves it, with random weights, and its tokenizer."""
+    make_tokenizer(folder, WORDS)
+    sizes = {"hidden_size": 32, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": 64}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=80, max_position_embeddings=positions, **sizes)).save_pretrained(folder)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset, DatasetDict
-from transformers import BertConfig, BertModel
 
 from sttabt.cli.composition import config_folder
 from sttabt.report.rows import Row
 from sttabt.run import main
 from test_conf import TEXT_MODELS
-from test_text_data import WORDS, glue_settings, glue_tables, make_tokenizer, sentences
+from test_text_data import glue_settings, glue_tables, make_small_bert, sentences
 
 TASKS = ("cola", "stsb")  # a sentence with a class, two with a score
 SMALL = [
@@ -55,10 +53,7 @@ RUNS = {  # what narrows the grids, and the methods of a task's rows
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bert/, glue/TASK/, reviews.txt and corpus.txt."""
     folder = tmp_path_factory.mktemp("text")
-    make_tokenizer(folder / "bert", WORDS)
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=80, max_position_embeddings=128, **sizes)).save_pretrained(folder / "bert")
+    make_small_bert(folder / "bert", layers=2, heads=4)
     (folder / "corpus.txt").write_text("\n".join(sentences(80, seed=3)), encoding="utf-8")
     for task in TASKS:
         tables = glue_tables(glue_settings(task, f"model.huggingface={folder / 'bert'}"))

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from sttabt.errors import UserError
 from sttabt.settings import TRAININGS, Settings, TrainedSettings
+from sttabt.settings.dataset import PLACES
 from sttabt.store.artifacts import RECORD, read_record
-
-PLACES = ("path", "hub_id")  # settings of a data set that say where it is
 
 
 class Work(NamedTuple):

@@ -155,7 +155,8 @@ def _train(
     best = next((callback for callback in chosen if isinstance(callback, BestWeights) and callback.weights), None)
     if best is not None:
         found = module.load_state_dict(best.weights, strict=False)  # all but frozen teachers
-        assert not found.unexpected_keys, "best weights are those of this module"
+        left = [name for name in found.missing_keys if name in module.own_state()]
+        assert not (found.unexpected_keys or left), "best weights are those of this module"
         metrics |= best.metrics
     epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     weights = "last epoch" if best is None else best.describe()

@@ -12,10 +12,10 @@ from sttabt.lit.configured import influences
 from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, training_of, update_size
+from sttabt.settings.dataset import PLACES
 from sttabt.system.files import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
-PLACES = ("path", "hub_id")  # settings of a data set that say where it is
 IMAGES = ("crop", "mean", "std")  # settings of a model that say what becomes of images before it sees them
 
 

@@ -38,11 +38,17 @@ def obtain(stage: Stage) -> Artifact:
 
 
 def _check_asked(stage: Stage, description: dict[str, Any]) -> None:
-    settings, store = stage.settings, stage.context.store
-    left_out = stage.asked_by not in settings.stages or (stage.name == "approx" and settings.skip_approx)
-    if left_out and store.find(stage.name, description) is None:
-        remedy = "skip_approx=false" if stage.name in settings.stages else f"{stage.name} in stages"
+    store = stage.context.store
+    if (remedy := _left_out(stage)) and store.find(stage.name, description) is None:
         raise UserError(f"{store.missing_message(stage.name, description)}: make it with {remedy}")
+
+
+def _left_out(stage: Stage) -> str:
+    """What would make the stage, where the settings say that it is not to be made; '' where they do not."""
+    settings = stage.settings
+    if stage.asked_by not in settings.stages:
+        return f"{stage.asked_by} in stages"
+    return "skip_approx=false" if stage.name == "approx" and settings.skip_approx else ""
 
 
 def _claim(stage: Stage, description: dict[str, Any]) -> Path:
@@ -51,6 +57,8 @@ def _claim(stage: Stage, description: dict[str, Any]) -> Path:
     made_of = {name: artifact.sha256 for name, artifact in stage.made_of.items()}
     with context.store.claim(stage.name, description, made_of) as claim:
         if claim.finished and (why := _why_again(stage, claim)):
+            if remedy := _left_out(stage):
+                raise UserError(f"{claim.folder} must be made again, {why}: make it with {remedy}")
             log.info("stage %s is made again, %s: %s", stage.name, why, claim.folder)
             claim.begin_again()
         with context.nodes.making(f"{stage.name}/{claim.folder.name}", not claim.finished) as needed:

@@ -16,6 +16,7 @@ from sttabt.settings.fields import (
     setting,
 )
 
+PLACES = ("path", "hub_id")  # settings that say where the data are, not what
 QUOTING = ("auto", "double", "none")
 METRICS = {"classification": ("accuracy", "top5", "matthews", "f1"), "regression": ("pearson", "spearman")}
 

@@ -41,12 +41,21 @@ def system_fault(error: BaseException) -> str | None:
         return None  # it says more
     fault = next((each for each in _chain(error) if _of_system(each, error)), None)
     if fault is not None:
-        number, reason = fault.errno or 0, fault.strerror or str(fault)  # type: ignore[attr-defined]
-        return _line(number, reason, _file(fault) or _file(error) or A_FILE)
-    if written := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors says it
-        number = int(written[1])
-        return _line(number, os.strerror(number), _file(error) or A_FILE) if number in DISK else None
-    return None
+        return told(fault, _file(fault) or _file(error) or A_FILE)
+    return told(error, _file(error) or A_FILE) if _number(error) in DISK else None
+
+
+def told(fault: BaseException, file: Path | str) -> str:
+    """What a fault of the system means for that file, what to do, and what is safe."""
+    number = _number(fault)
+    reason = getattr(fault, "strerror", None) or (os.strerror(number) if number else str(fault))
+    return _line(number, reason, str(file))
+
+
+def _number(fault: BaseException) -> int:
+    """The system's number of a fault; 0 where nothing says it."""
+    written = re.search(r"\(os error (\d+)\)", str(fault))  # as safetensors says it
+    return getattr(fault, "errno", None) or (int(written[1]) if written else 0)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sttabt.errors import UserError
+from sttabt.system.faults import told
 from sttabt.system.paths import not_a_file
 
 LONGEST_REASON = 300  # letters
@@ -62,10 +63,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): what was there before is unchanged; free space, or"
-            " choose a folder that can be written, then repeat the command"
-        ) from error
+        raise UserError(told(error, path)) from error
 
 
 def sweep(folder: Path, name: str = "*", owned: bool = False) -> None:
