@@ -161,7 +161,7 @@ def launch(
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop
-        log.warning("interrupted by %s: the same command resumes from the last whole epoch", stop.sigval.name)
+        log.warning("interrupted by %s: the same command resumes from the last checkpoint", stop.sigval.name)
         raise SystemExit(TERMINATED) from stop
     except ChildFailedError as failed:
         _raise_as_here(failed)
