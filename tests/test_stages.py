@@ -561,7 +561,8 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(images: Path, caplog: pytest.
         killed.result()
     assert process.process.wait() == -signal.SIGKILL
     assert [message.split(",")[0] for message in caplog.messages[:1]] == [waiting]
-    assert re.match(r"stage base resumes from \S+/last\.ckpt", caplog.messages[1])
+    # Killed between two renames, it leaves the checkpoint before the last one.
+    assert re.match(r"stage base resumes from \S+/(last|before)\.ckpt", caplog.messages[1])
     epochs = [int(message.split()[1].partition("/")[0]) for message in caplog.messages if message.startswith("epoch")]
     assert epochs == list(range(epochs[0], 61, 6))
     run_stages(process.settings("paths.artifacts=whole"), JOB)
