@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ SLURM = {
         export SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_JOB_NUM_NODES=1 SLURM_NNODES=1
         export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NAME=sttabt SLURM_JOB_NODELIST=here
         bash "$1" >> slurm.log 2>&1 &
+        echo $! > slurm.batch
         echo Submitted batch job 77""",
     "srun": """
         while [[ $1 != *python* ]]; do shift; done
@@ -48,7 +50,7 @@ SLURM = {
         exec "$@" """,
     "scontrol": """
         echo "$@" >> slurm.requeued
-        (sleep 1; bash slurm.sh) >> slurm.log 2>&1 &""",
+        (sleep 1; bash slurm.sh; echo $? > slurm.code) >> slurm.log 2>&1 &""",
     "sacct": "exit 0",
 }
 
@@ -200,6 +202,32 @@ def test_a_slurm_job_that_is_preempted_goes_on_to_the_same_weights(monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["sttabt", *DEBUG, *TRAINING])
     main()
     assert list(_weights().values()) == [preempted]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_script_of_the_docs_is_requeued_and_goes_on_to_the_same_weights(monkeypatch, tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "SCALE.md").read_text()
+    script = next(block for block in re.findall("```sh\n(.*?)```", docs, re.DOTALL) if "B:USR1" in block)
+    command = "python -m sttabt.run experiment=lvvit_concrete dataset.path=/data/imagenet"
+    assert script.count(command) == 1
+    ours = [sys.executable, "-m", "sttabt.run", *DEBUG, *TRAINING]
+    Path("job.sh").write_text(script.replace(command, shlex.join(ours)))
+    monkeypatch.setenv("PYTHONPATH", SOURCE)
+    subprocess.run(["sbatch", "job.sh"], check=True, stdout=subprocess.DEVNULL)
+    _wait_for("slurm.log", "epoch 2/5")
+    os.kill(int(Path("slurm.batch").read_text()), signal.SIGUSR1)
+    assert _wait_for("slurm.code", "\n").read_text() == "0\n", Path("slurm.log").read_text()
+    log = Path("slurm.log").read_text()
+    assert "stage base resumes from" in log
+    assert Path("slurm.requeued").read_text() == "requeue 77\n", log
+    assert len(re.findall("^ended by SIGUSR1: python -m sttabt.run .* goes on", log, re.MULTILINE)) == 1, log
+    assert "Traceback" not in log and "SLURM auto-requeueing" not in log
+    preempted = _weights()
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    monkeypatch.setattr(sys, "argv", ["sttabt", *DEBUG, *TRAINING])
+    main()
+    assert _weights() == preempted and preempted
 
 
 def test_a_machine_that_cannot_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
