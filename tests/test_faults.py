@@ -6,7 +6,10 @@ import errno
 import io
 import logging
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import sttabt
 from sttabt import artifacts, convert
 from sttabt.errors import UserError
 from sttabt.report.__main__ import main as report
@@ -161,3 +165,49 @@ def test_folders_for_a_while_are_swept_by_the_next(tmp_path: Path, monkeypatch: 
         assert own.is_dir() and own.name.startswith(f"sttabt-{os.getpid()}-")
         assert not left.exists() and living.exists() and other.exists()
     assert not own.exists()
+
+
+KEEPS = """
+import os, sys, tempfile, time
+from sttabt.system.scratch import keep_temporary_files, scratch
+keep_temporary_files()
+import wandb
+from multiprocessing.managers import SyncManager
+"""
+RUNS = """
+run = wandb.init(mode="offline", dir=sys.argv[1], settings=wandb.Settings(silent=True))
+run.log({"table": wandb.Table(columns=["a"], data=[[1]])})
+manager = SyncManager()
+manager.start()
+with scratch() as folder:
+    assert str(folder.parent) == os.environ["SYSTEM"], folder
+    print("ready", flush=True)
+    time.sleep(60 * (sys.argv[2] == "waits"))
+manager.shutdown()
+run.finish()
+"""
+
+
+def test_what_libraries_leave_in_the_folder_for_temporary_files_is_swept(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as system:
+        environment = {
+            **os.environ,
+            "TMPDIR": system,
+            "SYSTEM": system,
+            "PYTHONPATH": str(Path(sttabt.__file__).parents[1]),
+        }
+
+        def start(how: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", KEEPS + RUNS, str(tmp_path), how]
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+        killed = start("waits")
+        assert killed.stdout is not None and killed.stdout.readline() == "ready\n"
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        left = sorted(path.name for path in Path(system).iterdir())
+        assert len(left) == 2 and all(name.startswith(f"sttabt-{killed.pid}-") for name in left), left
+        assert any(path.name.endswith("wandb-media") for path in Path(system).glob("*/*")), "else this tests nothing"
+        ends = start("ends")
+        assert ends.wait(120) == 0
+        assert not list(Path(system).iterdir())

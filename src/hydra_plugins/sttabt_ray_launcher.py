@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from sttabt.cli.sweep import Progress, failed_job
 from sttabt.errors import UserError
-from sttabt.system.scratch import scratch
+from sttabt.system.scratch import keep_temporary_files, scratch
 from sttabt.system.signals import held
 
 OBJECT_STORE = 100 * 2**20  # bytes: jobs hand over files, and little else goes through Ray
@@ -144,6 +144,7 @@ def _lanes(there: dict[str, float], resources: dict[str, float]) -> int:
 
 
 def _run(context: HydraContext, task: TaskFunction, config: DictConfig, state: dict[Any, Any]) -> JobReturn:
+    keep_temporary_files()
     Singleton.set_state(state)
     setup_globals()
     return run_job(

@@ -24,6 +24,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.sweep import Progress, failed_job, log
 from sttabt.errors import TERMINATED, UserError
+from sttabt.system.scratch import keep_temporary_files
 from sttabt.system.signals import end_processes, held, kept_from_children
 
 GRACE = 3.0  # seconds that jobs of this machine have to end in order: a kill loses nothing either
@@ -81,6 +82,7 @@ else:
 
         def __call__(self, *arguments: Any, **named: Any) -> JobReturn:
             """In the job's process: run it."""
+            keep_temporary_files()
             _leave_slurm_to_submitit()
             exits = _catch_signals()
             try:

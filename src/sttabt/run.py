@@ -12,6 +12,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from sttabt.errors import UserError
+from sttabt.system.scratch import keep_temporary_files
 from sttabt.system.signals import check, run_command
 
 if TYPE_CHECKING:
@@ -61,7 +62,12 @@ def main() -> None:
 
 def command() -> None:
     """The process of that command line: also what a signal does to it."""
-    run_command(main, "sttabt.run", "goes on")
+
+    def run() -> None:
+        keep_temporary_files()
+        main()
+
+    run_command(run, "sttabt.run", "goes on")
 
 
 def _read_arguments() -> argparse.Namespace:

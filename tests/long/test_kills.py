@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,13 @@ from sttabt.system.files import checksum
 
 PATIENCE = 600  # seconds, of a machine that is busy with more than this
 KILLS, SIGNALS, NODES, WORKERS = (int(os.environ.get("TRIALS", most)) for most in (60, 20, 4, 4))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(sttabt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+TEMPORARY = Path(tempfile.gettempdir()) / f"test-{os.getpid()}"  # for temporary files of what is started here
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(sttabt.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+    "TMPDIR": str(TEMPORARY),
+}
 DEBUG = ("experiment=debug", "fast_dev_run=0", "hardware.threads=1", "evaluation.timing_rounds=0")
 SHORT = tuple(f"{node}.{name}" for node in ("model", "approx", "sparsity") for name in
               ("training.epochs=2", "training.warmup_epochs=0"))  # fmt: skip
@@ -34,11 +41,18 @@ RIGHT_STATES = (FINISHED, UNFINISHED)
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_folder", "hears_signals")]
 
 
+@pytest.fixture(autouse=True)
+def temporary() -> Iterator[None]:
+    TEMPORARY.mkdir()
+    yield
+    shutil.rmtree(TEMPORARY)
+
+
 @pytest.fixture
 def store() -> Iterator[Path]:
     """On another file system than the folder of runs, where there is one."""
     other = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path.cwd()
-    folder = other / f"sttabt-test-{os.getpid()}"
+    folder = other / f"test-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,7 +142,7 @@ def test_kills_at_random_moments(store: Path) -> None:
                     break
             if code != 0 or _weights(store) != expected:
                 found.trial(f"after {kills} kills: code {code}, other weights\n{Path('log').read_text()[-1000:]}")
-            if left := _litter(store):
+            if left := [*_litter(store), *TEMPORARY.iterdir()]:
                 found.trial(f"left lying: {left}")
 
 
