@@ -59,6 +59,16 @@ def match_tokens(features: Tensor, counts: Sequence[int], merged: Sequence[int],
     return Merging(torch.where(merges, place, places).masked_fill(~present, -1), stays, left)
 
 
+def merge_into(target: Tensor, present: Tensor, counts: Sequence[int], merged: Sequence[int]) -> Merging:
+    """Each row becomes part of the row `target` (B, n), its own where it stays; what stays keeps its order.
+
+    present: (B, n) bool, the `counts` rows of each sample; merged: how many do not stay.
+    """
+    stays = present & (target == torch.arange(target.shape[1], device=target.device))
+    place = (stays.cumsum(1) - 1).gather(1, target).masked_fill(~present, -1)
+    return Merging(place, stays, [rows - pairs for rows, pairs in zip(counts, merged, strict=True)])
+
+
 def most_alike(
     offered: Tensor, taking: Tensor, offers: Tensor, takes: Tensor, merged: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
