@@ -25,7 +25,7 @@ from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import split_heads
 from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped, run_fixed
-from sttabt.engine.merging import run_merged
+from sttabt.engine.merging import attend_rows, matching_rule, run_matched, run_merging
 from sttabt.engine.online import (
     LayerAttention,
     Rule,
@@ -360,12 +360,32 @@ def _(backbone: FrozenBackbone, inputs: Any, selection: Selection) -> Run:
     return Run(backbone.head(unpack(x, present), present), plan, real)
 
 
-@run_merged.register
-def _(backbone: FrozenBackbone, inputs: Any, merged: int) -> Run:
+@attend_rows.register
+def _(
+    backbone: FrozenBackbone,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    counts: list[int],
+    written: list[int],
+    log_size: Tensor | None,
+) -> Tensor:
+    return kernels.attend_ragged(
+        query, key, value, backbone.heads, torch.tensor(counts), torch.tensor(written), log_size
+    )
+
+
+@run_matched.register
+def _(backbone: FrozenBackbone, inputs: Any, pairs: Sequence[Sequence[int]]) -> Run:
+    """All layers in one call where every sample merges as many pairs in every layer; else a layer at a time."""
     real, survivors = backbone.real(inputs), backbone.reads_survivors
+    numbers = {number for layer in pairs for number in layer}
+    if len(numbers) != 1 or (backbone.may_pad and not bool(real.all())):
+        return run_merging(backbone, inputs, matching_rule(pairs, backbone.outputs))
     x, lifetime = kernels.merge(
-        backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1], merged,
-        backbone.outputs, survivors,
+        backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1],
+        numbers.pop(), backbone.outputs, survivors,
     )  # fmt: skip
     plan = TokenPlan(lifetime, backbone.layers)
     return Run(backbone.head(x.view(len(real), -1, x.shape[1])), MergeRecord(plan.alive), real)

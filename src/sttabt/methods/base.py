@@ -23,7 +23,7 @@ from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.merging import run_merged
+from sttabt.engine.merging import MergingRule, run_merging
 from sttabt.engine.online import Rule, rule_of, run_online_dropped, run_online_masked, run_selected
 from sttabt.engine.packed import padding_macs
 from sttabt.engine.run import Run
@@ -260,36 +260,42 @@ class ReceivedMethod(OnlineMethod):
 
 
 class MergingMethod(Method):
-    """Merges tokens of images layer by layer instead of dropping them; it has no masked form."""
+    """Merges tokens layer by layer instead of dropping them; it has no masked form.
 
-    @property
+    weighted: attention counts a merged token as often as it stands for one.
+    """
+
+    weighted = True
+
     @abstractmethod
-    def merged(self) -> int:
-        """Pairs that every layer but the last merges."""
+    def rule(self, real: Tensor) -> MergingRule:
+        """The rule for a batch whose real tokens are `real` (B, N)."""
 
     @abstractmethod
-    def decision_macs(self, tokens: float, head_width: int) -> float:
-        """Multiply-adds of comparing `tokens` tokens of a sample."""
-
-    def check(self, base: Backbone) -> None:
-        if base.may_pad:
-            raise UserError(f"{self.title} merges patches of images: choose another sparsity for text")
+    def decision_macs(self, base: Backbone, layer: int, tokens: int) -> float:
+        """Multiply-adds of what the rule decides in a layer where it merges or drops some of `tokens` rows."""
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_merged(base, inputs, self.merged)
+        return run_merging(base, inputs, self.rule(base.real(inputs)), self.weighted)
 
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
         architecture = base.architecture
+        counts: list[list[int]] = run.plan.counts.tolist()
+        # A rule sees samples padded to the longest, and attention too where it cannot leave padding out.
+        longest = [max(boundary) for boundary in zip(*counts, strict=True)]
+        boundaries = [*zip(*counts, strict=True)]
+        # Where no sample merges anything nothing is compared, and keys have no weight before something is.
+        merging = [layer for layer in range(base.layers - 1) if boundaries[layer] != boundaries[layer + 1]]
+        planning = sum(self.decision_macs(base, layer, longest[layer]) for layer in merging)
         samples = []
-        for own, tokens in zip(run.plan.counts.tolist(), run.real.sum(-1).tolist(), strict=True):
+        for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
             reads, writes = own[:-1], own[1:]
-            every = [*reads[:-1], writes[-1]]
-            planning = sum(self.decision_macs(read, architecture.width // architecture.heads) for read in reads[:-1])
-            # From the second layer on a key has an entry more, its weight (engine.attention.attend_weighted).
-            pairs = sum(query * read for query, read in zip(every[1:], reads[1:], strict=True))
-            weighing = 0 if base.attends_ragged else 2 * pairs
-            found = encoder_macs(architecture, reads, writes, tokens - base.outputs, every, every)
-            samples.append(found | {"planning": planning + architecture.heads * weighing})
+            found = encoder_macs(architecture, reads, writes, tokens - base.outputs, *[[*reads[:-1], writes[-1]]] * 2)
+            pairs = [query * read for query, read in _attended(own if base.attends_ragged else longest)]
+            # A key with a weight has an entry more (engine.attention.attend_weighted).
+            weighed = sum(pairs[merging[0] + 1 :]) if merging and self.weighted and not base.attends_ragged else 0
+            found["attention"] = 2 * (sum(pairs) * architecture.width)
+            samples.append(found | {"planning": planning + 2 * weighed * architecture.heads})
         return _mean(samples)
 
 
@@ -364,6 +370,12 @@ def dense_macs(base: Backbone, real: Tensor) -> dict[str, float]:
     """
     every = ([tokens] * base.layers for tokens in real.sum(-1).tolist())
     return _mean(encoder_macs(base.architecture, reads, reads, reads[0] - base.outputs) for reads in every)
+
+
+def _attended(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Queries and keys of each layer where all rows attend before some of them merge."""
+    reads = counts[:-1]
+    return [*zip(reads[:-1], reads[:-1], strict=True), (counts[-1], reads[-1])]
 
 
 def _mean(samples: Any) -> dict[str, float]:
