@@ -59,7 +59,7 @@ class LayerAttention:
         place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
         if "probabilities" in vars(self):
             picked = place[:, None, :, None].expand(-1, self.heads, -1, self.present.shape[1])
-            probabilities = _dropout(self.probabilities.gather(2, picked), dropout)
+            probabilities = drop_out(self.probabilities.gather(2, picked), dropout)
             return merge_heads(probabilities @ split_heads(self.value, self.heads))[written]
         query = self.query.gather(1, place[..., None].expand(-1, -1, self.query.shape[-1]))
         return attend(query, self.key, self.value, self.heads, padding_bias(self.present), dropout)[written]
@@ -97,7 +97,7 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         attention, dropout = LayerAttention(backbone, query, key, value, real), backbone.attention_dropout(layer)
-        attended = merge_heads(_dropout(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
+        attended = merge_heads(drop_out(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
         mask = rule(layer, attention, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
             mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
@@ -124,7 +124,7 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
         attention, dropout = LayerAttention(backbone, query, key, value, alive), backbone.attention_dropout(layer)
-        attended = merge_heads(_dropout(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
+        attended = merge_heads(drop_out(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
         alive = what_the_last_writes(alive, backbone) if last else rule(layer, attention, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
@@ -190,7 +190,8 @@ def what_the_last_writes(alive: Tensor, backbone: Backbone) -> Tensor:
     return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
 
-def _dropout(probabilities: Tensor, share: float) -> Tensor:
+def drop_out(probabilities: Tensor, share: float) -> Tensor:
+    """Probabilities of which a share is dropped at random; unchanged where the share is 0."""
     return F.dropout(probabilities, share) if share else probabilities
 
 

@@ -42,13 +42,23 @@ Form = Callable[[Backbone, Any, AttentionTrace | None], Predicted]
 
 
 @dataclass(frozen=True)
+class ComparedStates:
+    """What the last layer wrote, (B, N, D), and which rows a loss compares with the teacher's, (B, N); its weight."""
+
+    states: Tensor
+    rows: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class SoftRun:
     """logits (B, classes), and scalar losses by name that are added to the task's; differentiable in the method's
-    weights.
+    weights. compared: for a loss that needs the teacher besides, of a method that `compares_states`.
     """
 
     logits: Tensor
     terms: dict[str, Tensor]
+    compared: ComparedStates | None = None
 
 
 class Method(nn.Module, ABC):
@@ -78,6 +88,9 @@ class Method(nn.Module, ABC):
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a base model that the method cannot prune."""
+
+    def fit_to(self, base: Backbone) -> None:
+        """Make the weights whose sizes are the base model's, where there are none yet; they always start alike."""
 
     @abstractmethod
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
@@ -304,6 +317,11 @@ class TrainedMethod(Method):
 
     The hard run carries no gradient to them, so that they then stay as they are. The settings are TrainedSettings.
     """
+
+    @property
+    def compares_states(self) -> bool:
+        """Whether its soft run gives states that are compared with the teacher's."""
+        return False
 
     @abstractmethod
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
