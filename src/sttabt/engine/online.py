@@ -85,11 +85,14 @@ class OnlineSoftRun:
     masks: Tensor
 
 
-def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSoftRun:
+def run_online_soft(
+    backbone: Backbone, inputs: Any, rule: SoftRule, before_feed_forward: bool = False
+) -> OnlineSoftRun:
     """Computes every token and multiplies each layer's output, residual included, by its mask (METHOD section 4).
 
-    Attention goes on to see tokens whose mask is small: their output is nearly 0, their keys are not. Gradients reach
-    the masks and, through the probabilities, the weights.
+    before_feed_forward: multiplies what the feed-forward reads instead. Attention goes on to see tokens whose mask is
+    small: their output is nearly 0, their keys are not. Gradients reach the masks and, through the probabilities, the
+    weights.
     """
     real = backbone.real(inputs)
     x = backbone.embed(inputs)
@@ -101,7 +104,13 @@ def run_online_soft(backbone: Backbone, inputs: Any, rule: SoftRule) -> OnlineSo
         mask = rule(layer, attention, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
             mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
-        x = backbone.finish(layer, x, attended) * mask[..., None].to(x.dtype)
+        factor = mask[..., None].to(x.dtype)
+        x = backbone.project(layer, x, attended)
+        x = (
+            backbone.feed_forward(layer, x * factor)
+            if before_feed_forward
+            else backbone.feed_forward(layer, x) * factor
+        )
         masks.append(mask)
     left = torch.stack([real, *(mask >= 0.5 for mask in masks[:-1])]).all(0)  # what the last layer would read
     return OnlineSoftRun(backbone.head(x, left), torch.stack(masks, 1))
