@@ -106,7 +106,7 @@ class Pruning(TrainingStage):
         super().__init__(pruned, settings.training, task)
         self.settings = settings
         self.teacher = Frozen(teacher) if settings.distillation > 0 else None
-        for parameter in pruned.base.embeddings():
+        for parameter in pruned.base.embeddings() if pruned.method.trains_base else pruned.base.parameters():
             parameter.requires_grad_(False)
         self.averaged: Any = None
         if settings.ema:
@@ -131,6 +131,12 @@ class Pruning(TrainingStage):
 
     def predict(self, inputs: Any) -> Tensor:
         return self.trained.run(inputs).logits
+
+    def train(self, mode: bool = True) -> Pruning:
+        super().train(mode)
+        if not self.trained.method.trains_base:
+            self.trained.base.eval()  # neither dropped out nor the statistics of a batch
+        return self
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
