@@ -54,7 +54,7 @@ def compute() -> Found:
         names = (
             method_names()
             if kind == "images"
-            else ("dense", "backtracking", "concrete", "ltp", "tome", "pitome", "power_bert")
+            else ("dense", "backtracking", "concrete", "ltp", "tome", "pitome", "power_bert", "diffrate")
         )
         for name in names:
             settings = compose_settings(

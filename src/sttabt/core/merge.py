@@ -59,14 +59,14 @@ def match_tokens(features: Tensor, counts: Sequence[int], merged: Sequence[int],
     return Merging(torch.where(merges, place, places).masked_fill(~present, -1), stays, left)
 
 
-def merge_into(target: Tensor, present: Tensor, counts: Sequence[int], merged: Sequence[int]) -> Merging:
-    """Each row becomes part of the row `target` (B, n), its own where it stays; what stays keeps its order.
+def merge_into(target: Tensor, present: Tensor, left: Sequence[int], weight: Tensor | None = None) -> Merging:
+    """Each row becomes part of the row `target` (B, n): its own where it stays, -1 where it leaves no trace.
 
-    present: (B, n) bool, the `counts` rows of each sample; merged: how many do not stay.
+    present: (B, n) bool; left: how many of each sample stay, which keep their order; weight: as Merging's.
     """
     stays = present & (target == torch.arange(target.shape[1], device=target.device))
-    place = (stays.cumsum(1) - 1).gather(1, target).masked_fill(~present, -1)
-    return Merging(place, stays, [rows - pairs for rows, pairs in zip(counts, merged, strict=True)])
+    place = (stays.cumsum(1) - 1).gather(1, target.clamp_min(0))
+    return Merging(place.masked_fill(~present | (target < 0), -1), stays, left, weight)
 
 
 def most_alike(

@@ -57,4 +57,5 @@ def match_by_energy(
     partner = taking.gather(1, between.masked_fill(~valid[:, None], -torch.inf).argmax(-1))
     target = torch.arange(features.shape[1], device=features.device).repeat(len(features), 1)
     into = torch.where(valid, partner, offered) + outputs  # what is not chosen stays
-    return merge_into(target.scatter(1, offered + outputs, into), present, counts, merged)
+    left = [rows - pairs for rows, pairs in zip(counts, merged, strict=True)]
+    return merge_into(target.scatter(1, offered + outputs, into), present, left)

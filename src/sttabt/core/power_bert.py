@@ -11,18 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import output_tokens
-
 ROUNDING = 1e-6  # a sum of shares is no token more than it should be
-
-
-def ranks(significance: Tensor, real: Tensor, outputs: int = 1) -> Tensor:
-    """(B, N) int64: the rank of each token by its significance (B, N), output tokens first, padding last."""
-    first = significance.masked_fill(output_tokens(real, outputs), torch.inf).masked_fill(~real, -torch.inf)
-    order = first.argsort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
 
 
 def retained(retention: Tensor, rank: Tensor, real: Tensor) -> Tensor:

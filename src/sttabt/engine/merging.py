@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
@@ -25,17 +26,21 @@ GONE = -1e4  # added to a score, leaves a probability of 0 in every precision, a
 class MergingRows:
     """The rows of a layer as a rule sees them, samples padded to the longest: B samples, n rows.
 
-    counts: rows of each sample; present: (B, n) bool, which are there; log_size: (B, n), logarithm of how many tokens a
-    row stands for, None where each stands for one; query, key: (B, n, D), heads not split, of (T, D) rows behind each
-    other.
+    counts: rows of each sample; present: (B, n) bool, which are there; x, query, key: (B, n, D), heads not split, x
+    being what the feed-forward would read; log_size: (B, n), logarithm of how many tokens a row stands for, None where
+    each stands for one. Made of what is behind each other, (T, D) and (T,).
     """
 
     def __init__(
-        self, query: Tensor, key: Tensor, counts: list[int], heads: int, log_size: Tensor | None = None
+        self, backbone: Backbone, x: Tensor, query: Tensor, key: Tensor, counts: list[int], log_size: Tensor | None
     ) -> None:
-        self._query, self._key, self._log_size = query, key, log_size
-        self.counts, self.heads = counts, heads
+        self._x, self._query, self._key, self._log_size = x, query, key, log_size
+        self.counts, self.heads, self.classifiers = counts, backbone.heads, backbone.architecture.classifiers
         self.present = present_places(counts, key.device)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return unpack(self._x, self.present)
 
     @cached_property
     def query(self) -> Tensor:
@@ -53,6 +58,26 @@ class MergingRows:
     def mean_key(self) -> Tensor:
         """(B, n, d): what ToMe and its successors compare, the mean over heads of the keys."""
         return split_heads(self.key, self.heads).mean(1)
+
+    @property
+    def of_class(self) -> Tensor:
+        """(B, n): the attention that each row receives from the class token, whose row alone is computed.
+
+        Mean over heads, and over the tokens that have a classifier, where these are several (distilled DeiT).
+        """
+        log_weight = torch.zeros_like(self.present, dtype=self.key.dtype) if self.log_size is None else self.log_size
+        log_weight = log_weight.masked_fill(~self.present, -torch.inf)
+        return class_attention(self.query[:, : self.classifiers], self.key, log_weight, self.heads)
+
+
+def class_attention(query: Tensor, key: Tensor, log_weight: Tensor, heads: int) -> Tensor:
+    """(B, n): the attention that keys (B, n, D) receive from a few queries (B, c, D), mean over those and the heads.
+
+    log_weight: (B, n), added to the scores of a key.
+    """
+    queries, keys = split_heads(query, heads), split_heads(key, heads)
+    scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    return (scores + log_weight[:, None, None]).softmax(-1).mean((1, 2))
 
 
 # rule(layer, rows) -> what becomes of the rows, None where all go on as they are
@@ -80,7 +105,7 @@ def run_merging(backbone: Backbone, inputs: Any, rule: MergingRule, weighted: bo
         query, key, value = backbone.qkv(layer, x)
         attended = attend_rows(backbone, layer, query, key, value, counts, counts, log_size if weighted else None)
         x = backbone.project(layer, x, attended)
-        merging = rule(layer, MergingRows(query, key, counts, backbone.heads, log_size))
+        merging = rule(layer, MergingRows(backbone, x, query, key, counts, log_size))
         if merging is not None:
             x, size, token = _merge(merging, counts, x, size, token, nobody)
             counts, log_size = list(merging.left), size[:, 0].log()

@@ -108,7 +108,7 @@ class Pruning(TrainingStage):
         self.settings = settings
         taught = settings.distillation > 0 or pruned.method.compares_states
         self.teacher = Frozen(teacher) if taught else None
-        for parameter in pruned.base.embeddings():
+        for parameter in pruned.base.embeddings() if pruned.method.trains_base else pruned.base.parameters():
             parameter.requires_grad_(False)
         self.averaged: Any = None
         if settings.ema:
@@ -141,6 +141,12 @@ class Pruning(TrainingStage):
 
     def predict(self, inputs: Any) -> Tensor:
         return self.trained.run(inputs).logits
+
+    def train(self, mode: bool = True) -> Pruning:
+        super().train(mode)
+        if not self.trained.method.trains_base:
+            self.trained.base.eval()  # neither dropped out nor the statistics of a batch
+        return self
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)

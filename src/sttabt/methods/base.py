@@ -285,8 +285,11 @@ class MergingMethod(Method):
         """The rule for a batch whose real tokens are `real` (B, N)."""
 
     @abstractmethod
-    def decision_macs(self, base: Backbone, layer: int, tokens: int) -> float:
-        """Multiply-adds of what the rule decides in a layer where it merges or drops some of `tokens` rows."""
+    def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
+        """Multiply-adds a sample of what the rule decides in a layer where it merges or drops some rows.
+
+        counts: rows of each sample, of which it sees as many as the longest has; tokens: real ones of each.
+        """
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         return run_merging(base, inputs, self.rule(base.real(inputs)), self.weighted)
@@ -299,11 +302,13 @@ class MergingMethod(Method):
         boundaries = [*zip(*counts, strict=True)]
         # Where no sample merges anything nothing is compared, and keys have no weight before something is.
         merging = [layer for layer in range(base.layers - 1) if boundaries[layer] != boundaries[layer + 1]]
-        planning = sum(self.decision_macs(base, layer, longest[layer]) for layer in merging)
+        real = run.real.sum(-1).tolist()
+        planning = sum(self.decision_macs(base, layer, boundaries[layer], real) for layer in merging)
         samples = []
-        for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
+        for own, tokens in zip(counts, real, strict=True):
             reads, writes = own[:-1], own[1:]
-            found = encoder_macs(architecture, reads, writes, tokens - base.outputs, *[[*reads[:-1], writes[-1]]] * 2)
+            every = [*reads[:-1], writes[-1]]
+            found = encoder_macs(architecture, reads, writes, tokens - base.outputs, every, every)
             pairs = [query * read for query, read in _attended(own if base.attends_ragged else longest)]
             # A key with a weight has an entry more (engine.attention.attend_weighted).
             weighed = sum(pairs[merging[0] + 1 :]) if merging and self.weighted and not base.attends_ragged else 0
@@ -316,7 +321,10 @@ class TrainedMethod(Method):
     """Has parameters that train with the base weights: on its soft run, and from `hard_from` on on the hard run.
 
     The hard run carries no gradient to them, so that they then stay as they are. The settings are TrainedSettings.
+    trains_base: False for a method whose parameters alone learn, while the base model stays as it is.
     """
+
+    trains_base = True
 
     @property
     def compares_states(self) -> bool:

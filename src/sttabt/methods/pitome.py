@@ -9,6 +9,8 @@ it reaches the margin.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
@@ -28,5 +30,5 @@ class Pitome(MergingMethod):
 
         return merge
 
-    def decision_macs(self, base: Backbone, layer: int, tokens: int) -> float:
-        return (tokens - self.outputs) ** 2 * (base.architecture.width // base.heads)
+    def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
+        return (max(counts) - self.outputs) ** 2 * (base.architecture.width // base.heads)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.plan import output_tokens
-from sttabt.core.power_bert import mass_loss, ranks, retained, retention_counts
+from sttabt.core.plan import output_tokens, ranks
+from sttabt.core.power_bert import mass_loss, retained, retention_counts
 from sttabt.core.received import MostReceived
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.online import LayerAttention, SoftRule, run_online_soft
@@ -50,7 +50,7 @@ class PowerBert(ReceivedMethod, TrainedMethod):
             if layer == self.layers - 1:
                 return outputs.to(attention.query.dtype)
             with torch.no_grad():
-                rank = ranks(attention.received(real), real, self.outputs)
+                rank = ranks(attention.received(real).masked_fill(outputs, torch.inf), real)
             return retained(self.retention[layer], rank, real).masked_fill(outputs, 1)
 
         return mask

@@ -6,6 +6,7 @@ its own tokens in a layer. The last layer merges nothing and computes the output
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,6 @@ class Tome(MergingMethod):
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         return run_matched(base, inputs, self.pairs(base.real(inputs)))
 
-    def decision_macs(self, base: Backbone, layer: int, tokens: int) -> float:
-        compared = tokens - self.outputs
+    def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
+        compared = max(counts) - self.outputs
         return (compared // 2) * (compared - compared // 2) * (base.architecture.width // base.heads)
