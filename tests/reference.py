@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sttabt.core.merge import Merging
 from sttabt.core.trace import AttentionTrace
 
 Array = NDArray[np.float64]
@@ -317,3 +318,13 @@ def prediction_divergence(student_logits: Array, teacher_logits: Array) -> float
         for s, t in zip(softmax(student), softmax(teacher), strict=True):
             total += t * (math.log(t) - math.log(s))
     return total / len(student_logits)
+
+
+def merged_sums(merging: Merging, rows: torch.Tensor) -> torch.Tensor:
+    """The rows that are left, zeros behind: each the sum of those of `rows` (B, n, D) that become part of it."""
+    found = rows.new_zeros(rows.shape[0], max(merging.left), rows.shape[2])
+    for sample, places in enumerate(merging.place.tolist()):
+        for row, place in enumerate(places):
+            if place >= 0:
+                found[sample, place] += rows[sample, row]
+    return found

@@ -51,7 +51,11 @@ def compute() -> Found:
     """In the current folder."""
     numbers: dict[str, dict[str, float]] = {}
     for kind, given in (("images", IMAGES), ("text", _text())):
-        names = method_names() if kind == "images" else ("dense", "backtracking", "concrete", "ltp")
+        names = (
+            method_names()
+            if kind == "images"
+            else ("dense", "backtracking", "concrete", "ltp", "tome", "pitome", "power_bert", "diffrate")
+        )
         for name in names:
             settings = compose_settings(
                 [*COMMON, *given, *_training(name), f"sparsity={name}"], output=f"{kind}/{name}"

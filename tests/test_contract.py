@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import TEXTS, make_backbone, make_inputs
+from conftest import make_backbone, make_inputs
 from sttabt.backbones.lvvit import Stemmed
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.methods.base import MergingMethod, TrainedMethod
 from sttabt.models.pruned import PrunedModel
@@ -77,7 +76,7 @@ def test_a_check_that_says_nothing_of_a_case_is_skipped_and_no_other(method: str
     images, texts = contract.Case(method, "digits"), contract.Case(method, "bert")
     assert _skips(contract.check_masked_equals_dropped, images) == merges
     assert _skips(contract.check_padding_changes_nothing, images)
-    assert merges or not _skips(contract.check_padding_changes_nothing, texts)
+    assert not _skips(contract.check_padding_changes_nothing, texts)
     assert _skips(contract.check_the_knob_moves_what_is_kept, images) == (not rising)
     never = set(contract.CHECKS) - {
         contract.check_masked_equals_dropped,
@@ -89,7 +88,7 @@ def test_a_check_that_says_nothing_of_a_case_is_skipped_and_no_other(method: str
 
 def test_the_checks_that_can_be_skipped_apply_to_most_methods() -> None:
     kinds = [find_method(name) for name in method_names()]
-    assert sum(issubclass(kind, MergingMethod) for kind in kinds) == 1
+    assert 2 * sum(issubclass(kind, MergingMethod) for kind in kinds) < len(kinds)
     assert sum(bool(method_settings(name).rising) for name in method_names()) >= 5
 
 
@@ -169,9 +168,3 @@ def test_words_that_are_dropped_are_not_read() -> None:
     nowhere = text.ids.masked_fill(~plan.alive[:, 0], 10**6)  # outside the vocabulary: looking it up would fail
     changed = Text(nowhere, text.types, text.real)
     torch.testing.assert_close(run_dropped(model.base, changed, plan), run_dropped(model.base, text, plan))
-
-
-@pytest.mark.parametrize("backbone", TEXTS)
-def test_merging_of_text_is_refused(backbone: str) -> None:
-    with pytest.raises(UserError, match="ToMe merges patches of images"):
-        make_model(backbone, "tome", {})

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from conftest import make_backbone, make_images
-from sttabt.core.merge import match_tokens
-from sttabt.engine.merging import run_merged
+from reference import merged_sums
+from sttabt.core.merge import match_tokens, pairs_to_merge
+from sttabt.engine.merging import run_matched
 
 
 def slow_groups(features: torch.Tensor, merged: int, outputs: int) -> list[list[int]]:
@@ -29,19 +30,27 @@ def slow_groups(features: torch.Tensor, merged: int, outputs: int) -> list[list[
 def test_the_most_alike_pairs_merge(n: int, outputs: int, merged: int) -> None:
     generator = torch.Generator().manual_seed(n + merged)
     features = torch.randn(3, n, 6, generator=generator, dtype=torch.float64)
-    matching = match_tokens(features, merged, outputs)
+    counts = [n, n - 2, n]  # the second is padded
+    pairs = pairs_to_merge([merged] * 3, counts, outputs)
+    assert pairs == [min(merged, (own - outputs) // 2) for own in counts]
+    matching = match_tokens(features, counts, pairs, outputs)
     places = torch.eye(n, dtype=torch.float64).expand(3, n, n)
-    sums = matching.merge(places)
-    for sample in range(3):
-        found = sorted(row.nonzero().flatten().tolist() for row in sums[sample])
-        assert found == slow_groups(features[sample], min(merged, (n - outputs) // 2), outputs)
-    assert torch.equal(matching.stay[:, :outputs], torch.arange(outputs).expand(3, -1))
+    sums = merged_sums(matching, places)
+    for sample, own in enumerate(counts):
+        rows = sums[sample, : matching.left[sample]]
+        found = sorted(row.nonzero().flatten().tolist() for row in rows)
+        assert found == slow_groups(features[sample, :own], pairs[sample], outputs)
+        assert not matching.stays[sample, own:].any() and (matching.place[sample, own:] == -1).all()
+        names = sorted(matching.place[sample, matching.stays[sample]].tolist())
+        assert names == list(range(matching.left[sample])), "every row that is left has one that it stands for"
+    assert torch.equal(matching.place[:, :outputs], torch.arange(outputs).expand(3, -1))
 
 
 @torch.inference_mode()
 def test_merging_nothing_is_the_dense_model(vision_name: str) -> None:
     base, images = make_backbone(vision_name), make_images(vision_name)
-    torch.testing.assert_close(run_merged(base, images, 0).logits, base(images), atol=1e-5, rtol=1e-5)
+    pairs = [[0] * len(images)] * (base.layers - 1)
+    torch.testing.assert_close(run_matched(base, images, pairs).logits, base(images), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -51,6 +60,14 @@ def test_tokens_that_are_the_same_may_merge_without_effect() -> None:
     images[:] = images[..., :1, :1]  # every patch the same
     with torch.no_grad():
         base.model.pos_embed[:, 1:] = base.model.pos_embed[:, 1:2]
-    merged = run_merged(base, images, 10)
+    merged = run_matched(base, images, [[10] * len(images)] * (base.layers - 1))
     assert merged.plan.alive.sum(-1)[0].tolist() == [50, 40, 30, 1]
     torch.testing.assert_close(merged.logits, base(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_sample_that_merges_nothing_keeps_its_order() -> None:
+    """Beside one that merges, too: its halves in later layers must not depend on its batch."""
+    features = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    matching = match_tokens(features, [9, 7], [2, 0])
+    assert matching.place[1].tolist() == [0, 1, 2, 3, 4, 5, 6, -1, -1] and matching.left == [7, 7]
+    assert matching.place[0].tolist() != list(range(9))

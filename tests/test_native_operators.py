@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference import merged_sums
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, backtrack, backtrack_fixed
 from sttabt.core.concrete import concrete_plan, weighted_percentile
-from sttabt.core.merge import match_tokens
+from sttabt.core.merge import match_tokens, pairs_to_merge
 from sttabt.core.received import AboveThreshold, MostReceived
 from sttabt.core.trace import AttentionTrace
 from sttabt.native import cpu, operators
@@ -483,9 +484,11 @@ def test_layers_that_merge(
     found, lifetime = ops.merge(x, *pair, tokens, merged, outputs, survivors)
 
     def decide(_: int, __: Tensor, key: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        matching = match_tokens(key[None], merged, outputs)
-        size = matching.merge(weight[None])
-        return matching.stay[0], (matching.merge((x * weight)[None]) / size)[0], size[0]
+        pairs = pairs_to_merge([merged], [len(key)], outputs)
+        matching = match_tokens(key[None], [len(key)], pairs, outputs)
+        size, stays = merged_sums(matching, weight[None]), matching.stays[0].nonzero()[:, 0]
+        stay = torch.empty_like(stays).scatter(0, matching.place[0, stays], stays)
+        return stay, (merged_sums(matching, (x * weight)[None]) / size)[0], size[0]
 
     written = found.unflatten(0, (samples, -1))
     for own, rows, lives in zip(x.split(tokens), written, lifetime, strict=True):

@@ -1,7 +1,11 @@
-"""Bipartite soft matching: which tokens are alike enough to become one. (ToMe, Bolya et al., ICLR 2023, section 3)"""
+"""Which rows become one. B batch, n rows of the longest sample, d features.
+
+Bipartite soft matching is ToMe's (Bolya et al., ICLR 2023, section 3).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,44 +14,75 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Matching:
-    """stay: (B, s) places that stay as they are or take others in; source, target: (B, r) who merges into whom.
+class Merging:
+    """What becomes of the rows (B, n) of a layer; the samples have `left` of them afterwards.
 
-    Places count within the rows given; targets are places within `stay`.
+    place: (B, n) int64, which of those that are left a row becomes part of; -1 where it leaves no trace and on padding.
+    stays: (B, n) bool, the rows that go on to stand for their token: at most one for each that is left. A row without
+    stands for no token alone. weight: (B, n), of a row in the mean of those that become one; None: as many tokens as it
+    stands for.
     """
 
-    stay: Tensor
-    source: Tensor
-    target: Tensor
-
-    def _take(self, rows: Tensor) -> Tensor:
-        """The rows (B, n, D) that stay, (B, s, D), without what merges into them."""
-        return rows.gather(1, self.stay[..., None].expand(-1, -1, rows.shape[-1]))
-
-    def merge(self, rows: Tensor) -> Tensor:
-        """The rows that stay, each with the sum of those that merge into it: (B, s, D)."""
-        width = rows.shape[-1]
-        merging = rows.gather(1, self.source[..., None].expand(-1, -1, width))
-        return self._take(rows).scatter_add(1, self.target[..., None].expand(-1, -1, width), merging)
+    place: Tensor
+    stays: Tensor
+    left: Sequence[int]
+    weight: Tensor | None = None
 
 
-def match_tokens(features: Tensor, merged: int, outputs: int = 1) -> Matching:
-    """Merge the `merged` most alike pairs of (B, n, d) features, by cosine; the first `outputs` rows take no part.
+def pairs_to_merge(wanted: Sequence[int], counts: Sequence[int], outputs: int = 1) -> list[int]:
+    """Of samples of `counts` rows, the pairs that merge: as many as wanted, at most half of those that take part.
 
-    Rows alternate between two halves; each of the first half is offered its most alike of the second. At most half of
-    the rows that take part merge.
+    The first `outputs` rows take no part.
     """
-    n = features.shape[1]
-    places = torch.arange(n, device=features.device)
-    offered, taking = places[outputs::2], places[outputs + 1 :: 2]
-    merged = min(merged, len(taking), len(offered))
-    batch = features.shape[0]
-    if not merged:
-        none = places[:0].expand(batch, -1)
-        return Matching(places.expand(batch, -1), none, none)
-    features = F.normalize(features, dim=-1)
-    best, partner = (features[:, offered] @ features[:, taking].transpose(1, 2)).max(-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    going, keeping = order[:, :merged], order[:, merged:].sort(-1).values
-    stay = torch.cat([places[:outputs].expand(batch, -1), taking.expand(batch, -1), offered[keeping]], dim=1)
-    return Matching(stay, offered[going], partner.gather(1, going) + outputs)
+    return [max(min(pairs, (rows - outputs) // 2), 0) for pairs, rows in zip(wanted, counts, strict=True)]
+
+
+def match_tokens(features: Tensor, counts: Sequence[int], merged: Sequence[int], outputs: int = 1) -> Merging:
+    """Merge the most alike pairs of (B, n, d) features, by cosine; the first `outputs` rows take no part.
+
+    counts: rows of each sample, the first of its n; merged: its pairs, as `pairs_to_merge` says. Rows alternate between
+    two halves; each of the first half is offered its most alike of the second. What is left is the outputs, the second
+    half, and those of the first half that did not merge, in this order.
+    """
+    present = first_places(counts, features.shape[1], features.device)
+    offered, taking = present[:, outputs::2], present[:, outputs + 1 :: 2]
+    going, partner = most_alike(features[:, outputs::2], features[:, outputs + 1 :: 2], offered, taking, merged)
+    places = torch.arange(features.shape[1], device=features.device)
+    place = places.repeat(len(features), 1)
+    place[:, outputs + 1 :: 2] = outputs + places[: taking.shape[1]]
+    behind = outputs + taking.sum(1, keepdim=True) + (offered & ~going).cumsum(1) - 1
+    place[:, outputs::2] = torch.where(going, outputs + partner, behind)
+    stays = present.clone()
+    stays[:, outputs::2] &= ~going
+    left = [rows - pairs for rows, pairs in zip(counts, merged, strict=True)]
+    merges = torch.tensor(merged, device=place.device)[:, None] > 0  # other samples of the batch keep their order
+    return Merging(torch.where(merges, place, places).masked_fill(~present, -1), stays, left)
+
+
+def merge_into(target: Tensor, present: Tensor, left: Sequence[int], weight: Tensor | None = None) -> Merging:
+    """Each row becomes part of the row `target` (B, n): its own where it stays, -1 where it leaves no trace.
+
+    present: (B, n) bool; left: how many of each sample stay, which keep their order; weight: as Merging's.
+    """
+    stays = present & (target == torch.arange(target.shape[1], device=target.device))
+    place = (stays.cumsum(1) - 1).gather(1, target.clamp_min(0))
+    return Merging(place.masked_fill(~present | (target < 0), -1), stays, left, weight)
+
+
+def most_alike(
+    offered: Tensor, taking: Tensor, offers: Tensor, takes: Tensor, merged: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Which rows of `offered` (B, a, d) merge, (B, a) bool, and with which row of `taking` (B, b, d) each, (B, a).
+
+    offers, takes: (B, a), (B, b) bool, the rows that are there; the `merged` of a sample whose cosine is largest merge.
+    """
+    alike = F.normalize(offered, dim=-1) @ F.normalize(taking, dim=-1).transpose(1, 2)
+    best, partner = alike.masked_fill(~takes[:, None], -torch.inf).max(-1)
+    order = best.masked_fill(~offers, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    chosen = first_places(merged, order.shape[1], order.device)
+    return torch.zeros_like(offers).scatter(1, order, chosen), partner
+
+
+def first_places(counts: Sequence[int], places: int, device: torch.device) -> Tensor:
+    """(B, places) bool: the first places of each sample, as many as its count."""
+    return torch.arange(places, device=device) < torch.tensor(counts, device=device)[:, None]

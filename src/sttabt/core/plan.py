@@ -170,16 +170,19 @@ def tokens_to_keep(keep: float, real_tokens: Tensor) -> Tensor:
     return torch.ceil(keep * real_tokens.double()).long().clamp_min(1)
 
 
-def largest(importance: Tensor, count: Tensor, among: Tensor) -> Tensor:
-    """The `count` (B,) largest of `importance` (B, N) within the set `among` (B, N): (B, N) bool.
+def ranks(importance: Tensor, among: Tensor) -> Tensor:
+    """(B, N) int64: the place of each token in the order of falling importance (B, N); those not `among` come last.
 
-    Ties go to the earlier token, so the choice does not depend on the batch.
+    Ties go to the earlier token, so the order does not depend on the batch.
     """
     ranked = importance.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(ranked).scatter_(
-        -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
-    )
-    return (rank < count[:, None]) & among
+    places = torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
+    return torch.empty_like(ranked).scatter_(-1, ranked, places)
+
+
+def largest(importance: Tensor, count: Tensor, among: Tensor) -> Tensor:
+    """The `count` (B,) largest of `importance` (B, N) within the set `among` (B, N): (B, N) bool; ties as `ranks`."""
+    return (ranks(importance, among) < count[:, None]) & among
 
 
 def rows_with_weight(weight: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor]:

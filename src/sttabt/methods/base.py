@@ -23,7 +23,7 @@ from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
-from sttabt.engine.merging import run_merged
+from sttabt.engine.merging import MergingRule, run_merging
 from sttabt.engine.online import Rule, rule_of, run_online_dropped, run_online_masked, run_selected
 from sttabt.engine.packed import padding_macs
 from sttabt.engine.run import Run
@@ -42,13 +42,23 @@ Form = Callable[[Backbone, Any, AttentionTrace | None], Predicted]
 
 
 @dataclass(frozen=True)
+class ComparedStates:
+    """What the last layer wrote, (B, N, D), and which rows a loss compares with the teacher's, (B, N); its weight."""
+
+    states: Tensor
+    rows: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class SoftRun:
     """logits (B, classes), and scalar losses by name that are added to the task's; differentiable in the method's
-    weights.
+    weights. compared: for a loss that needs the teacher besides, of a method that `compares_states`.
     """
 
     logits: Tensor
     terms: dict[str, Tensor]
+    compared: ComparedStates | None = None
 
 
 class Method(nn.Module, ABC):
@@ -78,6 +88,9 @@ class Method(nn.Module, ABC):
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a base model that the method cannot prune."""
+
+    def fit_to(self, base: Backbone) -> None:
+        """Make the weights whose sizes are the base model's, where there are none yet; they always start alike."""
 
     @abstractmethod
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
@@ -203,26 +216,41 @@ class OnlineMethod(Method):
     def forms(self) -> dict[str, Form]:
         return super().forms() | {"masked": self.masked}
 
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether the rule reads the attention that all rows give, so that those are computed that it drops; otherwise
+        it reads the class token's row alone.
+        """
+        return True
+
+    def decides(self, layer: int) -> bool:
+        """Whether the rule drops anything there; the last layer is never asked."""
+        return True
+
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
-        counts = run.plan.counts.tolist()
+        counts, deciding = run.plan.counts.tolist(), [self.decides(layer) for layer in range(self.layers - 1)]
         longest = [max(boundary) for boundary in zip(*counts, strict=True)]
         samples = []
         for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
-            # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
-            found = self._encoder_macs(base, own, tokens)
-            if base.attends_ragged:  # all rows attend, those too that are not written
-                pairs = sum(read * (read - write) for read, write in pairwise(own[:-1]))
-                found["attention"] += pairs * base.architecture.width
-                attended = own
-            else:  # attention, and the rule on it, run on samples padded to the longest
-                found["attention"] = self._encoder_macs(base, longest, tokens)["attention"]
-                attended = longest
-            samples.append(found | {"planning": sum(self.decision_macs(read) for read in attended[:-2])})
+            reads, writes = own[:-1], own[1:]
+            # All rows have a query, as nothing is known before; the last layer has nothing to decide.
+            queries = [*reads[:-1], writes[-1]]
+            found = encoder_macs(base.architecture, reads, writes, tokens - base.outputs, queries)
+            # Attention, and the rule on it, may run on samples padded to the longest.
+            attended = own if base.attends_ragged else longest
+            found["attention"] = self._attention_macs(base, attended)
+            asked = [read for decides, read in zip(deciding, attended[:-2], strict=True) if decides]
+            row = 0 if self.reads_every_row else base.architecture.classifiers * base.architecture.width
+            samples.append(found | {"planning": sum(self.decision_macs(read) + row * read for read in asked)})
         return _mean(samples)
 
-    def _encoder_macs(self, base: Backbone, counts: list[int], tokens: int) -> dict[str, float]:
-        reads, writes = counts[:-1], counts[1:]
-        return encoder_macs(base.architecture, reads, writes, tokens - base.outputs, [*reads[:-1], writes[-1]])
+    def _attention_macs(self, base: Backbone, counts: list[int]) -> float:
+        found, layers = 0.0, list(pairwise(counts))
+        for layer, (read, write) in enumerate(layers):
+            every = self.reads_every_row and layer < len(layers) - 1
+            scored, summed = (read, read if base.attends_ragged else write) if every else (write, write)
+            found += (scored + summed) * read
+        return found * base.architecture.width
 
 
 class ReceivedMethod(OnlineMethod):
@@ -245,36 +273,47 @@ class ReceivedMethod(OnlineMethod):
 
 
 class MergingMethod(Method):
-    """Merges tokens of images layer by layer instead of dropping them; it has no masked form."""
+    """Merges tokens layer by layer instead of dropping them; it has no masked form.
 
-    @property
+    weighted: attention counts a merged token as often as it stands for one.
+    """
+
+    weighted = True
+
     @abstractmethod
-    def merged(self) -> int:
-        """Pairs that every layer but the last merges."""
+    def rule(self, real: Tensor) -> MergingRule:
+        """The rule for a batch whose real tokens are `real` (B, N)."""
 
     @abstractmethod
-    def decision_macs(self, tokens: float, head_width: int) -> float:
-        """Multiply-adds of comparing `tokens` tokens of a sample."""
+    def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
+        """Multiply-adds a sample of what the rule decides in a layer where it merges or drops some rows.
 
-    def check(self, base: Backbone) -> None:
-        if base.may_pad:
-            raise UserError(f"{self.title} merges patches of images: choose another sparsity for text")
+        counts: rows of each sample, of which it sees as many as the longest has; tokens: real ones of each.
+        """
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_merged(base, inputs, self.merged)
+        return run_merging(base, inputs, self.rule(base.real(inputs)), self.weighted)
 
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
         architecture = base.architecture
+        counts: list[list[int]] = run.plan.counts.tolist()
+        # A rule sees samples padded to the longest, and attention too where it cannot leave padding out.
+        longest = [max(boundary) for boundary in zip(*counts, strict=True)]
+        boundaries = [*zip(*counts, strict=True)]
+        # Where no sample merges anything nothing is compared, and keys have no weight before something is.
+        merging = [layer for layer in range(base.layers - 1) if boundaries[layer] != boundaries[layer + 1]]
+        real = run.real.sum(-1).tolist()
+        planning = sum(self.decision_macs(base, layer, boundaries[layer], real) for layer in merging)
         samples = []
-        for own, tokens in zip(run.plan.counts.tolist(), run.real.sum(-1).tolist(), strict=True):
+        for own, tokens in zip(counts, real, strict=True):
             reads, writes = own[:-1], own[1:]
             every = [*reads[:-1], writes[-1]]
-            planning = sum(self.decision_macs(read, architecture.width // architecture.heads) for read in reads[:-1])
-            # From the second layer on a key has an entry more, its weight (engine.attention.attend_weighted).
-            pairs = sum(query * read for query, read in zip(every[1:], reads[1:], strict=True))
-            weighing = 0 if base.attends_ragged else 2 * pairs
             found = encoder_macs(architecture, reads, writes, tokens - base.outputs, every, every)
-            samples.append(found | {"planning": planning + architecture.heads * weighing})
+            pairs = [query * read for query, read in _attended(own if base.attends_ragged else longest)]
+            # A key with a weight has an entry more (engine.attention.attend_weighted).
+            weighed = sum(pairs[merging[0] + 1 :]) if merging and self.weighted and not base.attends_ragged else 0
+            found["attention"] = 2 * (sum(pairs) * architecture.width)
+            samples.append(found | {"planning": planning + 2 * weighed * architecture.heads})
         return _mean(samples)
 
 
@@ -282,7 +321,15 @@ class TrainedMethod(Method):
     """Has parameters that train with the base weights: on its soft run, and from `hard_from` on on the hard run.
 
     The hard run carries no gradient to them, so that they then stay as they are. The settings are TrainedSettings.
+    trains_base: False for a method whose parameters alone learn, while the base model stays as it is.
     """
+
+    trains_base = True
+
+    @property
+    def compares_states(self) -> bool:
+        """Whether its soft run gives states that are compared with the teacher's."""
+        return False
 
     @abstractmethod
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
@@ -296,6 +343,52 @@ class TrainedMethod(Method):
         return super().forms() | {"soft": self.soft}
 
 
+class TunedMethod(TrainedMethod):
+    """Has no weights of its own: the base weights learn under its choices, which drop tokens from the first epoch on.
+
+    The settings are TunedSettings.
+    """
+
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        return SoftRun(self.run(base, inputs, trace).logits, {})
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        return []
+
+    def forms(self) -> dict[str, Form]:
+        """Without a soft run beside the hard one: they are the same."""
+        return Method.forms(self)
+
+
+class ClassAttentionMethod(OnlineMethod, TunedMethod):
+    """Decides by the class token's attention, at the layers that its settings name: no other row is computed for it."""
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__(settings, layers, outputs)
+        self.deciding = settings.deciding(layers)
+
+    @property
+    def reads_every_row(self) -> bool:
+        return False
+
+    def decides(self, layer: int) -> bool:
+        return layer in self.deciding
+
+    def check(self, base: Backbone) -> None:
+        check_class_token(self.title, base)
+
+    def decision_macs(self, tokens: float) -> float:
+        return 0.0
+
+
+def check_class_token(title: str, base: Backbone) -> None:
+    """Raises UserError for a model without a class token, whose attention the method reads."""
+    if base.outputs < 1:
+        raise UserError(
+            f"{title} scores tokens by the attention of a class token, and this model has none: choose another sparsity"
+        )
+
+
 def dense_macs(base: Backbone, real: Tensor) -> dict[str, float]:
     """Multiply-adds of a sample in the base model's own forward, by PARTS, mean over samples that are not padded.
 
@@ -303,6 +396,12 @@ def dense_macs(base: Backbone, real: Tensor) -> dict[str, float]:
     """
     every = ([tokens] * base.layers for tokens in real.sum(-1).tolist())
     return _mean(encoder_macs(base.architecture, reads, reads, reads[0] - base.outputs) for reads in every)
+
+
+def _attended(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Queries and keys of each layer where all rows attend before some of them merge."""
+    reads = counts[:-1]
+    return [*zip(reads[:-1], reads[:-1], strict=True), (counts[-1], reads[-1])]
 
 
 def _mean(samples: Any) -> dict[str, float]:

@@ -1,15 +1,36 @@
-"""ToMe: tokens that are alike become one."""
+"""ToMe: tokens that are alike become one. (Bolya et al., ICLR 2023, section 3)
+
+Texts, which the paper has none of, merge as images do: their padding takes no part, and a text loses at most half of
+its own tokens in a layer. The last layer merges nothing and computes the output tokens alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.merging import MergingRule, matching_rule, run_matched
+from sttabt.engine.run import Run
 from sttabt.methods.base import MergingMethod
 
 
 class Tome(MergingMethod):
-    @property
-    def merged(self) -> int:
-        return self.settings.merged
+    def pairs(self, real: Tensor) -> list[list[int]]:
+        """How many pairs each layer merges of each sample, of real tokens (B, N)."""
+        settings = self.settings
+        each = [int(settings.share * tokens) if settings.share else settings.merged for tokens in real.sum(-1).tolist()]
+        return [each] * (self.layers - 1)
 
-    def decision_macs(self, tokens: float, head_width: int) -> float:
-        compared = tokens - self.outputs
-        return (compared // 2) * (compared - compared // 2) * head_width
+    def rule(self, real: Tensor) -> MergingRule:
+        return matching_rule(self.pairs(real), self.outputs)
+
+    def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
+        return run_matched(base, inputs, self.pairs(base.real(inputs)))
+
+    def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
+        compared = max(counts) - self.outputs
+        return (compared // 2) * (compared - compared // 2) * (base.architecture.width // base.heads)

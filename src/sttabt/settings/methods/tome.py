@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sttabt.settings.fields import at_least, setting
+from sttabt.settings.fields import SHARE, at_least, setting
 from sttabt.settings.methods.base import MethodSettings
+
+
+def _share_is_asked_for(settings: Any, _: str) -> str | None:
+    return "sparsity.share says how many" if settings.sparsity.share else None
 
 
 @dataclass
@@ -17,7 +22,22 @@ class TomeSettings(MethodSettings):
     implementation = "sttabt.methods.tome:Tome"
     colour = "#56B4E9"
     order = 5
-    examples = ({}, {"merged": 3})
+    examples = ({}, {"merged": 3}, {"share": 0.2})
     rising = (3, 1, 0)
 
-    merged: int = setting(8, "pairs that every layer but the last merges", at_least(0), knob=True)
+    merged: int = setting(
+        8,
+        "pairs that every layer but the last merges, at most half of the tokens that a sample has left",
+        at_least(0),
+        knob=True,
+        when=_share_is_asked_for,
+    )
+    share: float = setting(
+        0.0,
+        "pairs as a share of a sample's real tokens, for texts, which differ in length; 0: as many as `merged` says",
+        SHARE,
+    )
+
+    @property
+    def knob(self) -> tuple[str, Any] | None:
+        return ("share", self.share) if self.share else ("merged", self.merged)

@@ -1,0 +1,56 @@
+"""PoWER-BERT: how many of the most attended tokens each layer keeps is learned. (Goyal et al., ICML 2020, section 3)
+
+Training learns the retention on soft masks first, each layer's rows multiplied between its attention and its
+feed-forward; from `hard_from` on the retention stands, as counts, and the weights learn to do with them: the paper's
+second and third step in one training.
+
+Deviations. The paper pads texts to one length and has a parameter for each of its places; here tokens share one with
+those of the same share of their text's length, so that texts of any length, and images, read the same. The loss
+therefore takes shares of tokens where the paper sums tokens. Parameters are cut to [0, 1] where they are read instead
+of after each update. Significance is the mean over heads and rows, the token's own row among them, which the released
+code leaves out. The last layer computes the output tokens alone, so that it has nothing to retain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.plan import output_tokens, ranks
+from sttabt.core.power_bert import mass_loss, retained, retention_counts
+from sttabt.core.received import MostReceived
+from sttabt.core.trace import AttentionTrace
+from sttabt.engine.online import LayerAttention, SoftRule, run_online_soft
+from sttabt.methods.base import ReceivedMethod, SoftRun, TrainedMethod
+
+
+class PowerBert(ReceivedMethod, TrainedMethod):
+    """`retention` (L-1, bins), of all layers but the last."""
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__(settings, layers, outputs)
+        self.retention = nn.Parameter(torch.full((layers - 1, settings.bins), float(settings.start)))
+
+    def selection(self, real: Tensor) -> MostReceived:
+        return MostReceived(retention_counts(self.retention, real))
+
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        run, real = run_online_soft(base, inputs, self._soft_rule(), before_feed_forward=True), base.real(inputs)
+        return SoftRun(run.logits, {"mass": mass_loss(run.masks[:, :-1], real, self.settings.mass_weight)})
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        return [(self.retention, self.settings.retention_rate)]
+
+    def _soft_rule(self) -> SoftRule:
+        def mask(layer: int, attention: LayerAttention, real: Tensor) -> Tensor:
+            outputs = output_tokens(real, self.outputs)
+            if layer == self.layers - 1:
+                return outputs.to(attention.query.dtype)
+            with torch.no_grad():
+                rank = ranks(attention.received(real).masked_fill(outputs, torch.inf), real)
+            return retained(self.retention[layer], rank, real).masked_fill(outputs, 1)
+
+        return mask
