@@ -32,6 +32,7 @@ from sttabt.settings import (
     Settings,
     TrainedSettings,
     TrainingSettings,
+    TunedSettings,
     method_names,
     method_settings,
 )
@@ -83,7 +84,7 @@ def prune(
     network = None
     if pruning.attention == "approximate":
         network = _network(base, approx)
-    if isinstance(sparsity, TrainedSettings):
+    if isinstance(sparsity, TrainedSettings) and not isinstance(sparsity, TunedSettings):
         log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", pruning.title, method)
     return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
 

@@ -43,6 +43,16 @@ def state_error(approx: Tensor, base: Tensor, rows: Tensor) -> Tensor:
     return ((approx - base).square().mean(-1) * weight).sum(-1).mean()
 
 
+def token_divergence(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error of last states (B, N, D), a scalar: over the rows of a batch that `weight` (B, N) says count.
+
+    Both are normalised row by row first, as a head does, so that a residual stream's scale does not matter.
+    """
+    width = student.shape[-1:]
+    error = (F.layer_norm(student, width) - F.layer_norm(teacher, width)).square().mean(-1)
+    return (error * weight).sum() / weight.sum().clamp_min(1)
+
+
 def prediction_error(approx_logits: Tensor, base_logits: Tensor) -> Tensor:
     """Mean squared error of the predicted probabilities, a scalar; logits (B, classes).
 

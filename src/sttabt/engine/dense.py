@@ -18,10 +18,13 @@ from sttabt.engine.packed import attend_packed, unpack
 
 @dataclass(frozen=True)
 class DenseRun:
-    """logits (B, classes); hidden: the input of each layer, L tensors (B, N, D), hidden[0] the embedding; trace."""
+    """logits (B, classes); hidden: the input of each layer, L tensors (B, N, D), hidden[0] the embedding; states: what
+    the last layer wrote, (B, N, D); trace.
+    """
 
     logits: Tensor
     hidden: tuple[Tensor, ...]
+    states: Tensor
     trace: AttentionTrace
 
 
@@ -39,7 +42,7 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended)
     trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
-    return DenseRun(backbone.head(x), tuple(hidden), trace)
+    return DenseRun(backbone.head(x), tuple(hidden), x, trace)
 
 
 @dispatched

@@ -198,29 +198,51 @@ class FrozenTrace(AttentionTrace):
 
 
 class FrozenAttention(LayerAttention):
-    """What all rows give is known already; queries and keys are computed when something else is asked for.
+    """Of packed rows x (T, D), `counts` (B,) of each sample. What a rule reads decides what is computed.
 
-    x: what the layer reads, (T, D); sums: (T,), what each token receives from all rows of its sample.
+    All rows at once, which gives what each token receives beside what each row attends to; or queries, keys and values.
     """
 
-    def __init__(self, backbone: FrozenBackbone, layer: int, x: Tensor, sums: Tensor, present: Tensor) -> None:
-        self.backbone, self.layer, self.x = backbone, layer, x
-        self.sums, self.present, self.heads = sums, present, backbone.heads
+    def __init__(self, backbone: FrozenBackbone, layer: int, x: Tensor, counts: Tensor, present: Tensor) -> None:
+        self.backbone, self.layer, self.x, self.counts = backbone, layer, x, counts
+        self.present, self.heads, self.classifiers = present, backbone.heads, backbone.architecture.classifiers
 
     @cached_property
     def query(self) -> Tensor:  # type: ignore[override]
-        return unpack(self.backbone.queries_keys(self.layer, self.x)[0], self.present)
+        return unpack(self._inputs[0], self.present)
 
     @cached_property
     def key(self) -> Tensor:  # type: ignore[override]
-        return unpack(self.backbone.queries_keys(self.layer, self.x)[1], self.present)
+        return unpack(self._inputs[1], self.present)
+
+    @cached_property
+    def value(self) -> Tensor:  # type: ignore[override]
+        return unpack(self._inputs[2], self.present)
 
     def received(self, rows: Tensor) -> Tensor:
         if rows is self.present:
-            return unpack(self.sums[:, None], self.present)[..., 0]
+            return unpack(self._whole[1][:, None], self.present)[..., 0]
         queries, keys = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
         weight = rows.to(queries.dtype) / rows.sum(-1, keepdim=True)
         return kernels.column_sums(queries, keys, weight, self.present, queries.shape[-1] ** -0.5, 0.0, False)
+
+    def attended(self, keep: Tensor, dropout: float) -> Tensor:
+        kept = keep[self.present]
+        if "_whole" in vars(self):
+            return self._whole[0][kept]
+        query, key, value = self._inputs
+        return kernels.attend_ragged(query[kept], key, value, self.heads, self.counts, keep.sum(1), None)
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """What all rows attend to, (T, D), and what each token receives from those of its sample, (T,)."""
+        encoder = self.backbone.encoder
+        return kernels.layer_attend(self.x, encoder.buffer, encoder.sizes, self.layer, self.counts)
+
+    @cached_property
+    def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (T, D)."""
+        return self.backbone.qkv(self.layer, self.x)
 
 
 def embed_real(backbone: FrozenBackbone, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,16 +326,16 @@ def _topk(
 
 @run_online_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
-    """Rows of the samples stay packed. All of them attend before the rule decides, as it needs their scores anyway."""
+    """Rows of the samples stay packed."""
     real, x, counts = embed_real(backbone, inputs)
     heads, lifetime = backbone.heads, real.long()
     sample, token = real.nonzero(as_tuple=True)
     for layer in range(backbone.layers - 1):
         present = first_places(counts)
-        attended, received = kernels.layer_attend(x, backbone.encoder.buffer, backbone.encoder.sizes, layer, counts)
-        keep = rule(layer, FrozenAttention(backbone, layer, x, received, present), present)
+        attention = FrozenAttention(backbone, layer, x, counts, present)
+        keep = rule(layer, attention, present)
         kept, writes = keep[present], keep.sum(1)
-        x = backbone.finish(layer, x[kept], attended[kept])
+        x = backbone.finish(layer, x[kept], attention.attended(keep, 0.0))
         sample, token, counts = sample[kept], token[kept], writes
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1

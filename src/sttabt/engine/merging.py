@@ -28,7 +28,7 @@ class MergingRows:
 
     counts: rows of each sample; present: (B, n) bool, which are there; x, query, key: (B, n, D), heads not split, x
     being what the feed-forward would read; log_size: (B, n), logarithm of how many tokens a row stands for, None where
-    each stands for one. Made of what is behind each other, (T, D) and (T,).
+    attention weighs all alike. Made of what is behind each other, (T, D) and (T,).
     """
 
     def __init__(
@@ -103,20 +103,19 @@ def run_merging(backbone: Backbone, inputs: Any, rule: MergingRule, weighted: bo
     boundaries, rows = [real], [counts]
     for layer in range(backbone.layers - 1):
         query, key, value = backbone.qkv(layer, x)
-        attended = attend_rows(backbone, layer, query, key, value, counts, counts, log_size if weighted else None)
+        attended = attend_rows(backbone, layer, query, key, value, counts, counts, log_size)
         x = backbone.project(layer, x, attended)
         merging = rule(layer, MergingRows(backbone, x, query, key, counts, log_size))
         if merging is not None:
             x, size, token = _merge(merging, counts, x, size, token, nobody)
-            counts, log_size = list(merging.left), size[:, 0].log()
+            counts, log_size = list(merging.left), size[:, 0].log() if weighted else None
         x = backbone.feed_forward(layer, x)
         boundaries.append(boundaries[-1] if merging is None else _alive(token, counts, real))
         rows.append(counts)
     layer = backbone.layers - 1
     left = counts if backbone.reads_survivors else [min(backbone.outputs, own) for own in counts]
     written = partial(_first_rows, counts=counts, left=left)
-    weight = log_size if weighted else None
-    attended = attend_rows(backbone, layer, *backbone.qkv(layer, x, written), counts, left, weight)
+    attended = attend_rows(backbone, layer, *backbone.qkv(layer, x, written), counts, left, log_size)
     x = backbone.finish(layer, written(x), attended)
     boundaries.append(_alive(written(token[:, None])[:, 0], left, real))
     present = present_places(left, real.device)

@@ -26,22 +26,49 @@ from sttabt.engine.run import Run
 class LayerAttention:
     """A layer's attention as a rule sees it, computed when it is asked for.
 
-    query, key: (B, n, D), heads not split; present: (B, n) bool, the keys that are there.
+    query, key, value: (B, n, D), heads not split; present: (B, n) bool, the keys that are there.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, present: Tensor, heads: int) -> None:
-        self.query, self.key, self.present, self.heads = query, key, present, heads
+    def __init__(self, backbone: Backbone, query: Tensor, key: Tensor, value: Tensor, present: Tensor) -> None:
+        self.query, self.key, self.value, self.present = query, key, value, present
+        self.heads, self.classifiers = backbone.heads, backbone.architecture.classifiers
 
     @cached_property
     def probabilities(self) -> Tensor:
         """(B, H, n, n); rows are queries and sum to 1 over the keys that are there."""
-        query, key = split_heads(self.query, self.heads), split_heads(self.key, self.heads)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        return scores.masked_fill(~self.present[:, None, None, :], -math.inf).softmax(-1)
+        return self._probabilities(self.query)
+
+    @cached_property
+    def of_class(self) -> Tensor:
+        """(B, H, n): the attention that each token receives from the class token, whose row alone is computed.
+
+        Mean over the tokens that have a classifier, where these are several (distilled DeiT).
+        """
+        return self._probabilities(self.query[:, : self.classifiers]).mean(2)
 
     def received(self, rows: Tensor) -> Tensor:
         """The attention (B, n) that each token receives: mean over heads and over the `rows` (B, n) bool."""
         return received_attention(self.probabilities, rows)
+
+    def attended(self, keep: Tensor, dropout: float) -> Tensor:
+        """What the rows that are kept, (B, n) bool, attend to, behind each other: (T, D).
+
+        Where the rule has read all probabilities they are used; otherwise attention is fused, of these rows alone.
+        """
+        written = first_places(keep.sum(1))
+        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
+        if "probabilities" in vars(self):
+            picked = place[:, None, :, None].expand(-1, self.heads, -1, self.present.shape[1])
+            probabilities = drop_out(self.probabilities.gather(2, picked), dropout)
+            return merge_heads(probabilities @ split_heads(self.value, self.heads))[written]
+        query = self.query.gather(1, place[..., None].expand(-1, -1, self.query.shape[-1]))
+        return attend(query, self.key, self.value, self.heads, padding_bias(self.present), dropout)[written]
+
+    def _probabilities(self, rows: Tensor) -> Tensor:
+        """Of the queries `rows` (B, r, D): (B, H, r, n)."""
+        query, key = split_heads(rows, self.heads), split_heads(self.key, self.heads)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return scores.masked_fill(~self.present[:, None, None, :], -math.inf).softmax(-1)
 
 
 # rule(layer, attention, alive (B, n) bool) -> (B, n) bool, the alive tokens that the layer writes
@@ -72,8 +99,8 @@ def run_online_soft(
     masks: list[Tensor] = []
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        attention = LayerAttention(query, key, real, backbone.heads)
-        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
+        attention, dropout = LayerAttention(backbone, query, key, value, real), backbone.attention_dropout(layer)
+        attended = merge_heads(drop_out(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
         mask = rule(layer, attention, real)
         if layer == backbone.layers - 1 and backbone.reads_survivors:
             mask = masks[-1] if masks else real.to(x.dtype)  # it writes what it reads
@@ -105,8 +132,8 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
     boundaries = [alive]
     for layer in range(backbone.layers):
         query, key, value = backbone.qkv(layer, x)
-        attention = LayerAttention(query, key, alive, backbone.heads)
-        attended = merge_heads(_dropout(attention.probabilities, backbone, layer) @ split_heads(value, backbone.heads))
+        attention, dropout = LayerAttention(backbone, query, key, value, alive), backbone.attention_dropout(layer)
+        attended = merge_heads(drop_out(attention.probabilities, dropout) @ split_heads(value, backbone.heads))
         last = layer == backbone.layers - 1
         alive = what_the_last_writes(alive, backbone) if last else rule(layer, attention, alive)
         x = backbone.finish(layer, x, attended, gate=alive[..., None].to(x.dtype))
@@ -119,7 +146,7 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     """Computes the kept tokens only; padding is not even embedded.
 
     The samples' rows are packed behind each other, (T, D): what is linear runs over kept rows alone. Attention runs on
-    samples padded to the longest, and not fused where the rule reads its probabilities: in all layers but the last.
+    samples padded to the longest, and not fused in layers whose probabilities the rule reads.
     """
     real = backbone.real(inputs)
     batch, heads = real.shape[0], backbone.heads
@@ -132,15 +159,11 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     for layer in range(backbone.layers - 1):
         present = first_places(torch.bincount(sample, minlength=batch))
         query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
-        attention = LayerAttention(query, key, present, heads)
+        attention = LayerAttention(backbone, query, key, value, present)
         keep = rule(layer, attention, present)
-        written = first_places(keep.sum(1))
-        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
-        picked = place[:, None, :, None].expand(-1, heads, -1, present.shape[1])
-        probabilities = _dropout(attention.probabilities.gather(2, picked), backbone, layer)
-        attended = merge_heads(probabilities @ split_heads(value, heads))
+        attended = attention.attended(keep, backbone.attention_dropout(layer))
         kept = keep[present]
-        x = backbone.finish(layer, x[kept], attended[written])
+        x = backbone.finish(layer, x[kept], attended)
         sample, token = sample[kept], token[kept]
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1
@@ -176,8 +199,8 @@ def what_the_last_writes(alive: Tensor, backbone: Backbone) -> Tensor:
     return alive if backbone.reads_survivors else output_tokens(alive, backbone.outputs)
 
 
-def _dropout(probabilities: Tensor, backbone: Backbone, layer: int) -> Tensor:
-    share = backbone.attention_dropout(layer)
+def drop_out(probabilities: Tensor, share: float) -> Tensor:
+    """Probabilities of which a share is dropped at random; unchanged where the share is 0."""
     return F.dropout(probabilities, share) if share else probabilities
 
 

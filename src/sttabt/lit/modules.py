@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.distill import prediction_divergence
+from sttabt.core.distill import prediction_divergence, token_divergence
 from sttabt.data.base import Batch
 from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.lit.stage import TrainingStage
+from sttabt.methods.base import SoftRun
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings
@@ -105,7 +106,8 @@ class Pruning(TrainingStage):
     def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
         super().__init__(pruned, settings.training, task)
         self.settings = settings
-        self.teacher = Frozen(teacher) if settings.distillation > 0 else None
+        taught = settings.distillation > 0 or pruned.method.compares_states
+        self.teacher = Frozen(teacher) if taught else None
         for parameter in pruned.base.embeddings() if pruned.method.trains_base else pruned.base.parameters():
             parameter.requires_grad_(False)
         self.averaged: Any = None
@@ -117,16 +119,24 @@ class Pruning(TrainingStage):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:
-            logits, own = self.trained.run(batch.inputs).logits, {}
+            run = SoftRun(self.trained.run(batch.inputs).logits, {})
         else:
             run = self.trained.soft(batch.inputs)
-            logits, own = run.logits, run.terms
         smoothing = self.settings.training.label_smoothing
-        terms = {"task": self.task.loss(logits, batch.labels, smoothing)} | own
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher.module(batch.inputs)
-            terms["distillation"] = self.settings.distillation * prediction_divergence(logits, teacher)
+        terms = {"task": self.task.loss(run.logits, batch.labels, smoothing)} | run.terms
+        return terms if self.teacher is None else terms | self._taught(run, self.teacher.module, batch.inputs)
+
+    def _taught(self, run: SoftRun, teacher: Backbone, inputs: Any) -> dict[str, Tensor]:
+        """The losses against the teacher, which computes its last states where they are compared."""
+        terms = {}
+        with torch.no_grad():
+            dense = None if run.compared is None else run_dense(teacher, teacher.prepare(inputs))
+            logits = teacher(inputs) if dense is None else dense.logits
+        if self.settings.distillation:
+            terms["distillation"] = self.settings.distillation * prediction_divergence(run.logits, logits)
+        if dense is not None and run.compared is not None:
+            own = run.compared
+            terms["tokens"] = own.weight * token_divergence(own.states, dense.states, own.rows)
         return terms
 
     def predict(self, inputs: Any) -> Tensor:

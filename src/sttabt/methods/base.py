@@ -42,13 +42,23 @@ Form = Callable[[Backbone, Any, AttentionTrace | None], Predicted]
 
 
 @dataclass(frozen=True)
+class ComparedStates:
+    """What the last layer wrote, (B, N, D), and which rows a loss compares with the teacher's, (B, N); its weight."""
+
+    states: Tensor
+    rows: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class SoftRun:
     """logits (B, classes), and scalar losses by name that are added to the task's; differentiable in the method's
-    weights.
+    weights. compared: for a loss that needs the teacher besides, of a method that `compares_states`.
     """
 
     logits: Tensor
     terms: dict[str, Tensor]
+    compared: ComparedStates | None = None
 
 
 class Method(nn.Module, ABC):
@@ -78,6 +88,9 @@ class Method(nn.Module, ABC):
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a base model that the method cannot prune."""
+
+    def fit_to(self, base: Backbone) -> None:
+        """Make the weights whose sizes are the base model's, where there are none yet; they always start alike."""
 
     @abstractmethod
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
@@ -203,26 +216,41 @@ class OnlineMethod(Method):
     def forms(self) -> dict[str, Form]:
         return super().forms() | {"masked": self.masked}
 
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether the rule reads the attention that all rows give, so that those are computed that it drops; otherwise
+        it reads the class token's row alone.
+        """
+        return True
+
+    def decides(self, layer: int) -> bool:
+        """Whether the rule drops anything there; the last layer is never asked."""
+        return True
+
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
-        counts = run.plan.counts.tolist()
+        counts, deciding = run.plan.counts.tolist(), [self.decides(layer) for layer in range(self.layers - 1)]
         longest = [max(boundary) for boundary in zip(*counts, strict=True)]
         samples = []
         for own, tokens in zip(counts, run.real.sum(-1).tolist(), strict=True):
-            # A rule sees the attention of all rows that a layer reads; the last layer has nothing to decide.
-            found = self._encoder_macs(base, own, tokens)
-            if base.attends_ragged:  # all rows attend, those too that are not written
-                pairs = sum(read * (read - write) for read, write in pairwise(own[:-1]))
-                found["attention"] += pairs * base.architecture.width
-                attended = own
-            else:  # attention, and the rule on it, run on samples padded to the longest
-                found["attention"] = self._encoder_macs(base, longest, tokens)["attention"]
-                attended = longest
-            samples.append(found | {"planning": sum(self.decision_macs(read) for read in attended[:-2])})
+            reads, writes = own[:-1], own[1:]
+            # All rows have a query, as nothing is known before; the last layer has nothing to decide.
+            queries = [*reads[:-1], writes[-1]]
+            found = encoder_macs(base.architecture, reads, writes, tokens - base.outputs, queries)
+            # Attention, and the rule on it, may run on samples padded to the longest.
+            attended = own if base.attends_ragged else longest
+            found["attention"] = self._attention_macs(base, attended)
+            asked = [read for decides, read in zip(deciding, attended[:-2], strict=True) if decides]
+            row = 0 if self.reads_every_row else base.architecture.classifiers * base.architecture.width
+            samples.append(found | {"planning": sum(self.decision_macs(read) + row * read for read in asked)})
         return _mean(samples)
 
-    def _encoder_macs(self, base: Backbone, counts: list[int], tokens: int) -> dict[str, float]:
-        reads, writes = counts[:-1], counts[1:]
-        return encoder_macs(base.architecture, reads, writes, tokens - base.outputs, [*reads[:-1], writes[-1]])
+    def _attention_macs(self, base: Backbone, counts: list[int]) -> float:
+        found, layers = 0.0, list(pairwise(counts))
+        for layer, (read, write) in enumerate(layers):
+            every = self.reads_every_row and layer < len(layers) - 1
+            scored, summed = (read, read if base.attends_ragged else write) if every else (write, write)
+            found += (scored + summed) * read
+        return found * base.architecture.width
 
 
 class ReceivedMethod(OnlineMethod):
@@ -298,6 +326,11 @@ class TrainedMethod(Method):
 
     trains_base = True
 
+    @property
+    def compares_states(self) -> bool:
+        """Whether its soft run gives states that are compared with the teacher's."""
+        return False
+
     @abstractmethod
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run of a batch; arguments as in `run`."""
@@ -308,6 +341,52 @@ class TrainedMethod(Method):
 
     def forms(self) -> dict[str, Form]:
         return super().forms() | {"soft": self.soft}
+
+
+class TunedMethod(TrainedMethod):
+    """Has no weights of its own: the base weights learn under its choices, which drop tokens from the first epoch on.
+
+    The settings are TunedSettings.
+    """
+
+    def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
+        return SoftRun(self.run(base, inputs, trace).logits, {})
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        return []
+
+    def forms(self) -> dict[str, Form]:
+        """Without a soft run beside the hard one: they are the same."""
+        return Method.forms(self)
+
+
+class ClassAttentionMethod(OnlineMethod, TunedMethod):
+    """Decides by the class token's attention, at the layers that its settings name: no other row is computed for it."""
+
+    def __init__(self, settings: Any, layers: int, outputs: int) -> None:
+        super().__init__(settings, layers, outputs)
+        self.deciding = settings.deciding(layers)
+
+    @property
+    def reads_every_row(self) -> bool:
+        return False
+
+    def decides(self, layer: int) -> bool:
+        return layer in self.deciding
+
+    def check(self, base: Backbone) -> None:
+        check_class_token(self.title, base)
+
+    def decision_macs(self, tokens: float) -> float:
+        return 0.0
+
+
+def check_class_token(title: str, base: Backbone) -> None:
+    """Raises UserError for a model without a class token, whose attention the method reads."""
+    if base.outputs < 1:
+        raise UserError(
+            f"{title} scores tokens by the attention of a class token, and this model has none: choose another sparsity"
+        )
 
 
 def dense_macs(base: Backbone, real: Tensor) -> dict[str, float]:

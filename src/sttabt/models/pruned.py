@@ -31,6 +31,7 @@ class PrunedModel(nn.Module):
         if method.attention == "approximate" and approx is None:
             raise UserError(f"{method.title} reads the approximate attention network: run the stage approx first")
         method.check(base)
+        method.fit_to(base)
         self.base, self.method, self.approx = base, method, approx
 
     def forward(self, *arguments: Any, **named: Any) -> Any:

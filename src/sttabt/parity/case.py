@@ -174,7 +174,7 @@ def _official_hard_ltp(base: Backbone, inputs: Any, threshold: Tensor) -> Online
     every, masks = torch.ones_like(alive), []
     for layer in range(base.layers):
         query, key, value = base.qkv(layer, x)
-        probabilities = LayerAttention(query, key, alive, base.heads).probabilities
+        probabilities = LayerAttention(base, query, key, value, alive).probabilities
         x = base.finish(layer, x, merge_heads(probabilities @ split_heads(value, base.heads)))
         alive = alive & hard_mask(received_attention(probabilities, every), threshold[layer])
         x = x * alive[..., None]

@@ -12,7 +12,7 @@ from sttabt.settings.bench import BenchSettings, SpeedSettings
 from sttabt.settings.dataset import METRICS, AugmentationSettings, DatasetSettings
 from sttabt.settings.hardware import HardwareSettings, processes_of, steps_of
 from sttabt.settings.methods import method_names, method_settings
-from sttabt.settings.methods.base import MethodSettings, TrainedSettings
+from sttabt.settings.methods.base import MethodSettings, TrainedSettings, TunedSettings
 from sttabt.settings.model import LVVIT_SIZES, ModelSettings
 from sttabt.settings.run import (
     STAGES,
@@ -45,6 +45,7 @@ __all__ = [
     "SpeedSettings",
     "TrainedSettings",
     "TrainingSettings",
+    "TunedSettings",
     "method_names",
     "method_settings",
     "processes_of",

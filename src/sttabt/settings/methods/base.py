@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from sttabt.settings.fields import MISSING, SHARE, SHARE_BELOW_ONE, at_least, describe, setting
 from sttabt.settings.training import TrainingSettings
 
+TUNED = ", fine-tuned"  # behind a method's title
 LAST = 100  # the place of methods that other packages bring
 
 
@@ -75,3 +76,25 @@ class TrainedSettings(MethodSettings):
         SHARE_BELOW_ONE,
     )
     training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")
+
+
+@dataclass
+class TunedSettings(TrainedSettings):
+    """What the settings of every method have that has no weights of its own, but whose base weights can be tuned."""
+
+    tuned_colour: ClassVar[str] = ""  # of the curve with tuned weights
+
+    hard_from: float = setting(
+        0.0,
+        "share of the epochs after which training drops tokens; it always does",
+        SHARE,
+        when=lambda settings, path: "it has no soft run: training drops tokens from the first epoch on",
+    )
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}{TUNED}" if self.training.epochs not in (0, MISSING) else self.title
+
+    @classmethod
+    def labels(cls) -> dict[str, str]:
+        return {cls.title: cls.colour, f"{cls.title}{TUNED}": cls.tuned_colour}
