@@ -8,6 +8,7 @@ from torch import Tensor
 
 from conftest import make_backbone, make_inputs
 from sttabt.cli.composition import compose_settings
+from sttabt.core.cost import Architecture, encoder_macs
 from sttabt.core.diffrate import compress, expected_shares, kept_counts, kept_probability, start_logits
 from sttabt.core.plan import output_tokens
 from sttabt.data.task import Task
@@ -160,7 +161,39 @@ def test_the_target_counts_what_the_model_is_said_to_cost(backbone: str) -> None
     assert float(found) == pytest.approx((sum(macs.values()) - macs["planning"]) / dense, rel=1e-5)
 
 
+# Kept after pruning and after merging in each layer of DeiT-S, and the GFLOPs of that, as the authors released them.
+PUBLISHED = {
+    2.3: ([197, 192, 168, 143, 121, 105, 92, 74, 62, 45, 33, 3], [197, 180, 156, 127, 109, 98, 80, 66, 52, 37, 31, 3]),
+    2.9: (
+        [197, 196, 190, 168, 150, 139, 129, 117, 99, 78, 58, 3],
+        [197, 194, 176, 156, 141, 133, 121, 107, 88, 64, 56, 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("gflops", PUBLISHED)
+def test_published_counts_cost_what_is_published(gflops: float) -> None:
+    pruned, merged = PUBLISHED[gflops]
+    counts, whole = [197], [197] * 12
+    for layer, kept in enumerate(merged):
+        (first,) = kept_counts((pruned[layer] - 1) / 196, [197], counts[-1:], 1)
+        assert first == min(pruned[layer], counts[-1])
+        counts += kept_counts((kept - 1) / 196, [197], [first], 1)
+    assert counts[1:] == merged
+    deit = Architecture(layers=12, width=384, heads=6, feed_forward=1536, classes=1000, patch_inputs=768)
+    assert sum(encoder_macs(deit, whole, whole, 196).values()) / 1e9 == pytest.approx(4.6, abs=0.05)
+    macs = sum(encoder_macs(deit, counts[:-1], counts[1:], 196, counts[:-1], counts[:-1]).values())
+    assert macs / 1e9 == pytest.approx(gflops, abs=0.05)
+
+
 # --- training
+
+
+def test_both_shares_learn_from_the_target_whichever_is_the_least() -> None:
+    model, images = _model(macs=0.1, pruned_to=0.9, merged_to=0.6), make_inputs("digits")
+    shares = expected_shares(model.method.logits).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(share_of_macs(model.base, shares, model.base.real(images)), shares)
+    assert (gradient > 0).all() and torch.equal(gradient[:, 0], gradient[:, 1])
 
 
 def test_the_target_is_reached_by_steps_on_its_term() -> None:

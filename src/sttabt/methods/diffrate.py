@@ -115,12 +115,15 @@ class DiffRate(MergingMethod, TrainedMethod):
 def share_of_macs(base: Backbone, shares: Tensor, real: Tensor) -> Tensor:
     """Multiply-adds of the base model as a share of the dense ones, a scalar with the gradient of `shares` (L-1, 2).
 
-    Of a sample of the mean length, of real tokens (B, N), whose counts are not rounded; without what decides them.
+    Of a sample of the mean length, of real tokens (B, N), whose counts are not rounded; without what decides them. A
+    layer keeps the least of its shares and of what the one before it kept, but the gradient reaches both its shares, as
+    in the released code: one that is not the least would never learn to be.
     """
     patches = real.sum(-1).double().mean() - base.outputs
     kept, counts = torch.ones_like(patches), [patches + base.outputs]
     for prune, merge in shares.double():
-        kept = torch.minimum(torch.minimum(kept, prune), merge)
+        least = torch.stack([kept, prune, merge]).detach().min()
+        kept = least + (prune - prune.detach()) + (merge - merge.detach())
         counts.append(patches * kept + base.outputs)
     last = counts[-1] if base.reads_survivors else torch.full_like(patches, base.outputs)
     every: list[Any] = [*counts[:-1], last]
