@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import make_backbone, make_images
-from sttabt.core.merge import match_tokens
+from sttabt.core.merge import match_tokens, pairs_by_layer
 from sttabt.engine.merging import run_merged
 
 
@@ -54,3 +54,20 @@ def test_tokens_that_are_the_same_may_merge_without_effect() -> None:
     merged = run_merged(base, images, 10)
     assert merged.plan.alive.sum(-1)[0].tolist() == [50, 40, 30, 1]
     torch.testing.assert_close(merged.logits, base(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_fraction_is_spread_over_layers() -> None:
+    assert pairs_by_layer(3, 4) == [3, 3, 3, 3]
+    assert pairs_by_layer(2.5, 4) == [2, 3, 2, 3]
+    assert pairs_by_layer(0.25, 4) == [0, 0, 0, 1]
+    assert pairs_by_layer(8.0, 0) == []
+    for merged in (0.1, 1.3, 7.77):
+        pairs = pairs_by_layer(merged, 11)
+        assert sum(pairs) == int(11 * merged) and max(pairs) - min(pairs) <= 1
+
+
+def test_layers_merge_their_own_number_of_pairs() -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+    tokens = base.tokens
+    run = run_merged(base, images, 1.5)
+    assert run.plan.counts[0].tolist() == [tokens, tokens - 1, tokens - 3, 1]

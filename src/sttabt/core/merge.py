@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,6 +31,12 @@ class Matching:
         width = rows.shape[-1]
         merging = rows.gather(1, self.source[..., None].expand(-1, -1, width))
         return self._take(rows).scatter_add(1, self.target[..., None].expand(-1, -1, width), merging)
+
+
+def pairs_by_layer(merged: float, layers: int) -> list[int]:
+    """Pairs that each of so many layers merges, `merged` on the average: of 2.5 they are 2, 3, 2, 3, ..."""
+    total = [math.floor(merged * layer) for layer in range(layers + 1)]
+    return [after - before for before, after in pairwise(total)]
 
 
 def match_tokens(features: Tensor, merged: int, outputs: int = 1) -> Matching:

@@ -19,6 +19,7 @@ from sttabt.backbones.base import Backbone, Finish, Rows
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, Keep, backtrack, backtrack_fixed, plan_topk
 from sttabt.core.concrete import plan_concrete
 from sttabt.core.counts import check_counts
+from sttabt.core.merge import pairs_by_layer
 from sttabt.core.plan import MergeRecord, Planned, TokenPlan
 from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
@@ -339,11 +340,11 @@ def _(backbone: FrozenBackbone, inputs: Any, selection: Selection) -> Run:
 
 
 @run_merged.register
-def _(backbone: FrozenBackbone, inputs: Any, merged: int) -> Run:
+def _(backbone: FrozenBackbone, inputs: Any, merged: float) -> Run:
     real, survivors = backbone.real(inputs), backbone.reads_survivors
     x, lifetime = kernels.merge(
-        backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1], merged,
-        backbone.outputs, survivors,
+        backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1],
+        pairs_by_layer(merged, backbone.layers - 1), backbone.outputs, survivors,
     )  # fmt: skip
     plan = TokenPlan(lifetime, backbone.layers)
     return Run(backbone.head(x.view(len(real), -1, x.shape[1])), MergeRecord(plan.alive), real)

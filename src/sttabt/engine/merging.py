@@ -8,16 +8,17 @@ import torch
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
-from sttabt.core.merge import match_tokens
+from sttabt.core.merge import match_tokens, pairs_by_layer
 from sttabt.core.plan import MergeRecord, output_tokens
 from sttabt.engine.attention import attend_layer, split_heads
 from sttabt.engine.run import Run
 
 
 @dispatched
-def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
+def run_merged(backbone: Backbone, inputs: Any, merged: float) -> Run:
     """Logits when every layer but the last merges its `merged` most alike pairs before its feed-forward (ToMe).
 
+    merged: a mean over layers, see core.merge.pairs_by_layer.
     Keys are compared, mean over heads; attention counts a merged token as often as it stands for one. The last layer
     computes the output tokens alone. The record says which tokens still stand for themselves or for others.
     """
@@ -27,6 +28,7 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
     size = torch.ones_like(x[..., :1])
     boundaries = [real]
     last, survivors = backbone.layers - 1, backbone.reads_survivors
+    pairs = pairs_by_layer(merged, last)
     for layer in range(backbone.layers):
         written = (lambda rows: rows[:, : backbone.outputs]) if layer == last and not survivors else None
         attended, key = attend_layer(backbone, layer, x, None if layer == 0 else size[..., 0].log(), written)
@@ -34,7 +36,7 @@ def run_merged(backbone: Backbone, inputs: Any, merged: int) -> Run:
             x = backbone.finish(layer, x[:, : attended.shape[1]], attended)
             break
         x = backbone.project(layer, x, attended)
-        matching = match_tokens(split_heads(key, backbone.heads).mean(1), merged, backbone.outputs)
+        matching = match_tokens(split_heads(key, backbone.heads).mean(1), pairs[layer], backbone.outputs)
         x, size = matching.merge(x * size), matching.merge(size)
         x = backbone.feed_forward(layer, x / size)
         token = token.gather(1, matching.stay)

@@ -249,8 +249,8 @@ class MergingMethod(Method):
 
     @property
     @abstractmethod
-    def merged(self) -> int:
-        """Pairs that every layer but the last merges."""
+    def merged(self) -> float:
+        """Pairs that every layer but the last merges, on the average."""
 
     @abstractmethod
     def decision_macs(self, tokens: float, head_width: int) -> float:

@@ -7,7 +7,7 @@ from sttabt.methods.base import MergingMethod
 
 class Tome(MergingMethod):
     @property
-    def merged(self) -> int:
+    def merged(self) -> float:
         return self.settings.merged
 
     def decision_macs(self, tokens: float, head_width: int) -> float:

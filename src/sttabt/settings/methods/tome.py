@@ -20,4 +20,6 @@ class TomeSettings(MethodSettings):
     examples = ({}, {"merged": 3})
     rising = (3, 1, 0)
 
-    merged: int = setting(8, "pairs that every layer but the last merges", at_least(0), knob=True)
+    merged: float = setting(
+        8.0, "pairs that every layer but the last merges; a fraction is spread over layers", at_least(0), knob=True
+    )
