@@ -69,9 +69,18 @@ def test_half_of_the_multiply_adds_in_one_line(method: str) -> None:
         assert share(model, images()) == pytest.approx(found.reached, rel=1e-6)
     else:
         assert 0.8 < found.reached < 1, "what nothing can reach is the nearest that can"
-    other = sttabt.prune(vit(), method, approx=model.approx or 4, **{found.dial: found.value})
+    given = {**model.method.settings.at_budget, found.dial: found.value}
+    other = sttabt.prune(vit(), method, approx=model.approx or 4, **given)
     with torch.inference_mode():
         assert torch.equal(other(images()[0]), model(images()[0])), "the value that was found, given by hand"
+
+
+@pytest.mark.parametrize("method", ["backtracking", "random"])
+def test_few_tokens_are_no_obstacle(method: str) -> None:
+    """A token more or less in every layer is 1.5 % of 65: layers differ by one instead."""
+    for asked in (0.6, 0.45, 0.35, 0.3):
+        model = sttabt.prune(vit(), method, approx=8, budget=asked, calibration=images())
+        assert share(model, images()) == pytest.approx(asked, rel=0.02)
 
 
 def test_what_was_found_goes_with_the_model() -> None:

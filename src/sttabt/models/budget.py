@@ -37,7 +37,7 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
 
     def turn(turned: PrunedModel, value: float) -> None:
         own = turned.method.settings
-        turned.method.settings = replace(own, **{dial: int(value) if within.whole else value})
+        turned.method.settings = replace(own, **own.at_budget, **{dial: int(value) if within.whole else value})
 
     # In inference mode, as rows are measured: dense forwards gain by it, too.
     with torch.inference_mode():

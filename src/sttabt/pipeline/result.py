@@ -112,8 +112,9 @@ def _budget(notes: dict[str, Any] | None) -> dict[str, Any]:
         return {"budget": None, "budget_of": None}
     calibration = notes["calibration"]
     budget = {name: calibration[name] for name in BUDGET_KEYS}
+    found = {name: value for name, value in notes["found"].items() if not isinstance(value, bool)}
     return {
-        "budget": budget | {f"{FOUND}{name}": float(value) for name, value in notes["found"].items()},
+        "budget": budget | {f"{FOUND}{name}": float(value) for name, value in found.items()},
         "budget_of": calibration["of"],
     }
 

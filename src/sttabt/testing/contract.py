@@ -222,8 +222,8 @@ def _macs_share(model: PrunedModel, inputs: Any) -> float:
 
 def _at(case: Case, value: float) -> PrunedModel:
     """The method made anew with its dial there."""
-    dial = method_settings(case.method).dial_name() or ""
-    return make_pruned(make_example(case.backbone), case.method, **{dial: value})
+    kind = method_settings(case.method)
+    return make_pruned(make_example(case.backbone), case.method, **kind.at_budget, **{kind.dial_name() or "": value})
 
 
 def _around(model: PrunedModel, value: float) -> list[float]:

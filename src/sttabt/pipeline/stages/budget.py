@@ -66,12 +66,13 @@ class BudgetStage(Stage):
         if not self.context.nodes.first:
             return Made()
         found = calibrate(self.model.to(self.context.device), self._batches(), self.settings.budget)
-        return Made(notes={"calibration": asdict(found), "found": self.aimed | {found.dial: found.value}})
+        settings = self.settings.sparsity.at_budget | self.aimed | {found.dial: found.value}
+        return Made(notes={"calibration": asdict(found), "found": settings})
 
     def read(self, artifact: Artifact) -> MethodSettings:
         """The settings of the method at the budget; the model has them from then on."""
         found = Calibration(**artifact.notes["calibration"])
-        self.model.method.settings = replace(self.settings.sparsity, **{found.dial: found.value})
+        self.model.method.settings = replace(self.settings.sparsity, **artifact.notes["found"])
         self.model.calibration = found
         return self.model.method.settings
 

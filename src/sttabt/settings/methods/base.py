@@ -25,6 +25,8 @@ class MethodSettings:
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # settings at which sttabt.testing runs the method
     rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
 
+    at_budget: ClassVar[dict[str, Any]] = {}  # settings that a budget gives beside its dial, for smaller steps of cost
+
     method: str = setting(MISSING, "the method's name")
 
     @property
