@@ -72,6 +72,16 @@ MISTAKES = {
     ),
     "experiment=debug sparsity.training.global_batch_size=-1": "sparsity.training.global_batch_size=-1 is out of range",
     "experiment=debug hardware.devices=0": "hardware.devices=0 is out of range: it must be at least 1",
+    "experiment=debug budget.macs=1.5": "budget.macs=1.5 is out of range: it must be between 0 and 1",
+    "experiment=debug budget.macs=0.5 budget.time=0.5": "budget.macs=0.5 and budget.time=0.5 cannot both be kept: give",
+    "experiment=debug budget.macs=0.5 sparsity=dense": "budget.macs=0.5: dense has no setting that moves its cost: ",
+    "experiment=debug budget.macs=0.5 sparsity.p_logit=-1": "budget.macs=0.5 finds sparsity.p_logit: leave "
+    "sparsity.p_logit=-1.0 out, or the budget",
+    "experiment=debug budget.time=0.5 sparsity=backtracking sparsity.dynamic=true": "budget.time=0.5 moves "
+    "sparsity.keep_ratio, which has no effect here: sparsity.dynamic=true chooses the count",
+    "experiment=debug budget.mac=0.5": "budget.mac is not a setting: did you mean 'budget.macs'?",
+    "-m experiment=debug sparsity=random budget.macs=0.5 sparsity.keep_ratio=0.1,0.2": "job 1/2 (experiment=debug "
+    "sparsity=random budget.macs=0.5 sparsity.keep_ratio=0.1): budget.macs=0.5 finds sparsity.keep_ratio",
     "experiment=debug stages=[base,report]": "add evaluate, or leave report out",
     "experiment=debug model.training.epochs=-1": "model.training.epochs=-1 is out of range",
     "experiment=debug sparsity.training.learning_rate=-1": "sparsity.training.learning_rate=-1.0 is out of range",

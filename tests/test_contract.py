@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import make_backbone, make_inputs
 from sttabt.backbones.lvvit import Stemmed
-from sttabt.core.plan import keep_all
+from sttabt.core.plan import keep_all, tokens_to_keep
 from sttabt.core.text import Text
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.masked import run_masked
@@ -60,6 +60,18 @@ def test_a_method_that_breaks_the_contract_is_found(monkeypatch: pytest.MonkeyPa
         contract.check_multiply_adds_are_those_that_torch_counts(case)
 
 
+def test_a_budget_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that stays where it begins, and a method that keeps what it kept when it was made."""
+    case, honest = contract.Case("random", "digits"), tokens_to_keep
+    with monkeypatch.context() as patched:
+        patched.setattr("sttabt.models.budget.find_value", lambda cost, _, at, *__: (at.start, cost(at.start)))
+        with pytest.raises(AssertionError, match="keep_ratio gives nearer"):
+            contract.check_it_reaches_its_budget(case)
+    monkeypatch.setattr("sttabt.methods.random.tokens_to_keep", lambda _, real: honest(0.5, real))
+    with pytest.raises(AssertionError, match="keep_ratio moves nothing"):
+        contract.check_it_reaches_its_budget(case)
+
+
 def _skips(check, case: contract.Case) -> bool:
     try:
         check(case)
@@ -78,10 +90,12 @@ def test_a_check_that_says_nothing_of_a_case_is_skipped_and_no_other(method: str
     assert _skips(contract.check_padding_changes_nothing, images)
     assert not _skips(contract.check_padding_changes_nothing, texts)
     assert _skips(contract.check_the_knob_moves_what_is_kept, images) == (not rising)
+    assert _skips(contract.check_it_reaches_its_budget, images) == (method_settings(method).dial_name() is None)
     never = set(contract.CHECKS) - {
         contract.check_masked_equals_dropped,
         contract.check_padding_changes_nothing,
         contract.check_the_knob_moves_what_is_kept,
+        contract.check_it_reaches_its_budget,
     }
     assert [check for check in contract.CHECKS if check in never and _skips(check, images)] == []
 

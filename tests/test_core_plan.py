@@ -17,7 +17,7 @@ from reference import forward_select as slow_forward_select
 from reference import random_probabilities
 from reference import received_attention as slow_received_attention
 from sttabt.core.forward import forward_keep_ratios, forward_select, received_attention
-from sttabt.core.plan import MergeRecord, SoftPlan, TokenPlan, keep_all, tokens_to_keep
+from sttabt.core.plan import MergeRecord, SoftPlan, TokenPlan, keep_all, spread_shares, tokens_to_keep
 
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
 SWEPT_RATIOS = ["0.05", "0.1", "0.15", "0.2", "0.3", "0.4", "0.5", "0.6", "0.625", "0.75", "0.8", "1.0"]
@@ -185,3 +185,17 @@ def test_forward_select_is_the_slow_one(case, outputs):
     np.testing.assert_array_equal(selected.numpy(), expected)
     assert not (selected & ~alive).any()
     assert selected[:, :outputs].all()
+
+
+def test_shares_that_are_spread_step_one_layer_at_a_time() -> None:
+    """Of 50 tokens in 4 layers: totals rise by one where equal shares rise by 4."""
+    real = torch.tensor([50])
+    totals = []
+    for step in range(1, 2001):
+        shares = spread_shares(step / 2000, 4, 50)
+        counts = [int(tokens_to_keep(share, real)) for share in shares]
+        assert counts == sorted(counts, reverse=True) and counts[0] - counts[-1] <= 1
+        assert sum(counts) / 4 == pytest.approx(min(step / 40 + 0.5, 50), abs=0.51)
+        totals.append(sum(counts))
+    assert {after - before for before, after in pairwise(totals)} == {0, 1}
+    assert totals[-1] >= 199 and totals[0] == 4

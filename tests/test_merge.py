@@ -7,7 +7,7 @@ import torch
 
 from conftest import make_backbone, make_images
 from reference import merged_sums
-from sttabt.core.merge import match_tokens, pairs_to_merge
+from sttabt.core.merge import match_tokens, pairs_by_layer, pairs_to_merge
 from sttabt.engine.merging import run_matched
 
 
@@ -71,3 +71,20 @@ def test_a_sample_that_merges_nothing_keeps_its_order() -> None:
     matching = match_tokens(features, [9, 7], [2, 0])
     assert matching.place[1].tolist() == [0, 1, 2, 3, 4, 5, 6, -1, -1] and matching.left == [7, 7]
     assert matching.place[0].tolist() != list(range(9))
+
+
+def test_a_fraction_is_spread_over_layers() -> None:
+    assert pairs_by_layer(3, 4) == [3, 3, 3, 3]
+    assert pairs_by_layer(2.5, 4) == [2, 3, 2, 3]
+    assert pairs_by_layer(0.25, 4) == [0, 0, 0, 1]
+    assert pairs_by_layer(8.0, 0) == []
+    for merged in (0.1, 1.3, 7.77):
+        pairs = pairs_by_layer(merged, 11)
+        assert sum(pairs) == int(11 * merged) and max(pairs) - min(pairs) <= 1
+
+
+def test_layers_merge_their_own_number_of_pairs() -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+    tokens = base.tokens
+    run = run_matched(base, images, [[pairs] * len(images) for pairs in pairs_by_layer(1.5, base.layers - 1)])
+    assert run.plan.counts[0].tolist() == [tokens, tokens - 1, tokens - 3, 1]

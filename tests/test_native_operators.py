@@ -473,18 +473,21 @@ def test_layers_that_select(
     assert lifetime.min() == 1 and lifetime.max() == 4, "layers that decide nothing test nothing"
 
 
-@pytest.mark.parametrize(("merged", "outputs", "survivors"), [(9, 1, False), (4, 2, True), (30, 0, True), (0, 1, True)])
+@pytest.mark.parametrize(
+    ("merged", "outputs", "survivors"),
+    [([9, 9], 1, False), ([5, 4], 2, True), ([30, 30], 0, True), ([0, 0], 1, True), ([0, 3], 1, False)],
+)
 @pytest.mark.parametrize(("width", "wide", "heads"), SIZES)
 def test_layers_that_merge(
-    vectors: int, threads: int, width: int, wide: int, heads: int, merged: int, outputs: int, survivors: bool
+    vectors: int, threads: int, width: int, wide: int, heads: int, merged: list[int], outputs: int, survivors: bool
 ) -> None:
     norm_first, samples, tokens = width % 32 != 0, 7, 41
     layers, x = make_layers(width, wide, bias=False), torch.randn(7 * 41, width)  # a bias makes all keys alike
     pair = packed_pair(pack_encoder(layers, heads, norm_first))
     found, lifetime = ops.merge(x, *pair, tokens, merged, outputs, survivors)
 
-    def decide(_: int, __: Tensor, key: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pairs = pairs_to_merge([merged], [len(key)], outputs)
+    def decide(layer: int, _: Tensor, key: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = pairs_to_merge([merged[layer]], [len(key)], outputs)
         matching = match_tokens(key[None], [len(key)], pairs, outputs)
         size, stays = merged_sums(matching, weight[None]), matching.stays[0].nonzero()[:, 0]
         stay = torch.empty_like(stays).scatter(0, matching.place[0, stays], stays)
@@ -494,7 +497,7 @@ def test_layers_that_merge(
     for own, rows, lives in zip(x.split(tokens), written, lifetime, strict=True):
         expected, lived = decided(layers, own, heads, norm_first, decide, lambda n: n if survivors else outputs)
         assert torch.equal(lives, lived)
-        if not merged:  # no order of its own
+        if not any(merged):  # no order of its own
             torch.testing.assert_close(rows.double(), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(rows.double().sum(0), expected.sum(0), rtol=1e-4, atol=1e-3)
         if not survivors:
@@ -510,7 +513,7 @@ def test_layers_that_decide_hand_on_what_is_not_finite(vectors: int) -> None:
         runs = (
             ops.select(x, *packed, counts, torch.full((2, 2), 6), None, 1, False)[::2],
             ops.select(x, *packed, counts, None, torch.full((2,), -1.0), 1, False)[::2],
-            ops.merge(x, *packed, 12, 3, 1, False),
+            ops.merge(x, *packed, 12, [3, 3], 1, False),
         )
         for rows, lifetime in runs:
             assert rows[0].isfinite().all() and not rows[1].isfinite().any()
@@ -522,8 +525,9 @@ WRONG_CALLS = {
     "keep is": lambda x, packed, counts: ops.select(x, *packed, counts[0], counts[:, :1], None, 1, False),
     "threshold has 2": lambda x, packed, counts: ops.select(x, *packed, counts[0], None, torch.zeros(2), 1, False),
     "outputs=-1": lambda x, packed, counts: ops.select(x, *packed, counts[0], counts[:1], None, -1, False),
-    "no samples of 4": lambda x, packed, counts: ops.merge(x, *packed, 4, 1, 1, False),
-    "merged=-1": lambda x, packed, counts: ops.merge(x, *packed, 3, -1, 1, False),
+    "no samples of 4": lambda x, packed, counts: ops.merge(x, *packed, 4, [1], 1, False),
+    "merged=\\[-1\\]": lambda x, packed, counts: ops.merge(x, *packed, 3, [-1], 1, False),
+    "merged has 2 entries for 2 layers": lambda x, packed, counts: ops.merge(x, *packed, 3, [1, 1], 1, False),
     "float32": lambda x, packed, counts: ops.encode(x.double(), *packed, counts, 3),
     "the width": lambda x, packed, counts: ops.encode(x[:, :32], *packed, counts, 3),
     "dimensions": lambda x, packed, counts: ops.encode(x[None], *packed, counts, 3),
@@ -704,7 +708,7 @@ def test_operators_are_as_torch_wants_them() -> None:
         "plan_topk": (x, *packed, one, 6, 1, 0.1, [0.5, 0.5], False, [], False),
         "plan_concrete": (x, *packed, one, 6, 1, torch.zeros(2), 0.1, 0.1, 0.0),
         "select": (x, *packed, one, one[None] // 2, None, 1, False),
-        "merge": (x, *packed, 3, 1, 1, True),
+        "merge": (x, *packed, 3, [1], 1, True),
         "attend_ragged": (x, x.clone(), x.clone(), 5, one, one.clone(), x[:, 0].clone()),
         "column_sums": (torch.rand(2, 1, 9, 4), torch.rand(2, 1, 9, 4), torch.rand(2, 9), None, 1.0, 0.0, True),
     }

@@ -196,7 +196,7 @@ def test_a_row_tells_the_averaged_weights_apart() -> None:
             assert averaged.keys() == {name for name in tensors if not name.startswith("averaged.")}
             assert not torch.equal(averaged["method.p_logit"], tensors["method.p_logit"])
             job = Job("", "", True, "")
-            model, beside, _ = pruned_model(Context(settings, job, JobLoggers(settings, job)))
+            model, beside, *_ = pruned_model(Context(settings, job, JobLoggers(settings, job)))
             assert beside is not None and torch.equal(beside.state_dict()["method.p_logit"], averaged["method.p_logit"])
             assert not torch.equal(model.state_dict()["method.p_logit"], averaged["method.p_logit"])
         if ema == 1e-9:  # almost the last weights

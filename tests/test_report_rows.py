@@ -39,7 +39,7 @@ NAMED_NOW = {"training.global_batch_size": 32, "training.grad_clip_norm": 1.0, "
 def older(schema: int, method: str, own: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What a file of that schema holds."""
     values = make_row(method).to_dict() | OWN | own | {"schema": schema, "method": method, "settings": settings}
-    later = ["label", "knob", "left_to_torch"]
+    later = ["label", "knob", "left_to_torch", "budget", "budget_of"]
     later += ["validation"] * (schema < 5) + ["ema"] * (schema < 4) + ["validation_loss"] * (schema < 3)
     if schema < 2:
         later += ["other_scores", "occupancy_padded", "time_baseline"]
@@ -82,13 +82,27 @@ def test_older_rows_are_read(schema, method, own, settings, label, knob, convert
     values = older(schema, method, own, settings)
     (tmp_path / "row.json").write_text(json.dumps(values))
     row = Row.read(tmp_path / "row.json")
-    assert (row.schema, row.label, row.knob, row.settings) == (6, label, knob, converted)
+    assert (row.schema, row.label, row.knob, row.settings) == (7, label, knob, converted)
     assert row.knob_value == (None if knob is None else converted[knob])
     expected = replace(make_row(method), label=label, knob=knob, settings=converted)
     assert row == expected and row.left_to_torch == []
     if schema == 1:
         (tmp_path / "row.json").write_text(json.dumps(values | {"time": None}))
         assert Row.read(tmp_path / "row.json") == replace(expected, time=None, time_baseline=None)
+
+
+def test_a_row_without_budget_is_read(tmp_path):
+    row = make_row("concrete", settings={"p_logit": -1.0, "note": "18"})
+    values = row.to_dict() | {"schema": 6}
+    (tmp_path / "row.json").write_text(json.dumps({n: v for n, v in values.items() if not n.startswith("budget")}))
+    assert Row.read(tmp_path / "row.json") == row
+    write_table([row], tmp_path / "table.csv")
+    head, line = (text.split(",") for text in (tmp_path / "table.csv").read_text().splitlines())
+    cells = dict(zip(head, line, strict=True))
+    assert not any(name.startswith("budget") and text for name, text in cells.items())
+    cells = {name: text for name, text in cells.items() if not name.startswith("budget")} | {"schema": "6"}
+    (tmp_path / "table.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+    assert read_table(tmp_path / "table.csv") == ([row], []), "a text that looks like a number stays a text"
 
 
 def test_a_broken_older_row_is_refused(tmp_path):

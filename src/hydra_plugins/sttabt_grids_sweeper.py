@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn
 
 from sttabt.cli.checks.effects import Unused
 from sttabt.cli.forecast import Forecast
-from sttabt.cli.sweep import Progress, log, refuse_agent, report_sweep, reporting, union_of_grids
+from sttabt.cli.sweep import Progress, jobs_at_budget, log, refuse_agent, report_sweep, reporting
 from sttabt.cli.sweeper import CheckedSweeper, GridsSettings
 from sttabt.report.rows import ROW_FILE
 
@@ -75,4 +75,4 @@ class GridsSweeper(CheckedSweeper):
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
         """Every job's overrides."""
-        return union_of_grids(self.grids, self.given(arguments))
+        return jobs_at_budget(self.grids, self.given(arguments))

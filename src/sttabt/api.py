@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from sttabt.backbones import adapt
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.text import real_tokens
+from sttabt.core.budget import Calibration
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
 from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
+from sttabt.models.budget import calibrate as fit_to_budget
 from sttabt.models.frozen import FrozenModel
 from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
+from sttabt.settings import BudgetSettings as Budget
 from sttabt.settings import (
     MethodSettings,
     ModelSettings,
@@ -33,12 +36,13 @@ from sttabt.settings import (
     TrainedSettings,
     TrainingSettings,
     TunedSettings,
+    check_budget,
     method_names,
     method_settings,
 )
 from sttabt.settings.effects import no_effect
 from sttabt.settings.fields import describe
-from sttabt.settings.values import check_value
+from sttabt.settings.values import check_value, check_values
 from sttabt.store.artifacts import AVERAGED, load_folder, parents
 from sttabt.version import __version__
 
@@ -47,6 +51,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # files of conf/sparsity who
 }
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation
+LOADED = ("base", "approx", "prune", "budget")  # stages whose artifacts are models by themselves
 LARGEST_RATE = 1.0  # at which weights are replaced rather than learned
 
 log = logging.getLogger(__name__)
@@ -57,6 +62,8 @@ def prune(
     method: str = "backtracking",
     *,
     approx: ApproximateNetwork | int = 4,
+    budget: float | Budget | None = None,
+    calibration: Iterable[Any] | None = None,
     **settings: Any,
 ) -> PrunedModel:
     """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
@@ -67,6 +74,8 @@ def prune(
     "backtracking_actual".
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
     at its interpolated start, which guesses badly until `distil` has trained it.
+    budget, calibration: instead of the method's knob, what the model may cost and batches to find that on, as
+    `calibrate` takes them.
 
     The result is called as `model` is and returns what that returns. Its `run(inputs)` gives `logits` (B, classes) and
     the `plan`, whose `alive` (B, L+1, N) says which token lived at which layer boundary; inputs are images (B, C,
@@ -78,6 +87,9 @@ def prune(
     base = adapt(model).eval()
     method, preset = PRESETS.get(method, (method, {}))
     sparsity = _sparsity(method, preset | settings)
+    if (budget is None) != (calibration is None):
+        raise UserError("budget and calibration belong together: give both, or give the method's own setting")
+    asked = None if budget is None else _budget(budget, sparsity, settings)
     sparsity.check_model(base.layers, base.tokens)
     kind = find_method(method)
     pruning = kind(sparsity, base.layers, base.outputs)
@@ -86,7 +98,23 @@ def prune(
         network = _network(base, approx)
     if isinstance(sparsity, TrainedSettings) and not isinstance(sparsity, TunedSettings):
         log.warning("%s starts untrained: `python -m sttabt.run sparsity=%s` trains it", pruning.title, method)
-    return PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
+    pruned = PrunedModel(base, pruning, network).eval().to(next(base.parameters()).device)
+    return pruned if asked is None else _calibrate(pruned, calibration, asked)
+
+
+def calibrate(pruned: PrunedModel, budget: float | Budget, batches: Iterable[Any]) -> PrunedModel:
+    """Finds the setting of the method with which `pruned` costs a share of the dense model; gives back `pruned`.
+
+    budget: a share of multiply-adds, everything counted, or `Budget(time=0.5)` of time: of the frozen dense model's on
+    a CPU, on which the pruned one is to be frozen, too, or with baseline="library" of the library's; batch and samples
+    are those of `batches`. batches: as `distil` takes them; data for training or validation, never for testing.
+    `pruned.calibration` says what was asked, reached and found. One line is logged where the budget cannot be reached:
+    the nearest that can is taken. Distil the approximate network first: another one plans otherwise.
+    Raises UserError for a method without such a setting, a share out of its range, or batches that cannot be read.
+    """
+    if isinstance(pruned, FrozenModel):
+        raise UserError("a frozen model stays as it is: calibrate the model that was frozen, and freeze it again")
+    return _calibrate(pruned, batches, _budget(budget, pruned.method.settings, ()))
 
 
 def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, learning_rate: float = 1e-4) -> PrunedModel:
@@ -140,10 +168,11 @@ def text(encoding: Mapping[str, Tensor]) -> Text:
 
 @torch.inference_mode(False)  # weights that are made in inference mode could not be trained
 def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
-    """The model of an artifact that a run saved: `artifacts/prune/...`, `.../approx/...` or `.../base/...`.
+    """The model of an artifact that a run saved: one in the folder prune, budget, approx or base of `artifacts`.
 
-    A pruned model comes with the method it was trained under. A base model comes dense, an approximate network with
-    its base model under back-tracking; `method` and `settings` prune them otherwise, as in `prune`.
+    A pruned model comes with the method it was trained under, or brought to a budget. A base model comes dense, an
+    approximate network with its base model under back-tracking; `method` and `settings` prune them otherwise, as in
+    `prune`.
     Raises UserError when an artifact is missing, damaged, or not a model by itself, or as `prune` does.
     """
     if not isinstance(folder, str | Path):
@@ -151,14 +180,14 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     folder = Path(folder).absolute()
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
-    if stage not in ("base", "approx", "prune"):
+    if stage not in LOADED:
         raise UserError(
-            f"{folder} is an artifact of stage {stage}, no model by itself: give one of base, approx, prune"
+            f"{folder} is an artifact of stage {stage}, no model by itself: give one of {', '.join(LOADED)}"
         )
     if not isinstance(notes, dict) or "settings" not in notes or record.get("version") != __version__:
         raise UserError(f"{folder} was made by another version of sttabt: make it again")
-    if stage == "prune" and (method or settings):
-        raise UserError(f"{folder} was trained under its own method: leave method and settings out")
+    if stage in ("prune", "budget") and (method or settings):
+        raise UserError(f"{folder} has its own method: leave method and settings out")
     try:
         base, network, pruned = _restored(folder, tensors, record)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -177,24 +206,32 @@ def _restored(
     folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]
 ) -> tuple[Backbone, ApproximateNetwork | None, PrunedModel | None]:
     """What an artifact's weights are of: a base model, its approximate network, or a model with its method."""
-    settings, made_of = record["notes"]["settings"], parents(record["description"])
+    notes, stage = record["notes"], record["stage"]
+    settings, made_of = notes["settings"], parents(record["description"])
+    parts = ("prune",) if "prune" in (stage, *made_of) else ("base", "approx")  # what was trained last has all weights
+    weights = {part: load_folder(folder.parents[1] / part / made_of[part])[0] for part in parts if part in made_of}
+    weights[stage] = tensors
     base = _saved_base(settings)
-    if record["stage"] == "base":
-        base.load_state_dict(tensors, strict=True)
+    if "prune" not in weights:
+        base.load_state_dict(weights["base"], strict=True)
+    if stage == "base":
         return base, None, None
     approx = settings["approx"]
     network = ApproximateNetwork(base, approx["factor"], approx["stem"] == "shared")
-    if record["stage"] == "approx":
-        weights, _ = load_folder(folder.parents[1] / "base" / made_of["base"])
-        base.load_state_dict(weights, strict=True)
-        network.load_state_dict(tensors, strict=True)
+    if "approx" in weights:
+        network.load_state_dict(weights["approx"], strict=True)
+    if stage == "approx":
         return base, network, None
-    own = settings["sparsity"]
-    schema = method_settings(own["method"])(**{**own, "training": TrainingSettings(**own["training"])})
-    pruning = find_method(own["method"])(schema, base.layers, base.outputs)
+    own = settings["sparsity"] | notes.get("found", {})
+    if "training" in own:
+        own["training"] = TrainingSettings(**own["training"])
+    pruning = find_method(own["method"])(method_settings(own["method"])(**own), base.layers, base.outputs)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
-    trained = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
-    pruned.load_state_dict(trained, strict=True)
+    if "prune" in weights:
+        trained = {name: value for name, value in weights["prune"].items() if not name.startswith(AVERAGED)}
+        pruned.load_state_dict(trained, strict=True)
+    if "calibration" in notes:
+        pruned.calibration = Calibration(**notes["calibration"])
     return base, network, pruned
 
 
@@ -228,6 +265,34 @@ def _distil(
         if not losses:
             raise UserError(f"batches gave nothing in epoch {epoch + 1}: give a DataLoader or a list, no iterator")
         log.info("epoch %d/%d loss %.4g", epoch + 1, epochs, sum(losses) / len(losses))
+
+
+def _budget(budget: Any, sparsity: MethodSettings, given: Iterable[str]) -> Budget:
+    """Checked; given: names of settings of the method that are set beside it."""
+    asked = budget if isinstance(budget, Budget) else None
+    if asked is None:
+        if not isinstance(budget, int | float) or isinstance(budget, bool):
+            raise UserError(f"budget={budget!r} is no share: give one, e.g. 0.5, or sttabt.Budget(time=0.5)")
+        asked = Budget(macs=float(budget))
+    check_values(asked, "budget.")
+    if not asked.asked:
+        raise UserError("budget asks for nothing: give a share above 0, e.g. 0.5, or sttabt.Budget(time=0.5)")
+    check_budget(Settings(sparsity=sparsity, budget=asked), given)
+    return asked
+
+
+def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel:
+    if not isinstance(batches, Iterable):
+        raise UserError(f"calibration is a {type(batches).__name__}: give a DataLoader or a list of batches")
+    device = next(pruned.base.parameters()).device
+    given = [move_data_to_device(_inputs(batch), device) for batch in batches]
+    for inputs in given:
+        pruned.base.check_inputs(inputs)
+    given = [inputs for inputs in given if len(pruned.base.real(inputs))]
+    if not given:
+        raise UserError("calibration gave nothing: give a DataLoader or a list of batches")
+    fit_to_budget(pruned, given, budget)
+    return pruned
 
 
 def _inputs(batch: Any) -> Any:

@@ -72,7 +72,8 @@ def read_settings(config: DictConfig) -> Settings:
         _make_absolute(settings.model, "huggingface")
     data = settings.dataset
     data.name = data.name or find_source(data.source).default_name(data)
-    check(settings)
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    check(settings, [override.partition("=")[0].lstrip("+~") for override in given])
     return settings
 
 

@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sttabt.errors import UserError
-from sttabt.settings import TRAININGS, Settings, TrainedSettings
+from sttabt.settings import TRAININGS, Settings, TrainedSettings, method_settings
+from sttabt.settings.budget import ASKED
 from sttabt.settings.dataset import PLACES
 from sttabt.store.artifacts import RECORD, read_record
 
@@ -104,10 +105,12 @@ def work_of(job: Settings) -> list[Work]:
         stages += [*(["general"] if job.approx.start == "general" else []), "approx"]
     if isinstance(job.sparsity, TrainedSettings):
         stages.append("prune")
+    if job.budget.asked:
+        stages.append("budget")
     if "evaluate" in job.stages:
         stages += ["evaluate", *(["timing"] if job.evaluation.timing_rounds else [])]
     else:
-        stages = [stage for stage in stages if stage in job.stages]
+        stages = [stage for stage in stages if stage in job.stages or (stage == "budget" and "prune" in job.stages)]
     values = asdict(job)
     return [_work(stage, values, stages) for stage in stages]
 
@@ -120,13 +123,15 @@ def _work(stage: str, values: Mapping[str, Any], stages: Sequence[str]) -> Work:
     parts += [values["hardware"][name] for name in ("batch_size", "accumulate_grad_batches", "precision")]
     if stage != "base" and "approx" in stages:
         parts.append(values["approx"])
-    if stage in ("prune", "evaluate", "timing"):
-        parts.append(sparsity)
+    own = [sparsity["method"]] if stage in ("prune", "budget", "evaluate", "timing") else []
+    if own:
+        budget = values.get("budget", {})  # earlier artifacts have none
+        found = method_settings(*own).found_by_budget() if any(budget.get(name) for name in ASKED) else ()
+        parts.append([budget if found else {}, {name: each for name, each in sparsity.items() if name not in found}])
     if stage in ("evaluate", "timing"):
         parts.append([values["evaluation"]["batch_size"], values["evaluation"]["gallery"], values["name"]])
     if stage == "timing":
         parts.append(values["evaluation"])
-    own = [sparsity["method"]] if stage in ("prune", "evaluate", "timing") else []
     kind = (stage, model["name"], data["name"], *own)
     node: Any = values
     for name in TRAININGS.get(stage, "").split("."):

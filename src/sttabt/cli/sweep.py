@@ -18,12 +18,15 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.forecast import Forecast
 from sttabt.errors import UserError
+from sttabt.settings import method_names, method_settings
+from sttabt.settings.budget import ASKED
 from sttabt.system.faults import system_fault
 from sttabt.system.signals import held, stopping
 
 # A grid: for every key the assignments `key=value` that it takes.
 Grid = Mapping[str, Sequence[str]]
 
+OFF = ("0", "0.0")  # of a budget: none is asked for
 REPORT_S = 300.0  # how long a report may take once a signal has come
 LITERALS = ("null", "true", "false", "nan", "inf")  # text only in quotes
 
@@ -70,6 +73,23 @@ def union_of_grids(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
     for grid in alone:
         jobs += _product(grid)
     return [job for index, job in enumerate(jobs) if job not in jobs[:index]]
+
+
+def jobs_at_budget(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
+    """`union_of_grids`, where a budget on the command line takes the place of the knobs of the grids.
+
+    A method of the grids that has nothing to move, as dense, runs without it: the others are compared with it.
+    """
+    jobs = union_of_grids(grids, given)
+    asked = {each for name in ASKED for each in given.get(f"budget.{name}", []) if each.partition("=")[2] not in OFF}
+    if not asked:
+        return jobs
+    found = {f"sparsity.{name}" for method in method_names() for name in method_settings(method).found_by_budget()}
+    knobs = {each for grid in grids for key in found & grid.keys() - given.keys() for each in grid[key]}
+    still = {f"sparsity={name}" for name in method_names() if method_settings(name).dial_name() is None}
+    listed = set() if "sparsity" in given else still
+    moved = [[each for each in job if each not in (asked if listed & set(job) else knobs)] for job in jobs]
+    return [job for index, job in enumerate(moved) if job not in moved[:index]]
 
 
 def assignments(key: str, values: Any) -> list[str]:

@@ -27,10 +27,11 @@ def hard_mask(score: Tensor, threshold: Tensor) -> Tensor:
     return score > threshold
 
 
-def mask_loss(masks: Tensor, real: Tensor, weight: float) -> Tensor:
+def mask_loss(masks: Tensor, real: Tensor, weight: float, target: float = 0.0) -> Tensor:
     """What keeping tokens costs, a scalar: `weight` times the sum over layers of the mean mask of real tokens.
 
-    masks: (B, L, N), soft or hard; real: (B, N) bool. The mean is taken in each sample, then over the batch.
+    masks: (B, L, N), soft or hard; real: (B, N) bool. The mean is taken in each sample, then over the batch. target:
+    the mean over layers at which the loss ends: it counts what is above.
     """
     kept = (masks * real[:, None]).sum(-1) / real.sum(-1, keepdim=True)
-    return weight * kept.mean(0).sum()
+    return weight * (kept.mean(0).sum() - target * masks.shape[1]).clamp_min(0)

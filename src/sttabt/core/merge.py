@@ -5,8 +5,10 @@ Bipartite soft matching is ToMe's (Bolya et al., ICLR 2023, section 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,6 +29,12 @@ class Merging:
     stays: Tensor
     left: Sequence[int]
     weight: Tensor | None = None
+
+
+def pairs_by_layer(merged: float, layers: int) -> list[int]:
+    """Pairs that each of so many layers merges, `merged` on the average: of 2.5 they are 2, 3, 2, 3, ..."""
+    total = [math.floor(merged * layer) for layer in range(layers + 1)]
+    return [after - before for before, after in pairwise(total)]
 
 
 def pairs_to_merge(wanted: Sequence[int], counts: Sequence[int], outputs: int = 1) -> list[int]:

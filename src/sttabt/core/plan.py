@@ -170,6 +170,15 @@ def tokens_to_keep(keep: float, real_tokens: Tensor) -> Tensor:
     return torch.ceil(keep * real_tokens.double()).long().clamp_min(1)
 
 
+def spread_shares(keep: float, layers: int, tokens: int) -> list[float]:
+    """A share for each layer, around `keep`, so that of `tokens` tokens their counts step one layer at a time.
+
+    They fall from layer to layer by less than one token, and lie in (0, 1].
+    """
+    offsets = [0.5 - (layer + 0.5) / layers for layer in range(layers)]
+    return [min(max(keep + offset / tokens, 1e-6), 1.0) for offset in offsets]
+
+
 def ranks(importance: Tensor, among: Tensor) -> Tensor:
     """(B, N) int64: the place of each token in the order of falling importance (B, N); those not `among` come last.
 

@@ -378,14 +378,15 @@ def _(
 
 @run_matched.register
 def _(backbone: FrozenBackbone, inputs: Any, pairs: Sequence[Sequence[int]]) -> Run:
-    """All layers in one call where every sample merges as many pairs in every layer; else a layer at a time."""
+    """All layers in one call where all samples merge equally many pairs; else a layer at a time."""
     real, survivors = backbone.real(inputs), backbone.reads_survivors
-    numbers = {number for layer in pairs for number in layer}
-    if len(numbers) != 1 or (backbone.may_pad and not bool(real.all())):
+    numbers = [layer[0] for layer in pairs]
+    equal = all(set(layer) == {number} for layer, number in zip(pairs, numbers, strict=True))
+    if not equal or (backbone.may_pad and not bool(real.all())):
         return run_merging(backbone, inputs, matching_rule(pairs, backbone.outputs))
     x, lifetime = kernels.merge(
         backbone.embed(inputs).flatten(0, 1), backbone.encoder.buffer, backbone.encoder.sizes, real.shape[1],
-        numbers.pop(), backbone.outputs, survivors,
+        numbers, backbone.outputs, survivors,
     )  # fmt: skip
     plan = TokenPlan(lifetime, backbone.layers)
     return Run(backbone.head(x.view(len(real), -1, x.shape[1])), MergeRecord(plan.alive), real)

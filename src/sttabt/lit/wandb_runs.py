@@ -187,4 +187,6 @@ def _say_offline(reason: str) -> None:
 def _name(settings: Settings) -> str:
     sparsity = settings.sparsity
     knob = [] if sparsity.knob is None else [f"{sparsity.knob[0]} {spell(sparsity.knob[1])}"]
+    if settings.budget.asked:
+        knob = [str(settings.budget)]
     return ", ".join([sparsity.label, *knob, f"seed {settings.seed}"])

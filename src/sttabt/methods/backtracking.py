@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.backtrack import backtrack_fixed, plan_topk
+from sttabt.core.backtrack import Keep, backtrack_fixed, plan_topk
 from sttabt.core.counts import fixed_plan
-from sttabt.core.plan import Planned
+from sttabt.core.plan import Planned, spread_shares
 from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
 from sttabt.methods.base import PlannedMethod
@@ -26,7 +26,9 @@ class Backtracking(PlannedMethod):
         if self.counts:
             plan = fixed_plan(self.order(trace), self.counts, trace.real.shape[1])
             return Planned(plan, tuple(map(float, self.counts[1:])))
-        keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
+        keep: Keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
+        if keep is not None and self.settings.spread and not base.may_pad:
+            keep = spread_shares(self.settings.keep_ratio, self.layers, base.tokens)
         return plan_topk(trace, keep, self.settings.propagation, self.outputs)
 
     @property

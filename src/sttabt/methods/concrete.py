@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan, plan_concrete
@@ -27,15 +27,20 @@ class Concrete(PlannedMethod, TrainedMethod):
     def attention(self) -> str:
         return "approximate"
 
+    @property
+    def logits(self) -> Tensor:
+        """(L,): the learned logits that masks are made of."""
+        return self.p_logit + self.settings.p_logit_shift
+
     def soft_plan(self, trace: AttentionTrace) -> ConcretePlan:
         """The differentiable plan that training runs on."""
         settings = self.settings
-        return concrete_plan(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs)
+        return concrete_plan(trace, self.logits, settings.propagation, settings.temperature, self.outputs)
 
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         assert trace is not None, "concrete masks need an attention trace"
         settings = self.settings
-        return plan_concrete(trace, self.p_logit, settings.propagation, settings.temperature, self.outputs, NEGLIGIBLE)
+        return plan_concrete(trace, self.logits, settings.propagation, settings.temperature, self.outputs, NEGLIGIBLE)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         assert trace is not None, "concrete masks need an attention trace"

@@ -22,12 +22,19 @@ class Ltp(ReceivedMethod, TrainedMethod):
         super().__init__(settings, layers, outputs)
         self.threshold = nn.Parameter(initial_thresholds(layers))
 
+    @property
+    def thresholds(self) -> Tensor:
+        """(L,): what is learned, scaled."""
+        return self.threshold * self.settings.threshold_scale
+
     def selection(self, real: Tensor) -> AboveThreshold:
-        return AboveThreshold(self.threshold[:-1])
+        return AboveThreshold(self.thresholds[:-1])
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run = run_online_soft(base, inputs, self._soft_rule())
-        return SoftRun(run.logits, {"masks": mask_loss(run.masks, base.real(inputs), self.settings.mask_weight)})
+        settings = self.settings
+        loss = mask_loss(run.masks, base.real(inputs), settings.mask_weight, settings.keep_target)
+        return SoftRun(run.logits, {"masks": loss})
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.threshold, self.settings.threshold_rate)]
@@ -38,7 +45,7 @@ class Ltp(ReceivedMethod, TrainedMethod):
             if layer == self.layers - 1:
                 return outputs.to(attention.query.dtype)
             score = attention.received(real)
-            soft = soft_mask(score, self.threshold[layer], self.settings.temperature)
+            soft = soft_mask(score, self.thresholds[layer], self.settings.temperature)
             return soft.masked_fill(outputs, 1)
 
         return mask

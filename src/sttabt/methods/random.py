@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, spread_shares, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 from sttabt.methods.base import PlannedMethod
 
@@ -22,7 +22,13 @@ class Random(PlannedMethod):
         noise = self._noise(base.samples(inputs), real)
         count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1))
         kept = largest(noise.masked_fill(outputs, 2.0), count, among=real) | outputs
-        return Planned(TokenPlan(kept * self.layers + outputs.long(), self.layers))
+        lifetime = kept * self.layers
+        if self.settings.spread and not base.may_pad:
+            shares = spread_shares(self.settings.keep_ratio, self.layers, real.shape[1])
+            counts = (tokens_to_keep(keep, real.sum(-1)) for keep in shares)
+            ranked = noise.masked_fill(outputs, 2.0)
+            lifetime = torch.stack([largest(ranked, own, among=real) | outputs for own in counts]).sum(0)
+        return Planned(TokenPlan(lifetime + outputs.long(), self.layers))
 
     def _noise(self, samples: list[Tensor], real: Tensor) -> Tensor:
         """(B, N), drawn by the numbers of each sample; 0 on padding."""

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.merge import pairs_by_layer
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.merging import MergingRule, matching_rule, run_matched
 from sttabt.engine.run import Run
@@ -21,9 +22,10 @@ from sttabt.methods.base import MergingMethod
 class Tome(MergingMethod):
     def pairs(self, real: Tensor) -> list[list[int]]:
         """How many pairs each layer merges of each sample, of real tokens (B, N)."""
-        settings = self.settings
-        each = [int(settings.share * tokens) if settings.share else settings.merged for tokens in real.sum(-1).tolist()]
-        return [each] * (self.layers - 1)
+        share, merged = self.settings.share, self.settings.merged
+        wanted = [share * tokens if share else merged for tokens in real.sum(-1).tolist()]
+        samples = [pairs_by_layer(pairs, self.layers - 1) for pairs in wanted]
+        return [list(layer) for layer in zip(*samples, strict=True)]
 
     def rule(self, real: Tensor) -> MergingRule:
         return matching_rule(self.pairs(real), self.outputs)

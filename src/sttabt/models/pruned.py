@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.budget import Calibration
 from sttabt.core.plan import TokenPlan
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dense import trace_attention
@@ -33,6 +34,7 @@ class PrunedModel(nn.Module):
         method.check(base)
         method.fit_to(base)
         self.base, self.method, self.approx = base, method, approx
+        self.calibration: Calibration | None = None  # what was found, where a budget was asked for
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Called as the base model's library is, and gives what that gives, from the tokens that are kept."""

@@ -28,7 +28,7 @@ def _load() -> Any:
         "layer_attend": [*[address] * 3, whole, whole, *[address] * 3, whole],
         "plan": [*[address] * 3, whole, address, whole, address, whole, address, address, whole],
         "select": [*[address] * 3, whole, *[address] * 3, whole, whole, *[address] * 3, whole],
-        "merge": [*[address] * 3, whole, address, *[whole] * 4, address, whole, address, whole],
+        "merge": [*[address] * 3, whole, address, whole, address, whole, whole, address, whole, address, whole],
         "attend": [*[address, whole] * 3, *[address] * 2, *[whole] * 3, address, address, whole],
         "sum_rows": [*[address] * 6, *[whole] * 4, real, real, whole, whole],
     }

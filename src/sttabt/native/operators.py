@@ -49,10 +49,10 @@ SCHEMAS = {
     # `threshold` (L-1,). The first `outputs` tokens always go on; the last layer writes them or, with survivors, all.
     "select": "(Tensor x, Tensor packed, int[] sizes, Tensor counts, Tensor? keep, Tensor? threshold, int outputs,"
     " bool survivors) -> (Tensor, Tensor, Tensor)",
-    # What layers leave of samples of `tokens` rows where each but the last merges the `merged` most alike pairs
+    # What layers leave of samples of `tokens` rows where each but the last merges its `merged` most alike pairs
     # (core.merge): rows, equally many of each sample, and at how many boundaries a token stands for itself or others
     # (B, tokens). outputs, survivors: as in `select`.
-    "merge": "(Tensor x, Tensor packed, int[] sizes, SymInt tokens, int merged, int outputs, bool survivors)"
+    "merge": "(Tensor x, Tensor packed, int[] sizes, SymInt tokens, int[] merged, int outputs, bool survivors)"
     " -> (Tensor, Tensor)",
     # Attention within each sample, (rows of queries, D): reads and writes (B,), a sample's keys and queries.
     # log_weight: (rows of keys,), added to a key's scores.
@@ -202,27 +202,30 @@ def select(
 
 
 def merge(
-    x: Tensor, packed: Tensor, sizes: Sequence[int], tokens: int, merged: int, outputs: int, survivors: bool
+    x: Tensor, packed: Tensor, sizes: Sequence[int], tokens: int, merged: Sequence[int], outputs: int, survivors: bool
 ) -> tuple[Tensor, Tensor]:
     own = _encoder(packed, sizes)
     x = _rows("x", x, own.width)
     if tokens < 1 or len(x) % tokens:
         raise ValueError(f"{len(x)} rows are no samples of {tokens} tokens")
-    if merged < 0 or outputs < 0:
-        raise ValueError(f"merged={merged} or outputs={outputs} is below 0")
-    samples, written = len(x) // tokens, rows_written(own.layers, tokens, merged, outputs, survivors)
+    if len(merged) != own.layers - 1:
+        raise ValueError(f"merged has {len(merged)} entries for {own.layers} layers")
+    if min(merged, default=0) < 0 or outputs < 0:
+        raise ValueError(f"merged={list(merged)} or outputs={outputs} is below 0")
+    samples, written = len(x) // tokens, rows_written(tokens, merged, outputs, survivors)
     lifetime = torch.empty(samples, tokens, dtype=torch.int64, device="cpu")
     counts, out = torch.full_like(lifetime[:, 0], tokens), _new(samples * written, own.width)
-    _run("merge", x.data_ptr(), _integers(own), packed.data_ptr(), samples, counts.data_ptr(), tokens, merged, outputs,
-         survivors, lifetime.data_ptr(), written, out.data_ptr(), torch.get_num_threads())  # fmt: skip
+    _run("merge", x.data_ptr(), _integers(own), packed.data_ptr(), samples, counts.data_ptr(), tokens,
+         _integers(merged), outputs, survivors, lifetime.data_ptr(), written, out.data_ptr(),
+         torch.get_num_threads())  # fmt: skip
     return out, lifetime
 
 
-def rows_written(layers: int, tokens: int, merged: int, outputs: int, survivors: bool) -> int:
+def rows_written(tokens: int, merged: Sequence[int], outputs: int, survivors: bool) -> int:
     """Rows of a sample that `merge` leaves."""
     outputs = min(outputs, tokens)
-    for _ in range(layers - 1):
-        tokens -= min(merged, (tokens - outputs) // 2)
+    for pairs in merged:
+        tokens -= min(pairs, (tokens - outputs) // 2)
     return tokens if survivors else outputs
 
 
@@ -425,10 +428,10 @@ def _(
 
 @torch.library.register_fake("sttabt::merge", lib=_library)
 def _(
-    x: Tensor, packed: Tensor, sizes: list[int], tokens: int, merged: int, outputs: int, survivors: bool
+    x: Tensor, packed: Tensor, sizes: list[int], tokens: int, merged: list[int], outputs: int, survivors: bool
 ) -> tuple[Tensor, Tensor]:
     samples = x.shape[0] // tokens
-    written = rows_written(Sizes(*sizes).layers, tokens, merged, outputs, survivors)
+    written = rows_written(tokens, merged, outputs, survivors)
     return x.new_empty(samples * written, x.shape[1]), x.new_empty(samples, tokens, dtype=torch.int64)
 
 

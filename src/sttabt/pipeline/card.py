@@ -30,6 +30,7 @@ TITLES = {
     "general": "general approximate attention network",
     "approx": "approximate attention network",
     "prune": "pruned model",
+    "budget": "pruned model at a budget",
 }
 WHAT = {
     "base": "The dense model: the teacher of the approximate network, and what pruned models are compared with.",
@@ -38,6 +39,8 @@ WHAT = {
     "approx": "A narrow network that guesses the attention of its base model, so that tokens can be chosen before the "
     "base model runs.",
     "prune": "A transformer that drops the tokens its output does not need, trained with the method below.",
+    "budget": "A transformer that drops the tokens its output does not need, brought to a share of the dense model's "
+    "cost. Its weights are those of the artifacts that it is made from.",
 }
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ def model_card(folder: Path, rows: list[Row]) -> ModelCard:
     record = read_record(folder / RECORD)
     notes = record["notes"]
     settings: dict[str, Any] = notes["settings"]
+    settings = settings | {"sparsity": settings["sparsity"] | notes.get("found", {})}
     stage = record["stage"]
     title = f"{settings['model']['name']} on {settings['dataset']['name']}, {TITLES[stage]}"
     return ModelCard.from_template(
@@ -186,6 +190,7 @@ def _facts(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple
         ("samples", _samples(notes.get("samples"))),
         ("teacher", _teacher(stage, settings, parents(description))),
         ("method", _method(stage, settings)),
+        *([("budget", _budget(notes["calibration"]))] if "calibration" in notes else []),
         ("training", _training(stage, settings, trained="samples" in notes)),
         ("epoch", _epoch(notes)),
         ("at the end of training", _validation(stage, notes.get("validation"))),
@@ -217,6 +222,8 @@ def _samples(samples: Mapping[str, int] | None) -> str:
 
 def _teacher(stage: str, settings: Mapping[str, Any], made_of: Mapping[str, str]) -> str:
     model = settings["model"]
+    if stage == "budget":
+        return "none: nothing was trained"
     if stage == "approx":
         return f"the base model `{made_of['base']}`, frozen"
     if stage == "prune":
@@ -243,6 +250,11 @@ def _method(stage: str, settings: Mapping[str, Any]) -> str:
     method = method_settings(sparsity["method"])
     own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training")]
     return f"{method.title} ({method.source}): {', '.join(own)}"
+
+
+def _budget(calibration: Mapping[str, Any]) -> str:
+    of, asked, reached = (calibration[name] for name in ("of", "asked", "reached"))
+    return f"{of} {asked:g} of the dense model's asked for, {reached:.4g} reached on validation data"
 
 
 def _training(stage: str, settings: Mapping[str, Any], trained: bool) -> str:

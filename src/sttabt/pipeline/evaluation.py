@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,14 @@ from torch.utils.data import Dataset, Subset
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
-from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
 from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
 from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
-from sttabt.engine.dropped import run_dropped
 from sttabt.engine.frozen import FrozenBackbone
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.dense import library_forwards, over
 from sttabt.models.frozen import FrozenModel, deployed, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
@@ -188,21 +187,17 @@ def time_against_dense(
 ) -> DenseComparison:
     """Whole forwards of so many batches one after the other, planning included, beside the base model's own.
 
-    Texts are drawn from the data set's lengths at even ranks. A pruned model leaves padding out, too; without a
-    baseline that does so, that would pass for pruning.
+    Texts are drawn from the data set's lengths at even ranks.
     """
     device = next(model.base.parameters()).device
     loader = evaluation_loader(_typical(dataset, batch_size * batches), batch_size)
     each = [move_data_to_device(batch.inputs, device) for batch in loader]
-    variants = {"batch": _over(each, model.base)}
-    if model.base.may_pad:
-        plans = [keep_all(model.base.real(inputs), model.base.layers, model.base.outputs) for inputs in each]
-        variants["unpadded"] = _over(list(zip(each, plans, strict=True)), lambda pair: run_dropped(model.base, *pair))
+    variants = library_forwards(model.base, each)
     own, others = deployed(model), {}
     if isinstance(own, FrozenModel) and isinstance(own.base, FrozenBackbone):
-        others["frozen"] = _over(each, freeze(model.base).run)
-    parts = {name: _over(each, step) for name, step in own.steps().items()}
-    timing = time_interleaved(variants | {"pruned": _over(each, own.run)} | others | parts, "batch", rounds)
+        others["frozen"] = over(each, freeze(model.base).run)
+    parts = {name: over(each, step) for name, step in own.steps().items()}
+    timing = time_interleaved(variants | {"pruned": over(each, own.run)} | others | parts, "batch", rounds)
     baseline = min(variants, key=lambda name: timing[name].median)
     seconds = {name: timing[name].seconds for name in parts}
     if len(parts) > 1:  # a plan begins with the approximate network
@@ -303,20 +298,18 @@ def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
     return order[:samples]
 
 
-def _over(items: Sequence[Any], run: Callable[[Any], object]) -> Callable[[], object]:
-    def all_of_them() -> None:
-        for item in items:
-            run(item)
-
-    return all_of_them
+def even_sample(dataset: Dataset, samples: int) -> Subset:
+    """So many items, or as many as there are, at even places; of texts at even ranks of their length."""
+    total: int = len(dataset)  # type: ignore[arg-type]
+    order = np.argsort(dataset.lengths, kind="stable") if isinstance(dataset, Sequences) else np.arange(total)
+    samples = min(samples, total)
+    return Subset(dataset, order[((np.arange(samples) + 0.5) / samples * total).astype(int)].tolist())
 
 
 def _typical(dataset: Dataset, samples: int) -> Subset:
-    if not isinstance(dataset, Sequences):
-        return Subset(dataset, _first(dataset, samples))
-    by_length = np.argsort(dataset.lengths, kind="stable")
-    ranks = (np.arange(samples) + 0.5) / samples * len(by_length)
-    return Subset(dataset, by_length[ranks.astype(int)].tolist())
+    if isinstance(dataset, Sequences):
+        return even_sample(dataset, samples)
+    return Subset(dataset, _first(dataset, samples))
 
 
 def _first(dataset: Dataset, samples: int) -> list[int]:

@@ -16,7 +16,7 @@ from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
 from sttabt.report.predictions import Predictions
-from sttabt.report.rows import Row
+from sttabt.report.rows import BUDGET_KEYS, FOUND, Row
 from sttabt.settings import Settings, TrainedSettings, update_size
 from sttabt.store.job import Job
 from sttabt.version import __version__
@@ -64,6 +64,7 @@ def make_row(
         knob=sparsity.knob and sparsity.knob[0],
         factor=None if model.approx is None else model.approx.factor,
         settings=settings_of_row(settings),
+        **_budget(notes.get("budget")),
         parameters=sum(parameter.numel() for parameter in model.base.parameters()),
         metric=task.metric,
         score=scores.dropped,
@@ -104,6 +105,18 @@ def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: 
     single = time_against_dense(model, dataset, 1, rounds, SINGLES)
     singles = {f"single_{name}": value for name, value in _times(single, SINGLES).items()}
     return {"batch_size": batch_size, "rounds": rounds, **_times(batch), **singles}, batch.baseline
+
+
+def _budget(notes: dict[str, Any] | None) -> dict[str, Any]:
+    if notes is None:
+        return {"budget": None, "budget_of": None}
+    calibration = notes["calibration"]
+    budget = {name: calibration[name] for name in BUDGET_KEYS}
+    found = {name: value for name, value in notes["found"].items() if not isinstance(value, bool)}
+    return {
+        "budget": budget | {f"{FOUND}{name}": float(value) for name, value in found.items()},
+        "budget_of": calibration["of"],
+    }
 
 
 def _averages(scores: Scores | None) -> dict[str, float] | None:

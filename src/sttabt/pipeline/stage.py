@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.stage import TrainingStage
 from sttabt.pipeline.descriptions import data_of
 from sttabt.pipeline.evaluation import find_device
-from sttabt.settings import Settings
+from sttabt.settings import MethodSettings, Settings
 from sttabt.store.artifacts import Store
 from sttabt.store.contents import digest
 from sttabt.store.job import Job
@@ -40,6 +41,12 @@ class Context:
         self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
         self.splits = load_splits(settings.dataset, settings.model)
         self.task = Task.of(settings.dataset)
+
+    def under(self, sparsity: MethodSettings) -> Context:
+        """The same with other settings of the method."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, sparsity=sparsity)
+        return other
 
     @cached_property
     def contents(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sttabt.report.older import FIELDS as SETTINGS_ONCE
-from sttabt.report.older import OLDER
+from sttabt.report.older import UNTYPED
 from sttabt.report.rows import Row, Setting
 from sttabt.system.files import SHORT, read_regular, reason, write_atomically
 
@@ -127,7 +127,7 @@ def _cell(column: str, value: object) -> str:
 
 def _unflatten(cells: Mapping[str, str]) -> dict[str, Any]:
     """What `flat_row` made flat, by the types of a row's fields; of older tables the fields of their rows."""
-    older = cells.get("schema") in {str(schema) for schema in OLDER}
+    older = cells.get("schema") in {str(schema) for schema in UNTYPED}
     read = _older_literal if older else _literal
     hints = _hints()
     values: dict[str, Any] = {}

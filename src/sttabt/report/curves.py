@@ -79,9 +79,9 @@ def draw_curves(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
 
 
 def place(point: Point, name: str) -> Value | None:
-    """Where the point is on the panel's axis; the dense model's time is its own reference, measured or not."""
+    """Where the point is on the panel's axis; the dense model is its own reference, measured or not."""
     value = point.value(name)
-    return Value(1.0, None) if value is None and name == "time_ratio" and point.dense else value
+    return Value(1.0, None) if value is None and name in ("time_ratio", "budget.asked") and point.dense else value
 
 
 def draw_published(panel: Axes, published: Published, colour: Mapping[str, str]) -> None:

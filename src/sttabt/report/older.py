@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-OLDER = (1, 2, 3, 4, 5)  # schemas that are read
+OLDER = (1, 2, 3, 4, 5, 6)  # schemas that are read
+UNTYPED = (1, 2, 3, 4, 5)  # whose tables had fields for some settings, and other words for numbers and truth
 
 # (method, attention) -> label, and method -> the setting that moved along its curve.
 LABELS = {
@@ -38,12 +39,13 @@ def from_older(values: dict[str, Any], schema: int) -> dict[str, Any]:
 
     Schema 1 knew images alone, which have no padding, and one score a way of running; schema 2 no validation;
     schema 3 no averaged weights; schema 4 of validation the loss alone; schemas up to 5 had fields for what is now in
-    `settings`, and none where a method did not have it or it had no effect.
+    `settings`, and none where a method did not have it or it had no effect; schema 6 no budgets.
 
     Raises:
         ValueError: `settings` is no dictionary.
     """
     added: dict[str, Any] = {"validation_loss": None, "ema": None, "validation": None, "left_to_torch": []}
+    added |= {"budget": None, "budget_of": None}
     if values["schema"] == 1:
         baseline = "batch" if values.get("time") else None
         added |= {"other_scores": {}, "occupancy_padded": None, "time_baseline": baseline}

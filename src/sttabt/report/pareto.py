@@ -18,8 +18,10 @@ PANELS = (
     ("occupancy", "keep ratio (share of real tokens)"),
     ("macs_share", "multiply-adds (share of dense)"),
     ("time_ratio", "measured time (share of dense)"),
-    ("time_ratio_frozen", "measured time (share of frozen dense)"),  # where it was measured
+    ("time_ratio_frozen", "measured time (share of frozen dense)"),
+    ("budget.asked", "budget (share of dense)"),
 )
+WHERE_KNOWN = ("time_ratio_frozen", "budget.asked")  # panels of rows that have them
 
 
 def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
@@ -53,8 +55,8 @@ def draw_pareto(datasets: dict[str, list[Point]], folder: Path) -> Path:
 
 
 def panel_axes(points: Sequence[Point]) -> list[tuple[str, str]]:
-    """(name, title) of the costs; the last one only if any of the points has it."""
-    return [each for each in PANELS if each != PANELS[-1] or any(point.value(each[0]) for point in points)]
+    """(name, title) of the costs; those of WHERE_KNOWN only if any of the points has them."""
+    return [each for each in PANELS if each[0] not in WHERE_KNOWN or any(point.value(each[0]) for point in points)]
 
 
 def _axis(name: str, title: str, points: Sequence[Point]) -> str:

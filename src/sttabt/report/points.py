@@ -22,6 +22,7 @@ ONE_TABLE = ("dataset", "model", *ONE_PANEL)
 # Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "samples", "device", "threads", "version", "commit")
 METHOD = ("method", "label", "knob")
+COSTS = {"macs_share": "macs", "time_ratio": "time", "time_ratio_frozen": "frozen time"}  # that a budget may be of
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
         key = tuple(getattr(row, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS))
-        groups[(*key, *set_settings(row))].append(row)
+        groups[(*key, *asked_budget(row), *set_settings(row, but=row.found))].append(row)
     named = (*chosen, *along)
     varying = {label: [name for name in names if name not in named] for label, names in _varying(rows).items()}
     points = []
@@ -111,6 +112,8 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
         values = [(name, value_of(first, name)) for name in varying[first.label] if name != first.knob]
         variant = [text for name, value in values if (text := describe(name, value))]
         setting = [] if first.knob is None else [f"{first.knob} {spell(first.knob_value)}"]
+        if first.budget is not None:
+            setting = [f"budget {spell(first.budget['asked'])} of {COSTS[first.budget_of or '']}"]
         own = tuple(name for name in named if name != first.knob and value_of(first, name) is not None)
         setting += [f"{name} {spell(value_of(first, name))}" for name in own]
         kind = tuple(name for name in own if name in chosen), bool(along)
@@ -153,6 +156,11 @@ def set_settings(row: Row, but: Sequence[str] = ()) -> list[tuple[str, object]]:
     return sorted((name, value) for name, value in row.settings.items() if name not in but and value not in (None, ""))
 
 
+def asked_budget(row: Row) -> tuple[object, ...]:
+    """What was asked of a row's cost; () where nothing was."""
+    return () if row.budget is None else (row.budget_of, row.budget["asked"])
+
+
 def describe(name: str, value: object) -> str:
     """What a value says of a curve, e.g. `factor 4`, or `dynamic` of what is on; "" of what is off or not set."""
     if value is None or value is False or value == "":
@@ -174,7 +182,7 @@ def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
         label: [
             name
             for name in (*VARIANTS, *sorted({name for row in group for name in row.settings}))
-            if len({value_of(row, name) for row in group if row.knob != name}) > 1
+            if len({value_of(row, name) for row in group if name not in (row.knob, *row.found)}) > 1
         ]
         for label, group in by_label.items()
     }

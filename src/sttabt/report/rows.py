@@ -18,12 +18,15 @@ from sttabt.system.files import SHORT, read_regular, write_atomically
 ROW_FILE = "row.json"
 MOST_BYTES = 1 << 24  # of that file; it has some thousands
 LONGEST_NUMBER = 30  # digits of a whole number
-SCHEMA = 6
+SCHEMA = 7
 DENSE = "dense"  # the method that all others are compared with
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 EMA_KEYS = ("score_soft", "occupancy", "macs")
 FROZEN_KEYS = ("dense_frozen_ms", "ratio_frozen", "ratio_frozen_low", "ratio_frozen_high")  # all or none
 VALIDATION_KEYS = ("score", "macs_share")
+BUDGET_KEYS = ("asked", "reached")
+FOUND = "found."  # what a setting's name follows in `budget`
+BUDGETS = ("macs_share", "time_ratio", "time_ratio_frozen")  # costs of a row that a budget may be of
 APPROX_KEYS = ("kl", "mse", "kl_random", "mse_random", "kl_interpolated", "mse_interpolated")
 
 
@@ -54,7 +57,8 @@ class Row:
 
     Raises:
         ValueError: a field has the wrong type, a number is not finite, a metric is unknown, a score or a share is out
-            of its range, the knob is none of the settings, or `time`, `approx`, `ema` or `validation` lacks a key.
+            of its range, the knob is none of the settings, or `time`, `approx`, `ema`, `validation` or `budget` lacks a
+            key.
     """
 
     schema: int = SCHEMA
@@ -76,6 +80,10 @@ class Row:
     knob: str | None  # the one of `settings` that moves along the method's curve
     factor: int | None  # how many times narrower the approximate network is
     settings: dict[str, Setting]  # all of the method's, flat: `training.epochs`; lists as `18 10 4`
+    # BUDGET_KEYS: share of the dense cost asked for, and reached where it was found (validation, or at the time);
+    # found.NAME: settings that were found for it, as `settings` has them
+    budget: dict[str, float] | None
+    budget_of: str | None  # of BUDGETS
     parameters: int
     metric: str  # of METRICS: what the four scores are
     score: float  # of the dropped engine, in [0, 1], correlations in [-1, 1]
@@ -127,7 +135,12 @@ class Row:
             raise ValueError(f"macs of {self.macs_total:g} are no share of macs_dense {self.macs_dense:g}")
         if self.knob is not None and self.knob not in self.settings:
             raise ValueError(f"knob is {self.knob!r}, which is none of the settings: {', '.join(self.settings)}")
+        if (self.budget is None) != (self.budget_of is None) or self.budget_of not in (None, *BUDGETS):
+            raise ValueError(f"budget_of is {self.budget_of!r}, where a budget is of one of {', '.join(BUDGETS)}")
+        if missing := set(self.found) - set(self.settings):
+            raise ValueError(f"budget has found {', '.join(sorted(missing))}, which is none of the settings")
         required = {"time": TIME_KEYS, "approx": APPROX_KEYS, "ema": EMA_KEYS, "validation": VALIDATION_KEYS}
+        required["budget"] = BUDGET_KEYS
         for name, keys in required.items():
             value = getattr(self, name)
             if value is not None and (missing := set(keys) - set(value)):
@@ -141,6 +154,11 @@ class Row:
     def knob_value(self) -> Setting:
         """Where the row is on its method's curve; None where nothing moves along it."""
         return None if self.knob is None else self.settings[self.knob]
+
+    @property
+    def found(self) -> list[str]:
+        """Settings that were found for a budget: they differ from seed to seed."""
+        return [name.removeprefix(FOUND) for name in self.budget or {} if name.startswith(FOUND)]
 
     @property
     def macs_total(self) -> float:

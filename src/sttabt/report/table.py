@@ -12,7 +12,7 @@ import pandas as pd
 from sttabt.report.csv_rows import flat_row, write_table
 from sttabt.report.markup import markdown_table, write_latex
 from sttabt.report.points import ONE_TABLE, Point, Value, to_points
-from sttabt.report.rows import APPROX_KEYS, METRICS, Row
+from sttabt.report.rows import APPROX_KEYS, FOUND, METRICS, Row
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
         *(_column(f"{other.title} {other.unit}", f"other_scores.{name}", 100, 2) for name, other in METRICS.items()),
         _column(f"soft masks {metric.unit}", "score_soft", 100, 2),
         _column(f"averaged weights {metric.unit}", "score_ema", 100, 2),
+        _column("budget", "budget.asked", 1, 3),
+        _column("reached, when found", "budget.reached", 1, 3),
+        Column("found", _found, _found_value, number=False),
         _column("occupancy", "occupancy", 1, 3),
         _column("occupancy, averaged weights", "ema.occupancy", 1, 3),
         _column("padded keep ratio", "occupancy_padded", 1, 3),
@@ -107,6 +110,11 @@ def heading(points: Sequence[Point]) -> str:
 def notes(points: Sequence[Point]) -> list[str]:
     """Sentences that a reader of the table needs."""
     found = ["Occupancy is the share of real tokens alive, averaged over all layer boundaries."]
+    if any(point.value("budget.asked") for point in points):
+        found.append(
+            "A budget is a share of the dense model's cost; what reaches it was found on validation data, so that the"
+            " shares that were measured differ a little."
+        )
     if any(len(point.rows) > 1 for point in points):
         found.append("± is the sample standard deviation over seeds.")
     if chosen := sorted({name for point in points for name in point.chosen}):
@@ -188,6 +196,17 @@ def _time_column(title: str, name: str, key: str) -> Column:
 
 def _mean(value: Value | None) -> float | None:
     return None if value is None else value.mean
+
+
+def _found(point: Point) -> str:
+    """The settings that were found for a budget."""
+    names = point.rows[0].found
+    values = {name: _column(name, f"budget.{FOUND}{name}", 1, 3).text(point) for name in names}
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "-"
+
+
+def _found_value(point: Point) -> str | None:
+    return _found(point) if point.rows[0].found else None
 
 
 def _moved(point: Point) -> float | str | None:

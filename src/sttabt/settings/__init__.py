@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sttabt.settings.approx import ApproxSettings
 from sttabt.settings.bench import BenchSettings, SpeedSettings
+from sttabt.settings.budget import BudgetSettings, check_budget
 from sttabt.settings.dataset import METRICS, AugmentationSettings, DatasetSettings
 from sttabt.settings.hardware import HardwareSettings, processes_of, steps_of
 from sttabt.settings.methods import method_names, method_settings
@@ -34,6 +35,7 @@ __all__ = [
     "ApproxSettings",
     "AugmentationSettings",
     "BenchSettings",
+    "BudgetSettings",
     "DatasetSettings",
     "EvaluationSettings",
     "HardwareSettings",
@@ -46,6 +48,7 @@ __all__ = [
     "TrainedSettings",
     "TrainingSettings",
     "TunedSettings",
+    "check_budget",
     "method_names",
     "method_settings",
     "processes_of",

@@ -6,6 +6,7 @@ Checks, nearest names, warnings of what has no effect, the axis of a sweep, `--h
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -17,22 +18,25 @@ DESCRIPTION = "setting"  # the key of a field's metadata
 
 @dataclass(frozen=True)
 class Rule:
-    """What a number may be: `text` continues "it must be"."""
+    """What a number may be: `text` continues "it must be". low, high: the ends, which may be none of its values."""
 
     text: str
     holds: Callable[[float], bool]
+    low: float = -math.inf
+    high: float = math.inf
 
 
 def at_least(low: float) -> Rule:
-    return Rule(f"at least {low}", lambda value: value >= low)
+    return Rule(f"at least {low}", lambda value: value >= low, low)
 
 
-SEED = Rule("between 0 and 4294967295", lambda value: 0 <= value < 2**32)  # what all generators take
-ABOVE_ZERO = Rule("above 0", lambda value: value > 0)
-SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
-SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
-SHARE_BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-INNER_SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
+ANY = Rule("any number", lambda value: True)
+SEED = Rule("between 0 and 4294967295", lambda value: 0 <= value < 2**32, 0, 2**32)  # what all generators take
+ABOVE_ZERO = Rule("above 0", lambda value: value > 0, 0)
+SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1, 0, 1)
+SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1, 0, 1)
+SHARE_BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1, 0, 1)
+INNER_SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1, 0, 1)
 
 # Given the root settings and the full key, why the setting has no effect there; None where it has one.
 When = Callable[[Any, str], str | None]
@@ -47,6 +51,7 @@ class Description:
     rule: Rule | None = None
     choices: Choices | None = None
     knob: bool = False
+    dial: bool = False
     when: When | None = None
 
     @property
@@ -64,15 +69,17 @@ def setting(
     *,
     choices: Choices | None = None,
     knob: bool = False,
+    dial: bool = False,
     when: When | None = None,
 ) -> Any:
     """A dataclass field.
 
     default: MISSING where a value must be given; a class for a node of settings; lists and dictionaries are copied.
     rule, choices: of a number and a text, or of every entry of a list; a function where choices are found later.
-    knob: it moves a method along its curve of score and cost. when: says why it has no effect, see When.
+    knob: it moves a method along its curve of score and cost. dial: of a method whose knob works by training alone, it
+    moves the cost of the model that is there. when: says why it has no effect, see When.
     """
-    metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, when)}
+    metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, dial, when)}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sttabt.settings.approx import ApproxSettings
+from sttabt.settings.budget import BudgetSettings
 from sttabt.settings.dataset import DatasetSettings
 from sttabt.settings.fields import MISSING, SEED, at_least, setting
 from sttabt.settings.hardware import HardwareSettings, processes_of
@@ -83,6 +84,7 @@ class Settings:
     model: ModelSettings = setting(ModelSettings, "the base model")
     dataset: DatasetSettings = setting(DatasetSettings, "the data set")
     sparsity: Any = setting(MISSING, "the pruning method; its settings are chosen with it")  # a MethodSettings
+    budget: BudgetSettings = setting(BudgetSettings, "what the pruned model may cost, instead of the method's knob")
     approx: ApproxSettings = setting(ApproxSettings, "the approximate attention network", when=_is_approximated)
     hardware: HardwareSettings = setting(HardwareSettings, "where and how fast a job runs")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "what is measured, and on how much")

@@ -10,12 +10,13 @@ from sttabt.errors import UserError, nearest
 from sttabt.settings.fields import Description, walk
 
 
-def check_values(node: Any) -> None:
+def check_values(node: Any, prefix: str = "") -> None:
     """Every number below a settings object is finite and within its range, every text among its choices.
 
+    prefix: of the full keys, where it is not the root.
     Raises UserError that names the setting, its value and what it may be.
     """
-    for key, value, description in walk(node):
+    for key, value, description in walk(node, prefix):
         check_value(key, value, description)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, RECORD, CARD, DAMAGED = "model.safetensors", "artifact.json", "README.md", "damaged"
-MODEL_STAGES = ("base", "general", "approx", "prune")  # those whose artifacts are weights
+MODEL_STAGES = ("base", "general", "approx", "prune", "budget")  # those whose artifacts are models
 STAGES = (*MODEL_STAGES, "evaluate", "timing")  # those that have artifacts
 AVERAGED = "averaged."  # what the names of averaged weights begin with, beside those they are averages of
 ENTRIES = ("stage", "description", "bytes", "sha256", "notes")  # of a record

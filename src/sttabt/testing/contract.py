@@ -28,10 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from sttabt.backbones.base import Example
 from sttabt.core.plan import output_tokens
 from sttabt.errors import UserError
+from sttabt.models.budget import calibrate, dial_range
 from sttabt.models.frozen import freeze
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import method_names, method_settings
+from sttabt.settings import BudgetSettings, method_names, method_settings
 from sttabt.testing.models import examples, make_example, make_pruned, one_by_one, pad_text, pick
+
+BUDGETS = (0.9, 0.7, 0.5, 0.35)  # shares of the dense multiply-adds
 
 assert_near = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
 
@@ -188,6 +191,50 @@ def check_the_knob_moves_what_is_kept(case: Case) -> None:
     assert sorted(kept) == kept and len(set(kept)) == len(kept), f"{kind.rising} keep {kept}"
 
 
+def check_it_reaches_its_budget(case: Case) -> None:
+    """Within 2 % of the multiply-adds that are asked for, or as near as any other value of its dial comes."""
+    kind = method_settings(case.method)
+    if (dial := kind.dial_name()) is None:
+        raise SkipTest(f"{kind.title} has no setting that moves its cost")
+    if case.settings:
+        raise SkipTest("a budget is kept from the method's defaults alone")
+    shares = set()
+    for asked in BUDGETS:
+        model, example = case.make()
+        found = calibrate(model, [example.inputs], BudgetSettings(macs=asked))
+        assert getattr(model.method.settings, dial) == found.value and model.calibration == found
+        own = _macs_share(model, example.inputs)
+        assert abs(own - found.reached) <= 1e-6, f"{own} of the dense macs, where {found.reached} are said"
+        shares.add(own)
+        if abs(own - asked) > 0.02 * asked:
+            others = {value: _macs_share(_at(case, value), example.inputs) for value in _around(model, found.value)}
+            shares |= set(others.values())
+            nearer = {value: share for value, share in others.items() if abs(share - asked) < abs(own - asked) - 1e-3}
+            assert not nearer, f"{asked} is asked for, {own} reached, where {dial} gives nearer: {nearer}"
+    assert len(shares) > 1, f"its {dial} moves nothing: a method reads its settings when it runs"
+
+
+@torch.inference_mode()
+def _macs_share(model: PrunedModel, inputs: Any) -> float:
+    run = (frozen := freeze(model, strict=False)).run(inputs)
+    return sum(frozen.macs(run).values()) / sum(model.dense_macs(run.real).values())
+
+
+def _at(case: Case, value: float) -> PrunedModel:
+    """The method made anew with its dial there."""
+    kind = method_settings(case.method)
+    return make_pruned(make_example(case.backbone), case.method, **kind.at_budget, **{kind.dial_name() or "": value})
+
+
+def _around(model: PrunedModel, value: float) -> list[float]:
+    """Values of its dial from far below to far above that one."""
+    within = dial_range(model.method.settings)
+    far = max(abs(value), 1.0)
+    places = [value + share * far for share in (-4.0, -1.0, -0.5, -0.2, -0.1, -0.04, 0.04, 0.1, 0.2, 0.5, 1.0, 4.0)]
+    rounded = [round(place) if within.whole else place for place in places]
+    return sorted({place for place in rounded if within.low <= place <= within.high and within.allowed(place)})
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     check_masked_equals_dropped,
     check_what_is_kept,
@@ -198,6 +245,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_a_pruned_model_is_a_model,
     check_gradients_reach_the_base,
     check_the_knob_moves_what_is_kept,
+    check_it_reaches_its_budget,
 )
 
 

@@ -7,7 +7,7 @@ changes nothing.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sttabt.cli.checks.dataset import check_images, check_task
@@ -17,12 +17,17 @@ from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.lit.configured import check_lightning
-from sttabt.settings import STAGES, Settings
+from sttabt.settings import STAGES, Settings, check_budget
 from sttabt.settings.values import check_values
 
+PREFIX = "sparsity."
 
-def check(settings: Settings) -> None:
-    """Raises UserError for the first setting that cannot work, naming it, its value and what it may be."""
+
+def check(settings: Settings, given: Iterable[str] = ()) -> None:
+    """Raises UserError for the first setting that cannot work, naming it, its value and what it may be.
+
+    given: full keys that the command line or the grid of a sweep gives.
+    """
     check_values(settings)
     source = find_source(settings.dataset.source)
     _check_stages(settings.stages)
@@ -32,6 +37,7 @@ def check(settings: Settings) -> None:
     check_images(settings)
     check_model(settings)
     settings.sparsity.check_model(settings.model.depth)
+    check_budget(settings, [key.removeprefix(PREFIX) for key in given if key.startswith(PREFIX)])
     check_batch(settings)
     check_weights(settings)
     check_files(settings)

@@ -162,9 +162,10 @@ struct Selection {
     int64_t outputs, survivors;
 };
 
-// Layers but the last merge `merged` pairs; the rest as in Selection.
+// Layers but the last merge merged (layers - 1) pairs; the rest as in Selection.
 struct Merging {
-    int64_t merged, outputs, survivors;
+    const int64_t *merged;
+    int64_t outputs, survivors;
 };
 
 // Floats of memory that a thread needs for a head of `tokens` tokens.
@@ -492,10 +493,12 @@ PUBLIC int64_t sttabt_select(
     return 1;
 }
 
-// Likewise of layers that merge, of samples of `tokens` rows; counts (samples) says so. out (samples * written, width).
+// Likewise of layers that merge, of samples of `tokens` rows; counts (samples) says so. merged (layers - 1) pairs; out
+// (samples * written, width).
 PUBLIC int64_t sttabt_merge(
     const float *x, const int64_t *sizes, const float *packed, int64_t samples, const int64_t *counts, int64_t tokens,
-    int64_t merged, int64_t outputs, int64_t survivors, int64_t *lifetime, int64_t written, float *out, int64_t threads
+    const int64_t *merged, int64_t outputs, int64_t survivors, int64_t *lifetime, int64_t written, float *out,
+    int64_t threads
 ) {
     threads = allowed(threads);
     const Encoder encoder = described(sizes, packed);

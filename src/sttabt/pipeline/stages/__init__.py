@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sttabt.backbones.base import Backbone
 from sttabt.lit.launch import Nodes, prepare_process
@@ -25,6 +25,7 @@ from sttabt.pipeline.obtain import obtain
 from sttabt.pipeline.stage import Artifact, Context, Stage
 from sttabt.pipeline.stages.approx import ApproxStage
 from sttabt.pipeline.stages.base import BaseStage
+from sttabt.pipeline.stages.budget import BudgetStage, aimed_settings
 from sttabt.pipeline.stages.evaluate import EvaluateStage
 from sttabt.pipeline.stages.general import GeneralStage
 from sttabt.pipeline.stages.prune import PruneStage
@@ -95,22 +96,43 @@ def approx_network(context: Context) -> tuple[Backbone, ApproximateNetwork, Arti
     return model, stage.read(artifacts["approx"]), artifacts
 
 
-def pruned_model(context: Context) -> tuple[PrunedModel, PrunedModel | None, Artifacts]:
+class Pruned(NamedTuple):
     """The model under `sparsity`, trained where the method trains; the same with averaged weights, where
-    `sparsity.ema` asks for them; and the artifacts it is made of.
+    `sparsity.ema` asks for them; the artifacts that it is made of; and the context with what a budget found.
     """
-    sparsity = context.settings.sparsity
+
+    model: PrunedModel
+    averaged: PrunedModel | None
+    artifacts: Artifacts
+    context: Context
+
+
+def pruned_model(context: Context) -> Pruned:
+    """What the stages until `prune` make. Under a budget the method's settings are those that it found."""
+    sparsity, asked = context.settings.sparsity, bool(context.settings.budget.asked)
     network: ApproximateNetwork | None = None
     if sparsity.reads_approximation:
         dense, network, artifacts = approx_network(context)
     else:
         dense, artifacts = base_model(context)
-    model = PrunedModel(dense, _method(context, dense), network)
-    if not isinstance(sparsity, TrainedSettings):
-        return model.eval(), None, artifacts
-    stage = PruneStage(context, artifacts, model, dense)
-    artifacts["prune"] = obtain(stage)
-    return *stage.read(artifacts["prune"]), artifacts
+    aimed: dict[str, Any] = {}
+    if asked and isinstance(sparsity, TrainedSettings):
+        untrained = PrunedModel(dense, _method(context, dense), network).eval()
+        aim = BudgetStage(context, artifacts, untrained)
+        sparsity, aimed = aimed_settings(aim, obtain(aim))
+        context = context.under(sparsity)
+    model, averaged = PrunedModel(dense, _method(context, dense), network), None
+    if isinstance(sparsity, TrainedSettings):
+        stage = PruneStage(context, artifacts, model, dense)
+        artifacts["prune"] = obtain(stage)
+        model, averaged = stage.read(artifacts["prune"])
+    if asked:
+        budget = BudgetStage(context, artifacts, model.eval(), aimed)
+        artifacts["budget"] = obtain(budget)
+        context = context.under(budget.read(artifacts["budget"]))
+        if averaged is not None:
+            averaged.method.settings = context.settings.sparsity
+    return Pruned(model.eval(), averaged, artifacts, context)
 
 
 def _method(context: Context, model: Backbone) -> Method:
@@ -122,8 +144,9 @@ def _method(context: Context, model: Backbone) -> Method:
 
 def write_result(context: Context) -> None:
     """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
-    model, averaged, artifacts = pruned_model(context)
-    stage = EvaluateStage(context, artifacts, model, averaged)
+    pruned = pruned_model(context)
+    context, model, artifacts = pruned.context, pruned.model, pruned.artifacts
+    stage = EvaluateStage(context, artifacts, model, pruned.averaged)
     result, (row, gallery) = _read_or_repeat(stage, stage.read)
     if context.settings.evaluation.timing_rounds:
         timing, untimed = TimingStage(stage, model), row

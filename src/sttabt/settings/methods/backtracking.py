@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, setting
@@ -35,8 +35,10 @@ class BacktrackingSettings(MethodSettings):
         {"attention": "actual"},
         {"dynamic": True},
         {"propagation": 0.7},
+        {"keep_ratio": 0.41, "spread": True},
     )
     rising = (0.2, 0.5, 0.9)
+    at_budget: ClassVar[dict[str, Any]] = {"spread": True}
 
     attention: str = setting(
         "approximate",
@@ -45,6 +47,11 @@ class BacktrackingSettings(MethodSettings):
     )
     keep_ratio: float = setting(
         0.5, "share of real tokens found by every layer", SHARE_ABOVE_ZERO, knob=True, when=_count_is_asked_for
+    )
+    spread: bool = setting(
+        False,
+        "of images: layers differ by a token, so that their mean need not be whole; a budget sets it",
+        when=_count_is_asked_for,
     )
     dynamic: bool = setting(False, "choose the count from the importances instead of keep_ratio", when=_counts_are_free)
     counts: list[int] = setting(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 from sttabt.settings.fields import MISSING, SHARE, SHARE_BELOW_ONE, at_least, describe, setting
 from sttabt.settings.training import TrainingSettings
@@ -25,6 +25,8 @@ class MethodSettings:
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # settings at which sttabt.testing runs the method
     rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
+
+    at_budget: ClassVar[dict[str, Any]] = {}  # settings that a budget gives beside its dial, for smaller steps of cost
 
     method: str = setting(MISSING, "the method's name")
 
@@ -57,6 +59,16 @@ class MethodSettings:
         """The setting that is declared with `knob=True`."""
         return next((declared.name for declared in fields(cls) if describe(declared).knob), None)
 
+    @classmethod
+    def dial_name(cls) -> str | None:
+        """The setting that a budget finds for the model that is there: declared with `dial=True`, else the knob."""
+        return next((declared.name for declared in fields(cls) if describe(declared).dial), cls.knob_name())
+
+    @classmethod
+    def found_by_budget(cls) -> tuple[str, ...]:
+        """Settings that cannot be given beside a budget."""
+        return tuple(dict.fromkeys(name for name in (cls.knob_name(), cls.dial_name()) if name))
+
 
 @dataclass
 class TrainedSettings(MethodSettings):
@@ -76,6 +88,13 @@ class TrainedSettings(MethodSettings):
         SHARE_BELOW_ONE,
     )
     training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        """The settings to train with for a budget, which the untrained model keeps with its dial at `value`.
+
+        kept: the share of real tokens that its layers write then, mean over layers.
+        """
+        return replace(self, **{self.dial_name() or "": value})
 
 
 @dataclass

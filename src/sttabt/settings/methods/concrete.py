@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from sttabt.settings.fields import ABOVE_ZERO, SHARE, at_least, setting
 from sttabt.settings.methods.base import TrainedSettings
@@ -21,6 +23,9 @@ class ConcreteSettings(TrainedSettings):
     rising = (-3.0, -1.0, 1.0)
 
     p_logit: float = setting(0.0, "start of every layer's logit; lower is sparser", knob=True)
+    p_logit_shift: float = setting(
+        0.0, "added to every learned logit; lower is sparser. A budget finds it after training", dial=True
+    )
     propagation: float = setting(0.1, "p: how much a row's own impact weighs against a plain mean", SHARE)
     temperature: float = setting(0.1, "of the soft masks; lower is closer to dropping", ABOVE_ZERO)
     lambda_p: float = setting(1.0e-3, "weight of the logits' distance from their start in the loss", at_least(0))
@@ -29,6 +34,10 @@ class ConcreteSettings(TrainedSettings):
         0.5, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
     )
     p_logit_rate: float = setting(1.0, "learning rate of the p_logits relative to the rest", at_least(0))
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        """With the start at which the loss holds the share that layers write at `kept` (METHOD section 3)."""
+        return replace(self, p_logit=math.log(kept / (1 - kept)))
 
     @property
     def reads_approximation(self) -> bool:

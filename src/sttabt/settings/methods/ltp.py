@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from sttabt.settings.fields import ABOVE_ZERO, SHARE, at_least, setting
 from sttabt.settings.methods.base import TrainedSettings
@@ -21,8 +22,22 @@ class LtpSettings(TrainedSettings):
     mask_weight: float = setting(
         0.1, "λ, weight of the tokens that are kept in the loss; higher is sparser", at_least(0), knob=True
     )
+    keep_target: float = setting(
+        0.0, "mean share of tokens that layers keep at which that loss ends; 0: it never does", SHARE
+    )
+    threshold_scale: float = setting(
+        1.0, "times every learned threshold; higher is sparser. A budget finds it after training", ABOVE_ZERO, dial=True
+    )
     temperature: float = setting(1.0e-3, "of the soft masks, in units of attention received", ABOVE_ZERO)
     hard_from: float = setting(
         0.5, "share of the epochs after which training drops tokens and the thresholds are frozen; 1: never", SHARE
     )
     threshold_rate: float = setting(1.0, "learning rate of the thresholds relative to the rest", at_least(0))
+
+    @classmethod
+    def found_by_budget(cls) -> tuple[str, ...]:
+        return (*super().found_by_budget(), "keep_target")
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        """With a loss that ends where layers keep the share `kept`."""
+        return replace(self, keep_target=kept)

@@ -25,9 +25,10 @@ class TomeSettings(MethodSettings):
     examples = ({}, {"merged": 3}, {"share": 0.2})
     rising = (3, 1, 0)
 
-    merged: int = setting(
-        8,
-        "pairs that every layer but the last merges, at most half of the tokens that a sample has left",
+    merged: float = setting(
+        8.0,
+        "pairs that every layer but the last merges, at most half of the tokens that a sample has left; a fraction is"
+        " spread over layers",
         at_least(0),
         knob=True,
         when=_share_is_asked_for,

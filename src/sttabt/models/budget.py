@@ -1,0 +1,132 @@
+"""A pruned model at a budget: the value of its method's dial at which it costs the share of the dense one asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from statistics import median
+from typing import Any, get_type_hints
+
+import torch
+
+from sttabt.core.budget import Calibration, Cost, Range, find_value
+from sttabt.engine.frozen import FrozenBackbone
+from sttabt.models.dense import library_forwards, over
+from sttabt.models.frozen import deployed, freeze
+from sttabt.models.pruned import PrunedModel
+from sttabt.settings import BudgetSettings, MethodSettings
+from sttabt.settings.fields import ANY, describe
+from sttabt.timing.interleaved import time_interleaved
+
+REPEATS = 4  # measurements of time after the search, each of the value that seems nearest then
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings) -> Calibration:
+    """Sets the dial of the model's method, and says what was found; so does `model.calibration` from then on.
+
+    batches: inputs on the model's device. Multiply-adds are counted on all of them, as the model is deployed; time is
+    that of all of them, one after the other. Where nothing reaches the budget the nearest is taken, and one line says
+    so. A method reads its settings when it runs, so that the dial of a model can be turned.
+    """
+    frozen, dial = deployed(model), model.method.settings.dial_name()
+    assert dial is not None, "checked with the settings"
+    within = dial_range(model.method.settings)
+
+    def turn(turned: PrunedModel, value: float) -> None:
+        own = turned.method.settings
+        turned.method.settings = replace(own, **own.at_budget, **{dial: int(value) if within.whole else value})
+
+    # In inference mode, as rows are measured: dense forwards gain by it, too.
+    with torch.inference_mode():
+        meter = _Counted(frozen, model, batches) if budget.macs else _Timed(frozen, model, batches, budget)
+
+        def cost(value: float) -> float:
+            turn(frozen, value)
+            return meter.cost(value)
+
+        found = find_value(cost, budget.share, within, meter.tolerance, meter.most)
+        value, reached = meter.settled(cost, budget.share, found)
+        turn(frozen, value)
+        kept = _kept(frozen, batches)
+    turn(model, value)
+    at = getattr(model.method.settings, dial)
+    model.calibration = Calibration(meter.of, budget.share, reached, dial, at, kept)
+    _say(model, budget, model.calibration, meter.missed)
+    return model.calibration
+
+
+def dial_range(settings: MethodSettings) -> Range:
+    """Where the dial of a method may stand, by what its setting was declared to be."""
+    name = settings.dial_name()
+    declared = next(each for each in fields(settings) if each.name == name)
+    rule = describe(declared).rule or ANY
+    whole = get_type_hints(type(settings))[declared.name] is int
+    start: Any = declared.default
+    return Range(rule.low, rule.high, float(start), whole, rule.holds)
+
+
+class _Counted:
+    """The share of multiply-adds, mean over samples of both. Exact, so that it is looked for closer than need be."""
+
+    of, tolerance, most, missed = "macs_share", 0.002, 40, 0.02
+
+    def __init__(self, frozen: PrunedModel, model: PrunedModel, batches: Sequence[Any]) -> None:
+        self.frozen, self.model, self.batches = frozen, model, batches
+
+    def cost(self, _: float) -> float:
+        spent = dense = 0.0
+        for inputs in self.batches:
+            run = self.frozen.run(inputs)
+            spent += sum(self.frozen.macs(run).values()) * len(run.real)
+            dense += sum(self.model.dense_macs(run.real).values()) * len(run.real)
+        return spent / dense
+
+    def settled(self, cost: Cost, asked: float, found: tuple[float, float]) -> tuple[float, float]:
+        return found
+
+
+class _Timed:
+    """The share of time, median over interleaved rounds; a value that is timed again adds rounds to those it has."""
+
+    tolerance, most, missed = 0.02, 16, 0.05
+
+    def __init__(self, frozen: PrunedModel, model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings) -> None:
+        self.rounds, self.run = budget.rounds, over(batches, frozen.run)
+        self.of, self.dense = "time_ratio", library_forwards(model.base, batches)
+        if budget.baseline == "deployed" and isinstance(frozen.base, FrozenBackbone):
+            self.of, self.dense = "time_ratio_frozen", {"frozen": over(batches, freeze(model.base).run)}
+        self.ratios: dict[float, list[float]] = {}
+
+    def cost(self, value: float) -> float:
+        timing = time_interleaved(self.dense | {"pruned": self.run}, next(iter(self.dense)), self.rounds)
+        faster = min(self.dense, key=lambda name: timing[name].median)
+        self.ratios.setdefault(value, []).extend(timing["pruned"].against(timing[faster]).ratios)
+        return median(self.ratios[value])
+
+    def settled(self, cost: Cost, asked: float, found: tuple[float, float]) -> tuple[float, float]:
+        """The nearest by more rounds: what seemed nearest by a few may have been lucky."""
+        for _ in range(REPEATS):
+            cost(found[0])
+            costs = {value: median(ratios) for value, ratios in self.ratios.items()}
+            found = min(costs.items(), key=lambda item: abs(item[1] - asked))
+        return found
+
+
+def _kept(model: PrunedModel, batches: Sequence[Any]) -> float:
+    total, samples = 0.0, 0
+    for inputs in batches:
+        run = model.run(inputs)
+        total += float(run.plan.occupancy(run.real)[:, 1:].mean(1).double().sum())
+        samples += len(run.real)
+    return total / samples
+
+
+def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration, missed: float) -> None:
+    where = f"sparsity.{found.dial}={found.value:.6g} gives {found.reached:.4g} of the dense"
+    if abs(found.reached - found.asked) <= missed * found.asked:
+        log.info("%s: %s", budget, where)
+    else:
+        log.warning("%s cannot be reached by %s: %s, the nearest that can", budget, model.method.settings.label, where)
