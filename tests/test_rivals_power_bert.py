@@ -63,7 +63,11 @@ def test_as_many_bins_as_tokens_are_the_papers_parameters() -> None:
 def test_the_loss_weighs_a_layer_by_its_number() -> None:
     masks = torch.tensor([[[1.0, 0.5, 0.0, 9.0], [0.5, 0.1, 0.0, 9.0]], [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]]])
     real = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
-    assert float(mass_loss(masks, real, 2.0)) == pytest.approx(2 * ((0.5 + 1) / 2 + 2 * (0.2 + 0.25) / 2))
+    whole = 2 * ((0.5 + 1) / 2 + 2 * (0.2 + 0.25) / 2)
+    assert float(mass_loss(masks, real, 2.0)) == pytest.approx(whole)
+    mean = (0.75 + 0.225) / 2
+    assert float(mass_loss(masks, real, 2.0, mean - 0.01)) == pytest.approx(whole)
+    assert float(mass_loss(masks, real, 2.0, mean + 0.01)) == 0
 
 
 # --- runs

@@ -34,10 +34,13 @@ def retention_counts(retention: Tensor, real: Tensor) -> Tensor:
     return torch.ceil(mass - ROUNDING).long().clamp_min(1).cummin(0).values
 
 
-def mass_loss(masks: Tensor, real: Tensor, weight: float) -> Tensor:
+def mass_loss(masks: Tensor, real: Tensor, weight: float, target: float = 0.0) -> Tensor:
     """A scalar: `weight` times the sum over layers l = 1..L of l times the mean mask of real tokens.
 
-    masks: (B, L, N); real: (B, N) bool. The mean is taken in each sample, then over the batch.
+    masks: (B, L, N); real: (B, N) bool. The mean is taken in each sample, then over the batch. target: the mean over
+    layers at which the loss ends.
     """
     kept = ((masks * real[:, None]).sum(-1) / real.sum(-1, keepdim=True)).mean(0)
+    if target and kept.mean() <= target:
+        weight = 0.0
     return weight * (kept * torch.arange(1, len(kept) + 1, device=kept.device)).sum()

@@ -69,7 +69,7 @@ class DiffRate(MergingMethod, TrainedMethod):
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         real = base.real(inputs)
         logits = run_merging_soft(base, inputs, self._soft_rule(real))
-        share = share_of_macs(base, expected_shares(self.logits), real)
+        share = share_of_macs(base, expected_shares(self.logits) * self.settings.share_scale, real)
         return SoftRun(logits, {"macs": self.settings.macs_weight * (share - self.settings.macs) ** 2})
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
@@ -83,7 +83,8 @@ class DiffRate(MergingMethod, TrainedMethod):
 
     def _shares(self) -> list[list[float]]:
         """Of a sample's tokens, what each layer prunes to and merges to."""
-        return expected_shares(self.logits.detach().double()).tolist()
+        shares = expected_shares(self.logits.detach().double()) * self.settings.share_scale
+        return shares.clamp_max(1).tolist()
 
     def _kept(
         self, shares: Sequence[float], tokens: Sequence[int], counts: Sequence[int]

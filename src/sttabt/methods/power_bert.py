@@ -35,11 +35,13 @@ class PowerBert(ReceivedMethod, TrainedMethod):
         self.retention = nn.Parameter(torch.full((layers - 1, settings.bins), float(settings.start)))
 
     def selection(self, real: Tensor) -> MostReceived:
-        return MostReceived(retention_counts(self.retention, real))
+        return MostReceived(retention_counts(self.retention + self.settings.retention_shift, real))
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run, real = run_online_soft(base, inputs, self._soft_rule(), before_feed_forward=True), base.real(inputs)
-        return SoftRun(run.logits, {"mass": mass_loss(run.masks[:, :-1], real, self.settings.mass_weight)})
+        settings = self.settings
+        loss = mass_loss(run.masks[:, :-1], real, settings.mass_weight, settings.keep_target)
+        return SoftRun(run.logits, {"mass": loss})
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.retention, self.settings.retention_rate)]
@@ -51,6 +53,6 @@ class PowerBert(ReceivedMethod, TrainedMethod):
                 return outputs.to(attention.query.dtype)
             with torch.no_grad():
                 rank = ranks(attention.received(real).masked_fill(outputs, torch.inf), real)
-            return retained(self.retention[layer], rank, real).masked_fill(outputs, 1)
+            return retained(self.retention[layer] + self.settings.retention_shift, rank, real).masked_fill(outputs, 1)
 
         return mask

@@ -209,7 +209,7 @@ def check_it_reaches_its_budget(case: Case) -> None:
         if abs(own - asked) > 0.02 * asked:
             others = {value: _macs_share(_at(case, value), example.inputs) for value in _around(model, found.value)}
             shares |= set(others.values())
-            nearer = {value: share for value, share in others.items() if abs(share - asked) < abs(own - asked) - 1e-3}
+            nearer = {value: share for value, share in others.items() if abs(share - asked) < abs(own - asked) - 5e-3}
             assert not nearer, f"{asked} is asked for, {own} reached, where {dial} gives nearer: {nearer}"
     assert len(shares) > 1, f"its {dial} moves nothing: a method reads its settings when it runs"
 

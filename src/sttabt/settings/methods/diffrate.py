@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from sttabt.settings.fields import SHARE_ABOVE_ZERO, Rule, at_least, setting
+from sttabt.settings.fields import ABOVE_ZERO, SHARE_ABOVE_ZERO, Rule, at_least, setting
 from sttabt.settings.methods.base import TrainedSettings
 
 NEVER = Rule("1, as the weights stay as they are: nothing could learn on the hard run", lambda value: value == 1)
@@ -24,6 +25,10 @@ class DiffRateSettings(TrainedSettings):
     macs: float = setting(
         0.5, "target share of the dense model's multiply-adds; lower is sparser", SHARE_ABOVE_ZERO, knob=True
     )
+    share_scale: float = setting(
+        1.0, "times every learned share of tokens; lower is sparser. A budget finds it after training", ABOVE_ZERO,
+        dial=True,
+    )  # fmt: skip
     macs_weight: float = setting(100.0, "weight of the square of the distance from `macs` in the loss", at_least(0))
     candidates: int = setting(64, "shares of a sample's tokens that a layer chooses from", at_least(1))
     pruned_to: float = setting(
@@ -38,3 +43,7 @@ class DiffRateSettings(TrainedSettings):
     )
     hard_from: float = setting(1.0, "only 1: weights that stay as they are cannot learn on the hard run", NEVER)
     rate: float = setting(1000.0, "learning rate of the shares' logits relative to `learning_rate`", at_least(0))
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        """With the target at what layers keep: all that a layer computes, but for attention, goes with its tokens."""
+        return replace(self, macs=kept)

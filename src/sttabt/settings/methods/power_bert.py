@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, at_least, setting
 from sttabt.settings.methods.base import TrainedSettings
@@ -23,6 +24,12 @@ class PowerBertSettings(TrainedSettings):
         0.01, "λ, weight of the tokens that are kept in the loss, a layer's times its number; higher is sparser",
         at_least(0), knob=True,
     )  # fmt: skip
+    keep_target: float = setting(
+        0.0, "mean share of tokens that layers keep at which that loss ends; 0: it never does", SHARE
+    )
+    retention_shift: float = setting(
+        0.0, "added to every learned retention parameter; lower is sparser. A budget finds it after training", dial=True
+    )
     bins: int = setting(
         32, "retention parameters of a layer, each of as large a share of a sample's tokens", at_least(1)
     )
@@ -33,3 +40,11 @@ class PowerBertSettings(TrainedSettings):
     retention_rate: float = setting(
         300.0, "learning rate of the retention parameters relative to the rest", at_least(0)
     )
+
+    @classmethod
+    def found_by_budget(cls) -> tuple[str, ...]:
+        return (*super().found_by_budget(), "keep_target")
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        """With a loss that ends where layers keep the share `kept`."""
+        return replace(self, keep_target=kept)
