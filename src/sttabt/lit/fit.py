@@ -222,4 +222,5 @@ def _together(module: TrainingStage) -> DDPStrategy:
     # buffers out at the start as well, where all processes have copies of the same.
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(find_unused_parameters=module.leaves_unused, **{buffers: False})
+    named: dict[str, Any] = {buffers: False}
+    return DDPStrategy(find_unused_parameters=module.leaves_unused, **named)
