@@ -25,10 +25,12 @@ from sttabt.backbones.bert import Bert
 from sttabt.backbones.registry import adapters
 from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.testing import contract
 from sttabt.testing import models as testing
 from sttabt.testing.models import examples, make_example
 
 torch.set_num_threads(1)
+contract.count_fused_attention()
 
 LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_width": 8}  # arguments of build_lvvit
 LENGTHS = (9, 2, 13, 6)  # tokens of the example texts; the third is the longest
