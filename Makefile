@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench browser test test-long lint setup clean movie-reviews fashion-mnist
+.PHONY: run bench browser test test-long gpu gpu-wheels lint setup clean movie-reviews fashion-mnist
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -15,6 +15,16 @@ test: setup browser  ## everything that must hold; two processes, one thread eac
 
 test-long: setup  ## the same with many more trials: hours
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+gpu:  ## on a machine with a GPU, its own torch and no network: tests, benchmark, a training; DEVICE=cpu rehearses it
+	scripts/gpu.sh
+
+CARRIED := hydra-core omegaconf antlr4-python3-runtime
+
+gpu-wheels:  ## what such a machine may lack, into wheels/, to be carried there with the tree
+	rm -rf wheels
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir wheels \
+		$(foreach package,$(CARRIED),$(shell grep "^$(package)==" requirements.lock))
 
 BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
 
@@ -64,4 +74,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist wheels src/*.egg-info

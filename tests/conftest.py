@@ -25,10 +25,12 @@ from sttabt.backbones.bert import Bert
 from sttabt.backbones.registry import adapters
 from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.testing import contract
 from sttabt.testing import models as testing
 from sttabt.testing.models import examples, make_example
 
 torch.set_num_threads(1)
+contract.count_fused_attention()
 
 LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_width": 8}  # arguments of build_lvvit
 LENGTHS = (9, 2, 13, 6)  # tokens of the example texts; the third is the longest
@@ -147,9 +149,31 @@ def hears_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+DEVICE = os.environ.get("DEVICE", "cuda")  # where tests marked gpu run
+NO_GPU = "there is no CUDA device"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu run where there is one. With DEVICE=cpu those that ask for `device` run there instead."""
+    for item in items:
+        rehearsed = DEVICE == "cpu" and "device" in getattr(item, "fixturenames", ())
+        if item.get_closest_marker("gpu") and not (rehearsed or torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Of a test marked gpu. Single precision there is that of float32: convolutions would take TF32 by themselves."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(DEVICE)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What a skip in a list of many would not tell."""
     skipped = terminalreporter.stats.get("skipped", [])
+    if missed := [report for report in skipped if report.longrepr[2].endswith(NO_GPU)]:
+        terminalreporter.section("NOTHING RAN ON A GPU", red=True, bold=True)
+        terminalreporter.write_line(f"{len(missed)} tests were skipped, as {NO_GPU}: DEVICE=cpu rehearses most of them")
     if pages := [report for report in skipped if "test_report_page" in report.nodeid]:
         terminalreporter.section("THE PAGE WAS NOT TESTED", red=True, bold=True)
         terminalreporter.write_line(

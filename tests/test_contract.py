@@ -175,6 +175,16 @@ def test_what_is_dropped_is_not_read(vision_name: str) -> None:
     torch.testing.assert_close(run_dropped(model.base, changed, plan), run_dropped(model.base, images, plan))
 
 
+@pytest.mark.parametrize("method", ["concrete", "forward_topk", "tome"])
+@torch.inference_mode()
+def test_the_layout_of_images_changes_nothing(vision_name: str, method: str) -> None:
+    """Channels side by side, as a stem has them on a GPU."""
+    model, images = make_model(vision_name, method, {}), make_inputs(vision_name)
+    expected, found = model.run(images), model.run(images.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(found.plan.alive, expected.plan.alive)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_words_that_are_dropped_are_not_read() -> None:
     model, text = make_model("bert", "random", {"keep_ratio": 0.3}), make_inputs("bert")

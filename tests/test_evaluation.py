@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import attention_error, evaluate, gallery, time_against_dense
+from sttabt.pipeline.evaluation import _loader, attention_error, evaluate, gallery, time_against_dense
 from sttabt.settings import method_settings
 from sttabt.testing import contract
 from sttabt.timing.interleaved import Timing, time_interleaved
@@ -52,6 +54,18 @@ class _Images(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         return Batch(self.images[index], self.labels[index])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_gets_pinned_memory(device: str) -> None:
+    loader = _loader(_Images("digits", 4), 2, 0, torch.device(device))
+    assert loader.pin_memory == (device == "cuda")
+
+
+def test_how_fast_an_evaluation_went_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        evaluate(_pruned("digits", "random"), _Images("digits", 10), TASK, batch_size=4, batches=2)
+    assert re.search(r"evaluate random: 8 samples, \d+ a second", caplog.text.lower())
 
 
 def _pruned(name: str, method: str, **settings: object) -> PrunedModel:

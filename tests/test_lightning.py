@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from conftest import make_approx, make_backbone
 from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
-from sttabt.data.base import Splits
+from sttabt.data.base import Batch, Splits
 from sttabt.data.images import AugmentedImages
 from sttabt.errors import UserError
 from sttabt.lit.callbacks import BestWeights
@@ -341,6 +342,38 @@ def test_a_gpu_gets_pinned_memory_and_workers_stay(hardware: str, pinned: bool, 
 # --- what is logged
 
 
+def test_the_share_of_waiting_is_that_of_loading(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by 1 with every image that is loaded, and by 48 with every step of 16."""
+    now = [0]
+    monkeypatch.setattr("sttabt.lit.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow(Dataset):
+        def __init__(self, items: Any) -> None:
+            self.items = items
+
+        def __len__(self) -> int:
+            return len(self.items)
+
+        def __getitem__(self, key: Any) -> Batch:
+            now[0] += 1
+            return self.items[key]
+
+    class Slowly(BaseTraining):
+        def terms(self, batch: Batch) -> dict[str, torch.Tensor]:
+            now[0] += 48
+            return super().terms(batch)
+
+    slow = replace(splits, train=Slow(splits.train), validation=Slow(splits.validation))
+    settings = _settings("model.training.epochs=2", "trainer.log_every_n_steps=1")
+    fit(_training(settings, Slowly), slow, settings, tmp_path, [CSVLogger(tmp_path, name="", version="logged")])
+    with (tmp_path / "logged" / "metrics.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["base/loss"]]
+    assert [float(row["base/waiting_share"]) for row in rows] == [0.25] * 4
+    assert [float(row["base/samples_per_second"]) for row in rows] == [0.25] * 4
+
+
 def test_rate_speed_and_memory_are_logged(splits: Splits, tmp_path: Path) -> None:
     settings = _settings("callbacks=lr_monitor", "trainer.log_every_n_steps=1")
     module = _training(settings)
@@ -353,6 +386,7 @@ def test_rate_speed_and_memory_are_logged(splits: Splits, tmp_path: Path) -> Non
     assert rates == pytest.approx([0.01 * warmup_cosine(step, 12, 0, 0.0) for step in range(12)])
     assert all(float(row["base/samples_per_second"]) > 0 for row in rows)
     assert 50 < float(rows[-1]["base/peak_memory_mb"]) < 1e5
+    assert all(0 < float(row["base/waiting_share"]) < 1 for row in rows)
     with (tmp_path / "logged" / "metrics.csv").open() as lines:
         assert any(name.startswith("base/lr/pg") for name in csv.DictReader(lines).fieldnames or ())
     assert any(isinstance(callback, LearningRateMonitor) for callback in module.trainer.callbacks)  # type: ignore[attr-defined]

@@ -427,10 +427,19 @@ def test_tensorboard_has_curves_result_and_pictures(tmp_path: Path, monkeypatch:
         assert any(line["base/validation_accuracy"] for line in csv.DictReader(lines))
 
 
-def test_tensorboard_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(sttabt.errors.UserError, match="pip install tensorboard"):
-        compose_settings([*SMALL, "logger=tensorboard"])
+NEEDED = {  # what a machine may lack, and a command that asks for it
+    "tensorboard": ["logger=tensorboard"],
+    "wandb": ["logger=wandb_offline"],
+    "datasets": ["dataset=cifar10", "model=deit_tiny", "model.pretrained=false"],
+}
+
+
+@pytest.mark.parametrize("package", NEEDED)
+def test_a_package_that_is_missing_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(sttabt.errors.UserError, match=f"needs the package {package}: pip install {package}"):
+        compose_settings([*SMALL, *NEEDED[package]])
+    compose_settings([*SMALL, "logger=csv"])
 
 
 # --- the forms of a gallery

@@ -28,7 +28,7 @@ def test_ragged_attention_gives_torch_what_it_asks_for(monkeypatch: pytest.Monke
     torch.testing.assert_close(_attend_ragged(query, key, value, 3, READ, WRITE), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has ragged flash attention on CUDA alone")
+@pytest.mark.gpu
 def test_ragged_attention_on_cuda() -> None:
     query, key, value = (torch.randn(n, 192, device="cuda", dtype=torch.bfloat16) for n in (12, 30, 30))
     expected = attend_packed(query.float(), key.float(), value.float(), 3, READ, WRITE)

@@ -42,6 +42,13 @@ def test_every_quantity_of_every_case_agrees(capsys: pytest.CaptureFixture) -> N
         assert f" {quantity} " in printed
 
 
+@pytest.mark.parametrize("device", ["tpu", "vulkan"])
+def test_a_device_that_is_not_there_is_a_users_mistake(device: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(GOLDEN), device]) == 2
+    error = capsys.readouterr().err
+    assert f"the device {device} is not on this machine: leave it out for the CPU" in error and error.count("\n") == 1
+
+
 QUANTITIES = [
     *("approx.loss.kldiv.total", "topk.approx.0.masks", "concrete.soft.grad.p_logit"),
     *("forward.1.output_masks", "forward.0.logits"),

@@ -92,7 +92,8 @@ class ConvolutionalStem(nn.Module):
                 return inputs.features
             inputs = inputs.images
         assert self.own, "a shared stem is computed by the network that owns it (Backbone.prepare)"
-        x = inputs
+        # A GPU's kernels for convolutions in half precision want the channels of a place side by side.
+        x = inputs.contiguous(memory_format=torch.channels_last) if inputs.is_cuda else inputs
         for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = norm(convolution(x)).relu()
         return x

@@ -135,41 +135,51 @@ class LastCheckpoint(Checkpoint):
 
 
 class Measurements(Callback):
-    """Logs `<stage>/lr`, `<stage>/samples_per_second` (mean of the epoch so far) and `<stage>/peak_memory_mb`.
+    """Logs `<stage>/lr`, `<stage>/samples_per_second`, `<stage>/waiting_share` (of the epoch so far) and
+    `<stage>/peak_memory_mb`.
 
     lr: of the first group of parameters. Samples are those of all processes; loading them counts, validation does not.
-    Memory is that of the GPU, else of this process, in MiB. Lightning's own monitors give each its own prefix.
+    The share is that of the time in which this process waited for its next batch: near 1 the processes that load decide
+    how fast it goes, and a GPU is idle. Memory is that of the GPU, else of this process, in MiB. Lightning's own
+    monitors give each its own prefix.
     """
 
     def __init__(self) -> None:
         self.begun, self.samples, self.rate = 0.0, 0, 0.0
+        self.ended, self.waited = 0.0, 0.0  # of the last step; for batches of this epoch, in seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begun = time.perf_counter()  # of an epoch that goes on no start is told
+        self.begun = self.ended = time.perf_counter()  # of an epoch that goes on no start is told
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begun, self.samples = time.perf_counter(), 0
+        self.begun = self.ended = time.perf_counter()
+        self.samples, self.waited = 0, 0.0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun -= time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun += time.perf_counter()
+        self.ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.waited += time.perf_counter() - self.ended
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.samples += len(batch.labels) * trainer.world_size
+        passed = max(time.perf_counter() - self.begun, 1e-9)
         measured = {
             "lr": self.rate,
-            "samples_per_second": self.samples / max(time.perf_counter() - self.begun, 1e-9),
+            "samples_per_second": self.samples / passed,
+            "waiting_share": self.waited / passed,
             "peak_memory_mb": _peak_memory(pl_module.device) / MEGABYTE,
         }
         named = {f"{pl_module.stage}/{name}": float(value) for name, value in measured.items()}
         pl_module.log_dict(named, on_step=True, rank_zero_only=True, batch_size=len(batch.labels))
+        self.ended = time.perf_counter()
 
 
 class EpochLines(Callback):

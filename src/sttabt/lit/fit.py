@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
@@ -18,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.nn.parallel import DistributedDataParallel
 
 from sttabt.data.base import Splits
 from sttabt.errors import TERMINATED, UserError
@@ -216,7 +218,9 @@ def _users_mistakes(settings: Settings, *kinds: type[Exception]) -> Iterator[Non
 
 
 def _together(module: TrainingStage) -> DDPStrategy:
-    return DDPStrategy(
-        find_unused_parameters=module.leaves_unused,
-        forward_sync_buffers=False,  # in evaluation, too, where processes have different numbers of batches
-    )
+    # Not in evaluation, too, where processes have different numbers of batches. By its name before torch 2.13 it leaves
+    # buffers out at the start as well, where all processes have copies of the same.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    named: dict[str, Any] = {buffers: False}
+    return DDPStrategy(find_unused_parameters=module.leaves_unused, **named)

@@ -136,6 +136,8 @@ def launch(
     if hardware.nodes > 1:
         backend, settings = "static", {"rank": nodes.number, "timeout": int(PATIENCE.total_seconds())}
         endpoint = f"{nodes.host}:{nodes.agree(f'port/{name}', str(free_port()))}"
+    # torch 2.11 has no such argument, and waits for 30 seconds.
+    waits: dict[str, Any] = {"shutdown_timeout": GRACE} if hasattr(LaunchConfig, "shutdown_timeout") else {}
     handlers = [_Handler.of(handler) for handler in logging.getLogger().handlers if type(handler) in REPEATABLE]
     # As bytes: multiprocessing would put tensors into memory that processes share, who then train in each other's.
     # In a file: who starts a process would wait until it has imported torch to take more than a pipe holds.
@@ -153,9 +155,9 @@ def launch(
                 rdzv_endpoint=endpoint,
                 rdzv_configs=settings,
                 max_restarts=0,
-                shutdown_timeout=GRACE,
                 logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
                 signals_to_handle="" if caught() else "SIGTERM,SIGINT",  # those that are given back below
+                **waits,
             )
             results = elastic_launch(config, _work)(folder / "work")
     except SignalException as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from sttabt.parity.check import Check
 WEIGHTS = dict.fromkeys(("kldiv", "tinybert"), ApproximationWeights(hidden=1.0, prediction=1.0))
 
 
-def check_bert(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
+def check_bert(folder: Path, meta: dict[str, Any], device: str) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is bert."""
-    return check_quantities(bert_case(folder, meta))
+    return check_quantities(replace(bert_case(folder, meta), device=device))
 
 
 def bert_case(folder: Path, meta: dict[str, Any]) -> Case:

@@ -41,7 +41,7 @@ class Case:
     """A folder of vectors and how this project runs it.
 
     base: built from the case's configuration; inputs: what it reads, from the vectors; prefix: of the encoder's
-    weights; weights: of the distillation's terms, by attention loss.
+    weights; weights: of the distillation's terms, by attention loss; device: where it runs.
     """
 
     folder: Path
@@ -50,26 +50,31 @@ class Case:
     inputs: Callable[[dict[str, Tensor]], Any]
     prefix: str
     weights: dict[str, ApproximationWeights]
+    device: str = "cpu"
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file of the folder."""
+        return load_file(self.folder / name, device=self.device)
 
     def loaded_base(self) -> Backbone:
         """The base model with the weights of the folder."""
-        weights = load_file(self.folder / "base.safetensors")
+        weights = self.read("base.safetensors")
         load_official_state(self.base, {key.removeprefix(self.prefix): value for key, value in weights.items()})
-        return self.base.eval()
+        return self.base.eval().to(self.device)
 
 
 def check_quantities(case: Case) -> Iterator[Check]:
     """Every quantity of a case."""
-    name, folder, meta, base = case.folder.name, case.folder, case.meta, case.loaded_base()
-    network = ApproximateNetwork(base, meta["factor"]).eval()
+    name, meta, base = case.folder.name, case.meta, case.loaded_base()
+    network = ApproximateNetwork(base, meta["factor"]).eval().to(case.device)
     network.start_from(base)
-    start = load_file(folder / "approx_interpolated_init.safetensors")
+    start = case.read("approx_interpolated_init.safetensors")
     started = official_state(network.backbone)
     for key in sorted(set(start) | {key for key in started if not key.startswith("classifier")}):
         yield compare(name, f"approx.interpolated_init.{key}", started.get(key), start.get(key), EXACT)
-    network.load_official_state(load_file(folder / "approx.safetensors"))
+    network.load_official_state(case.read("approx.safetensors"))
 
-    vectors = load_file(folder / "vectors.safetensors")
+    vectors = case.read("vectors.safetensors")
     left = {key for key in vectors if not key.startswith(GIVEN)}
     empty = _without_tokens(vectors)
     for quantity, value, tolerance in _quantities(case, network, vectors):

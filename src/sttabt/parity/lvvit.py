@@ -16,15 +16,15 @@ from sttabt.parity.check import Check
 from sttabt.pretrained.weights import load_released
 
 
-def check_lvvit(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
+def check_lvvit(folder: Path, meta: dict[str, Any], device: str) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is lvvit."""
-    vectors = load_file(folder / "vectors.safetensors")
+    vectors = load_file(folder / "vectors.safetensors", device=device)
     images = vectors.pop("input.pixel_values")
     found = {}
     with torch.inference_mode():
         for quantity, auxiliary in (("logits.cls_only", False), ("logits.cls_plus_half_max_aux", True)):
-            base = _base(meta, auxiliary)
-            load_released(base, load_file(folder / "lvvit.safetensors"), f"{folder}/lvvit.safetensors")
+            base = _base(meta, auxiliary).to(device)
+            load_released(base, load_file(folder / "lvvit.safetensors", device=device), f"{folder}/lvvit.safetensors")
             found[quantity] = run_dense(base, images).logits
         found["features"] = base.model.forward_features(images)
     for quantity in sorted(found.keys() | vectors.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from sttabt.pretrained.huggingface_vit import vit_of_config
 WEIGHTS = {"kldiv": ApproximationWeights(), "tinybert": ApproximationWeights(attention=10.0)}
 
 
-def check_vit(folder: Path, meta: dict[str, Any]) -> Iterator[Check]:
+def check_vit(folder: Path, meta: dict[str, Any], device: str) -> Iterator[Check]:
     """Every quantity of a case whose `arch` is vit."""
-    return check_quantities(vit_case(folder, meta))
+    return check_quantities(replace(vit_case(folder, meta), device=device))
 
 
 def vit_case(folder: Path, meta: dict[str, Any]) -> Case:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
 from sttabt.core.text import Text
-from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
+from sttabt.data.base import Batch, Loader, Sequences, Splits, evaluation_loader
 from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.engine.frozen import FrozenBackbone
@@ -30,6 +33,8 @@ from sttabt.models.frozen import FrozenModel, deployed, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.timing.interleaved import Timing, time_interleaved
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def evaluate(
     real: list[Tensor] = []
     said: dict[str, list[Tensor]] = {"labels": [], "predictions": [], "logits": []}
     samples = 0
-    loader = evaluation_loader(dataset, batch_size, workers)
+    loader = _loader(dataset, batch_size, workers, device)
     for batch in _progress(loader, batches, f"evaluate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
@@ -137,7 +142,7 @@ def validate(
     device = next(model.base.parameters()).device
     metric, frozen = task.new_metric(task.metric).to(device), deployed(model)
     loss, macs, dense_macs, samples = 0.0, 0.0, 0.0, 0
-    loader = evaluation_loader(dataset, batch_size, workers)
+    loader = _loader(dataset, batch_size, workers, device)
     for batch in _progress(loader, batches, f"validate {model.method.title}"):
         batch = move_data_to_device(batch, device)
         size = len(batch.labels)
@@ -225,7 +230,7 @@ def attention_error(
     device = next(base.parameters()).device
     total = {name: {"kl": 0.0, "mse": 0.0} for name in networks}
     samples = 0
-    for batch in _progress(evaluation_loader(dataset, batch_size, workers), batches, "approximation error"):
+    for batch in _progress(_loader(dataset, batch_size, workers, device), batches, "approximation error"):
         inputs = base.prepare(move_data_to_device(batch.inputs, device))
         target = run_dense(base, inputs).trace
         layers = range(target.layers)
@@ -328,9 +333,16 @@ def _row_error(found: Tensor, actual: Tensor, real: Tensor) -> Tensor:
     return (((found - actual).square() * pairs).sum((1, 2, 3)) / (found.shape[1] * tokens.square())).mean()
 
 
-def _progress(loader: Iterable[Batch], batches: int, title: str) -> Iterable[Batch]:
-    length = len(loader)  # type: ignore[arg-type]
-    for index, batch in enumerate(track(loader, title, total=min(batches, length) or length, transient=True)):
-        if batches and index == batches:
-            return
+def _loader(dataset: Dataset, batch_size: int, workers: int, device: torch.device) -> Loader:
+    """From pinned memory a GPU copies a batch while it computes the one before."""
+    return evaluation_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
+
+
+def _progress(loader: Loader, batches: int, title: str) -> Iterator[Batch]:
+    """The first `batches` of them, 0: all, with a bar; says at the end how fast they went, loading and all."""
+    length, samples, begun = len(loader), 0, time.perf_counter()
+    chosen = islice(loader, batches or None)
+    for batch in track(chosen, title, total=min(batches, length) or length, transient=True):
         yield batch
+        samples += len(batch.labels)
+    log.info("%s: %d samples, %.0f a second", title, samples, samples / max(time.perf_counter() - begun, 1e-9))

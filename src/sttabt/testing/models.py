@@ -74,9 +74,9 @@ def one_by_one(inputs: Tensor | Text) -> list[Tensor | Text]:
 
 def pad_text(text: Text, more: int) -> Text:
     """`more` places of padding behind the longest text, with arbitrary ids."""
-    batch = text.ids.shape[0]
+    shape = (text.ids.shape[0], more)
     return Text(
-        torch.cat([text.ids, torch.full((batch, more), 7)], 1),
-        torch.cat([text.types, torch.ones(batch, more, dtype=torch.long)], 1),
-        torch.cat([text.real, torch.zeros(batch, more, dtype=torch.bool)], 1),
+        torch.cat([text.ids, text.ids.new_full(shape, 7)], 1),
+        torch.cat([text.types, text.types.new_ones(shape)], 1),
+        torch.cat([text.real, text.real.new_zeros(shape)], 1),
     )

@@ -6,13 +6,13 @@ changes nothing.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sttabt.cli.checks.dataset import check_images, check_task
 from sttabt.cli.checks.files import check_files
 from sttabt.cli.checks.model import check_kinds, check_model, check_weights
+from sttabt.cli.checks.packages import check_packages
 from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
@@ -43,8 +43,7 @@ def check(settings: Settings, given: Iterable[str] = ()) -> None:
     check_files(settings)
     source.check(settings.dataset)
     check_lightning(settings)
-    if settings.logger.kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("logger.kind=tensorboard needs the package tensorboard: pip install tensorboard, or logger=csv")
+    check_packages(settings)
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
