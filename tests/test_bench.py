@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import make_approx, make_backbone, make_images
 from sttabt.bench.__main__ import main, read_settings
 from sttabt.bench.measure import difference, measure
 from sttabt.bench.plans import reachable_mean, realistic_plan, solve_increasing
+from sttabt.bench.predict import H100, Device, predicted_seconds
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
 from sttabt.bench.training import make_steps, pruning_step_macs
 from sttabt.bench.variants import (
@@ -28,9 +30,11 @@ from sttabt.bench.variants import (
     WHOLE,
     Variant,
     dense_macs,
+    graphed_variants,
     make_model,
     make_variants,
 )
+from sttabt.core.cost import Architecture
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.frozen import FrozenBackbone
@@ -299,3 +303,42 @@ def test_a_wrong_variant_fails_the_command(
     assert captured.err.splitlines()[-1].startswith("wrong logits, so not timed: dropped, uniform, keep 0.25; ")
     groups = {json.loads(line)["group"] for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()}
     assert DROPPED not in groups and set(GATED) - {DROPPED} <= groups
+
+
+def test_a_prediction_is_the_sum_of_what_limits_each_operator() -> None:
+    """By hand: one layer, two samples of 3 and 2 tokens that write 1 each, width 4, feed-forward 8."""
+    sizes, counts = Architecture(1, 4, 2, 8, classes=5, patch_inputs=3), [[3, 1], [2, 1]]
+    macs = 2 * 5 * 16 + 2 * 16 + 2 * (3 + 2) * 4 + 2 * 16 + 2 * (2 * 32)
+    assert predicted_seconds(sizes, counts, Device(1, math.inf, 0), fused=True) == macs
+    products = (60 + 32) + (16 + 16) + 2 * 7 * 4 + (16 + 16) + 2 * (24 + 32)
+    passes = 40 + 24 + 16 + 32 + 24
+    assert predicted_seconds(sizes, counts, Device(math.inf, 1, 0)) == 2 * (products + passes)
+    assert predicted_seconds(sizes, counts, Device(math.inf, math.inf, 1)) == 6 + 5
+
+
+def test_a_prediction_of_deit_small_is_near_its_multiply_adds() -> None:
+    """At batch 128 products of compiled layers decide; at batch 1 launches do, whatever is kept."""
+    sizes = Architecture(12, 384, 6, 1536, classes=1000, patch_inputs=768)
+    dense, pruned = [197] * 13, [197, 197, 190, 160, 120, 80, 50, 30, 20, 12, 8, 5, 1]
+
+    def seconds(counts: list[int], batch: int) -> float:
+        return predicted_seconds(sizes, [counts] * batch, H100, fused=True)
+
+    shares = {batch: seconds(pruned, batch) / seconds(dense, batch) for batch in (1, 128)}
+    assert 0.37 < shares[128] < 0.43 and shares[1] == 1
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_graphs_are_timed_as_freeze_makes_them(precision: torch.dtype) -> None:
+    """Without a card a graph is a function that is called again."""
+    base = make_backbone("digits")
+    found = graphed_variants(base, make_approx(base, "digits"), make_images("digits"), SETTINGS, precision, lambda f: f)
+    assert [variant.group for variant in found] == ["graphs"] * 4
+    dense, *pruned = (variant.run() for variant in found)
+    assert dense.logits.dtype == precision
+    for variant, run in zip(found[1:], pruned, strict=True):
+        assert abs(float(run.plan.occupancy().mean()) - 0.4) < 0.1, variant.name
+        assert 0 < variant.macs(run) < found[0].macs(dense)
+        error = difference(replace(run, logits=run.logits.float()), base, make_images("digits"))
+        assert (error == "") == (precision == torch.float32)

@@ -71,6 +71,7 @@ MISTAKES = {
         "hardware.batch_size=64: set 64 or 66"
     ),
     "experiment=debug sparsity.training.global_batch_size=-1": "sparsity.training.global_batch_size=-1 is out of range",
+    "experiment=debug evaluation.precision=bf16": "evaluation.precision=bf16 is for GPUs: set float32, or hardware=gpu",
     "experiment=debug hardware.devices=0": "hardware.devices=0 is out of range: it must be at least 1",
     "experiment=debug budget.macs=1.5": "budget.macs=1.5 is out of range: it must be between 0 and 1",
     "experiment=debug budget.macs=0.5 budget.time=0.5": "budget.macs=0.5 and budget.time=0.5 cannot both be kept: give",

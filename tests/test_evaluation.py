@@ -28,8 +28,9 @@ from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import _loader, attention_error, evaluate, gallery, time_against_dense
+from sttabt.pipeline.evaluation import _loader, attention_error, computing_in, evaluate, gallery, time_against_dense
 from sttabt.settings import method_settings
+from sttabt.settings.run import PRECISIONS
 from sttabt.testing import contract
 from sttabt.timing.interleaved import Timing, time_interleaved
 
@@ -273,3 +274,19 @@ def test_gallery_of_few_images_and_three_channels() -> None:
     assert shown.labels.tolist() == [0, 1, 3, 1, 3, 3]
     expected = normalised[[5, 2, 0, 4, 1, 3]].permute(0, 2, 3, 1).numpy()
     assert np.abs(shown.images / 255 - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_precision_is_what_is_asked_for_and_given_back() -> None:
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    found = {}
+    for precision in PRECISIONS:
+        with computing_in(precision, torch.device("cpu")):
+            tf32 = torch.get_float32_matmul_precision() == "high", torch.backends.cudnn.allow_tf32
+            found[precision] = (a @ b).dtype, *tf32
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert found == {
+        "float32": (torch.float32, False, False),
+        "tf32": (torch.float32, True, True),
+        "bf16": (torch.bfloat16, False, False),
+    }

@@ -112,7 +112,17 @@ class Backbone(nn.Module, ABC):
         return args[0], lambda logits: logits
 
     def check_inputs(self, inputs: Any) -> None:
-        """Raise UserError, in one line, for inputs that the model cannot read."""
+        """Raise UserError, in one line, for inputs that the model cannot read.
+
+        Numbers on a device are left to `unreadable`: looking at them here would wait for it.
+        """
+
+    def check_numbers(self, inputs: Any) -> None:
+        """As `check_inputs`, of the numbers of inputs whose shapes and kinds are right, wherever they are."""
+
+    def unreadable(self, inputs: Any) -> Tensor | None:
+        """Which samples (B,) hold numbers that `check_numbers` would refuse, where `check_inputs` left them out."""
+        return None
 
     def attention_dropout(self, layer: int) -> float:
         """Share of the attention probabilities that the layer drops at random now; 0 where it is not training."""

@@ -14,9 +14,9 @@ TEXT_REMEDY = "give a tokenizer's encoding through sttabt.text"
 
 
 def check_images(images: Any, channels: int, weight: Tensor) -> None:
-    """Raise UserError unless these are images (B, channels, height, width) of finite numbers, as `weight` is.
+    """Raise UserError unless these are images (B, channels, height, width) as `weight` is, of finite numbers.
 
-    In a graph (torch.compile, CUDA graphs) no numbers are looked at.
+    In a graph (torch.compile) and on a device no numbers are looked at: the latter are left to `unreadable_images`.
     """
     if not isinstance(images, Tensor):
         raise UserError(f"images are a {type(images).__name__}: give a tensor (B, {channels}, height, width)")
@@ -40,11 +40,25 @@ def check_images(images: Any, channels: int, weight: Tensor) -> None:
         raise UserError(
             f"images are {images.dtype}, but the model computes in {weight.dtype}: give images.to({weight.dtype})"
         )
-    if in_graph(images) or bool(images.sum().isfinite()):
+    if not (torch.compiler.is_compiling() or images.is_cuda):
+        check_finite(images)
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise UserError for images that hold NaN or infinity, naming the first; waits for a device."""
+    if bool(images.sum().isfinite()):
         return
     wrong = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if wrong:  # of half precision a sum may overflow
         raise UserError(f"image {wrong[0]} of the batch holds NaN or infinity ({len(wrong)} such): leave it out")
+
+
+def unreadable_images(images: Tensor) -> Tensor | None:
+    """Which images (B,) on a device hold NaN or infinity, without waiting; None where `check_images` has looked."""
+    if not images.is_cuda:
+        return None
+    least, largest = images.flatten(1).aminmax(dim=1)  # one pass, in which NaN prevails
+    return ~(least.isfinite() & largest.isfinite())
 
 
 def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
@@ -70,10 +84,13 @@ def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
             f"texts have {ids.shape[1]} tokens, but the model has {positions} positions: truncate them,"
             f" tokenizer(..., truncation=True, max_length={positions})"
         )
-    check_rows(real)
+    tables = [("input_ids", ids, vocabulary)] + ([("token_type_ids", types, kinds)] if kinds else [])
     if in_graph(ids):
         return
-    tables = [("input_ids", ids, vocabulary)] + ([("token_type_ids", types, kinds)] if kinds else [])
+    in_tables = [((field >= 0) & (field < rows)).all() for _, field, rows in tables]
+    if bool(torch.stack([_whole(real), *in_tables]).all()):  # a device is asked once
+        return
+    check_rows(real)
     for name, field, rows in tables:
         wrong = field[(field < 0) | (field >= rows)]
         if wrong.numel():
@@ -85,7 +102,7 @@ def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
 
 def check_rows(real: Tensor) -> None:
     """Raise UserError unless each text, real (B, N) bool, stands whole in front of its padding."""
-    if in_graph(real):
+    if in_graph(real) or bool(_whole(real)):
         return
     empty = (~real.any(1)).nonzero().flatten().tolist()
     if empty:
@@ -97,6 +114,11 @@ def check_rows(real: Tensor) -> None:
         raise UserError("attention_mask has padding in front of a text: set tokenizer.padding_side='right'")
     if (real[:, 1:] > real[:, :-1]).any():
         raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
+
+
+def _whole(real: Tensor) -> Tensor:
+    """Whether every text has a token and stands in front of its padding, a bool."""
+    return real[:, :1].any(1).all() & ~(real[:, 1:] > real[:, :-1]).any()
 
 
 def in_graph(values: Tensor) -> bool:

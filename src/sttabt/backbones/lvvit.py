@@ -182,6 +182,12 @@ class LvVit(ViT):
     def check_inputs(self, inputs: Any) -> None:
         super().check_inputs(images_of(inputs))
 
+    def check_numbers(self, inputs: Any) -> None:
+        super().check_numbers(images_of(inputs))
+
+    def unreadable(self, inputs: Any) -> Tensor | None:
+        return super().unreadable(images_of(inputs))
+
     def samples(self, inputs: Tensor | Stemmed) -> list[Tensor]:
         return list(images_of(inputs))
 
@@ -224,6 +230,9 @@ class LvVit(ViT):
         if alive is None:
             return logits + AUXILIARY_WEIGHT * self.model.aux_head(patches).amax(1)
         left = alive[:, 1:]
+        if left.is_cuda:  # picking rows by a mask would wait for the device
+            places = self.model.aux_head(patches).masked_fill(~left[..., None], -torch.inf)
+            return logits + AUXILIARY_WEIGHT * places.amax(1).where(left.any(1)[:, None], 0.0)
         found = self.model.aux_head(patches[left])  # of those alone that are left
         places = found.new_full((*left.shape, found.shape[-1]), -torch.inf).masked_scatter(left[..., None], found)
         return logits + AUXILIARY_WEIGHT * places.amax(1).where(left.any(1)[:, None], 0.0)

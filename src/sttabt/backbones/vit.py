@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
-from sttabt.backbones.inputs import check_images
+from sttabt.backbones.inputs import check_finite, check_images, unreadable_images
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated, is_sliceable, linear
@@ -129,6 +129,12 @@ class ViT(Backbone):
     def check_inputs(self, inputs: Any) -> None:
         check_images(inputs, self.model.in_chans, self.model.pos_embed)
         self.grid_of(inputs)
+
+    def check_numbers(self, inputs: Tensor) -> None:
+        check_finite(inputs)
+
+    def unreadable(self, inputs: Tensor) -> Tensor | None:
+        return unreadable_images(inputs)
 
     def attention_dropout(self, layer: int) -> float:
         """timm's fused attention asks the attention whether it is training, the other one its dropout."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.bench.predict import H100, predicted_seconds
 from sttabt.bench.table import SpeedRow
 from sttabt.bench.variants import GATED, Variant
 from sttabt.core.plan import Planned, TokenPlan
@@ -29,13 +30,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trial:
-    """What one run of a variant showed. occupancy: mean over samples and boundaries; memory: peak MiB, CUDA only."""
+    """What one run of a variant showed.
+
+    occupancy: mean over samples and boundaries; memory: peak MiB, CUDA only; predicted: seconds, CUDA in half
+    precision only.
+    """
 
     variant: Variant
     macs: float
     occupancy: float | None
     seconds: float
     memory: float | None
+    predicted: float | None
 
 
 def measure(
@@ -87,6 +93,7 @@ def measure(
                 ratio_low=low,
                 ratio_high=high,
                 memory=trial.memory,
+                predicted_ms=trial.predicted and trial.predicted * 1e3,
             )
         )
     return rows, wrong
@@ -123,7 +130,10 @@ def _try(variant: Variant, base: Backbone, inputs: Tensor, precision: torch.dtyp
     error = ""
     if variant.group in GATED:
         error = difference(result if precision == torch.float32 else variant.run(), base, inputs)
-    return Trial(timed, variant.macs(result), occupancy, min(seconds), memory), error
+    predicted = None
+    if inputs.is_cuda and precision != torch.float32 and isinstance(result, Run):
+        predicted = predicted_seconds(base.architecture, result.plan.counts.tolist(), H100)
+    return Trial(timed, variant.macs(result), occupancy, min(seconds), memory, predicted), error
 
 
 def _rounds(seconds: float, inputs: Tensor) -> int:

@@ -17,7 +17,7 @@ from sttabt.bench.measure import measure
 from sttabt.bench.plans import reachable_mean
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
 from sttabt.bench.training import make_steps
-from sttabt.bench.variants import TOME, WHOLE, compiled_variants, make_variants
+from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
 from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
@@ -107,6 +107,8 @@ def _measure_size(
             if bench.compile or device.type == "cuda":
                 log.info("torch.compile takes a minute or two")
                 variants += compiled_variants(base, networks[-1], inputs, bench)
+            if device.type == "cuda":
+                variants += graphed_variants(base, networks[-1], inputs, bench, precision)
             rows, wrong = measure(variants, base, inputs, bench.rounds, precision, common)
         yield compare_with_tome(rows, WHOLE, TOME), wrong
     if bench.train:

@@ -9,14 +9,16 @@ from itertools import groupby, pairwise
 
 COLUMNS = (
     "batch", "variant", "occupancy", "MACs / dense", "median ms", "least ms", "time / dense (quartiles)",
-    "time / MACs", "time / ToMe at equal MACs", "peak MiB",
+    "time / MACs", "time / ToMe at equal MACs", "peak MiB", "predicted ms",
 )  # fmt: skip
 OUTSIDE = "outside ToMe's range"
 NOTES = """
 Weights are random: speed needs no trained ones. Which tokens live means nothing, how many does. Occupancy is measured,
 over all layer boundaries; the approximate network starts as an interpolated copy. MACs are multiply-adds, all parts of
 what the variant runs. Ratios to dense are medians over interleaved rounds, by round; time / MACs is 1.00 where the time
-falls as the arithmetic does. ToMe at equal MACs is interpolated between its points.
+falls as the arithmetic does. ToMe at equal MACs is interpolated between its points. Predicted ms, on CUDA in half
+precision, is that of the base model's layers alone, by their operations and bytes on an H100 as sttabt.bench.predict
+assumes it.
 """
 
 
@@ -46,6 +48,7 @@ class SpeedRow:
     ratio_high: float
     memory: float | None  # peak MiB, on CUDA
     tome_ratio: float | None = None  # to ToMe's time at equal multiply-adds; None outside ToMe's range
+    predicted_ms: float | None = None  # of the base model's layers on an H100 in half precision, bench.predict
     kernels: bool = False  # whether sttabt.native was there
 
     @property
@@ -102,6 +105,7 @@ def _cells(row: SpeedRow, compared: str) -> tuple[str, ...]:
         f"{row.quotient:.2f}",
         outside if row.tome_ratio is None else f"{row.tome_ratio:.2f}",
         "" if row.memory is None else f"{row.memory:.0f}",
+        "" if row.predicted_ms is None else f"{row.predicted_ms:.3f}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +24,12 @@ from sttabt.methods import find_method
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.frozen import FrozenNetwork
+from sttabt.models.graphed import Capture, GraphedModel, capture_graph
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
+GRAPHS = "graphs"  # in half precision their logits are no longer those of the masked engine in single precision
 GATED = (DROPPED, WHOLE)  # groups whose logits must be those of the masked engine
 
 # Planned methods, the setting that decides how much they keep, and its range. Occupancy rises with both.
@@ -97,6 +100,31 @@ def compiled_variants(base: Backbone, network: Network, inputs: Tensor, settings
             partial(_macs, model.pruned, inputs, PARTS),
         ),
     ]
+
+
+def graphed_variants(
+    base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings, precision: torch.dtype,
+    capture: Capture = capture_graph,
+) -> list[Variant]:  # fmt: skip
+    """Models as `sttabt.freeze` makes them on CUDA, with weights in that precision: dense, and pruned at one keep."""
+    keep, given = middle_keep(settings), inputs.to(precision)
+    models = {
+        "dense": make_model("dense", base),
+        **{model.method.title: model for model in calibrated(base, network, inputs, keep)},
+        "fixed counts": fixed_model(base, network, keep).pruned,
+    }
+
+    def variant(name: str, model: PrunedModel) -> Variant:
+        graphed = GraphedModel(copy.deepcopy(model).to(precision), [], capture)
+
+        def run() -> Run:
+            with torch.autocast(inputs.device.type, enabled=False):  # the weights have their precision
+                return graphed.run(given)
+
+        of = "" if name == "dense" else f", factor {network.factor}, keep {keep:g}"
+        return Variant(GRAPHS, f"{name}, graphs{of}", run, partial(_macs, model, inputs, PARTS))
+
+    return [variant(name, model) for name, model in models.items()]
 
 
 def make_model(name: str, base: Backbone, network: Network | None = None, **settings: Any) -> PrunedModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sttabt.core.counts import check_counts, extend
 from sttabt.core.dispatch import dispatched
-from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, tokens_to_keep
+from sttabt.core.plan import Planned, Scored, TokenPlan, largest, output_tokens, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
 
 DYNAMIC_SHARE = 0.00625  # a token counts when its importance exceeds this share of the largest
@@ -27,7 +27,7 @@ class Backtracking:
 
     plan: TokenPlan
     impacts: Tensor
-    scored: tuple[float, ...]
+    scored: Scored
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 from sttabt.core.dispatch import dispatched
-from sttabt.core.plan import Planned, SoftPlan, output_tokens, rows_with_weight
+from sttabt.core.plan import Planned, Scored, SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
 
 EPSILON = 1e-7
@@ -22,7 +22,7 @@ class ConcretePlan:
     """plan: the soft one; scored: rows of attention a sample that were computed for it, by layer."""
 
     plan: SoftPlan
-    scored: tuple[float, ...]
+    scored: Scored
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def concrete_plan(
         weight = mask * (propagation * importance + (1 - propagation))
         if negligible is not None:
             weight = threshold(weight, negligible, 0.0)
-        importance = _percentile(trace, layer, weight, padding, skip=negligible is not None)
+        importance = percentiles(trace, layer, weight, padding, skip=negligible is not None)
         importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
         importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
         importance = (FLOOR + (1 - FLOOR) * importance) * real
@@ -62,7 +62,7 @@ def concrete_plan(
         mask = torch.maximum(torch.sigmoid(logit / temperature) * real, mask)
         boundaries.append(mask)
         weights.append(weight)
-    scored: tuple[float, ...] = (real.shape[-1],) * trace.layers
+    scored: Scored = (float(real.shape[-1]),) * trace.layers
     if negligible is not None:
         scored = trace.rows_computed(torch.stack(weights[::-1], 1).count_nonzero(-1))
     return ConcretePlan(SoftPlan(torch.stack(boundaries[::-1], 1)), scored)
@@ -73,7 +73,10 @@ def concrete_plan(
 def plan_concrete(
     trace: AttentionTrace, p_logit: Tensor, propagation: float, temperature: float, outputs: int, negligible: float
 ) -> Planned:
-    """The hard plan of `concrete_plan`; an engine with a trace of its own may register a faster way."""
+    """The hard plan of `concrete_plan`, in single precision at least; an engine with a trace of its own may register a
+    faster way.
+    """
+    p_logit = p_logit.to(torch.promote_types(p_logit.dtype, torch.float32))
     found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
     return Planned(found.plan.harden(), found.scored)
 
@@ -90,6 +93,19 @@ def concrete_loss(
     return ConcreteLoss(
         p_logit=lambda_p * (p_logit - p_init).square().sum(), keep=lambda_mask * (target - written.mean()).square()
     )
+
+
+@dispatched
+def percentiles(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
+    """`weighted_percentile` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0.
+
+    An engine with a trace of its own may register a faster way.
+    """
+    queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
+    if skip and not weight.is_cuda:  # a device is not asked how many they are
+        places, weight = rows_with_weight(weight)
+        queries = trace.rows(layer, places).to(weight.dtype)
+    return weighted_percentile(queries, keys, weight, padding)
 
 
 def weighted_percentile(queries: Tensor, keys: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
@@ -114,15 +130,6 @@ def weighted_percentile(queries: Tensor, keys: Tensor, weight: Tensor, real: Ten
     errors = standard.erf() if standard.requires_grad else standard.erf_()
     percentile = 0.5 * (weight.sum(-1, keepdim=True) + (weight[:, None, None] @ errors)[:, :, 0].mean(1))
     return percentile if real is None else percentile * real
-
-
-def _percentile(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tensor | None, skip: bool) -> Tensor:
-    """`weighted_percentile` of a layer in the precision of `weight` (B, N); skip: leave out rows of weight 0."""
-    queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
-    if skip:
-        places, weight = rows_with_weight(weight)
-        queries = trace.rows(layer, places).to(weight.dtype)
-    return weighted_percentile(queries, keys, weight, padding)
 
 
 def _logit(probability: Tensor) -> Tensor:

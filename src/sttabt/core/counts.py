@@ -25,7 +25,7 @@ def extend(order: Tensor, importance: Tensor, count: int) -> Tensor:
 def fixed_plan(order: Tensor, counts: Sequence[int], tokens: int) -> TokenPlan:
     """The plan that an order stands for."""
     place = torch.arange(counts[0], device=order.device)
-    lifetime = (place < torch.tensor(counts, device=order.device)[:, None]).sum(0)
+    lifetime = torch.stack([place < count for count in counts]).sum(0)  # a device does not wait for numbers of the host
     kept = order.new_zeros(order.shape[0], tokens).scatter(1, order, lifetime.expand_as(order))
     return TokenPlan(kept, len(counts) - 1)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Scored = tuple[float, ...] | Tensor  # numbers by layer; on a device they stay there (L,) until somebody reads them
+
 
 @dataclass(frozen=True)
 class TokenPlan:
@@ -66,6 +68,10 @@ class TokenPlan:
         """The plan whose last layer writes all that it reads, for a head that reads every token that is left."""
         return TokenPlan(torch.where(self.lifetime < self.layers, self.lifetime, self.layers + 1), self.layers)
 
+    def clone(self) -> TokenPlan:
+        """A copy in memory of its own."""
+        return TokenPlan(self.lifetime.clone(), self.layers)
+
     def check(self, outputs: int = 1) -> None:
         """Raise ValueError unless the first `outputs` tokens live at every boundary."""
         if not (self.lifetime[:, :outputs] > self.layers).all():
@@ -104,8 +110,11 @@ class SoftPlan:
         return SoftPlan(torch.cat([self.alive[:, :-1], self.alive[:, -2:-1]], dim=1))
 
     def harden(self, threshold: float = 0.5) -> TokenPlan:
-        """The hard plan: a token lives where its mask is at least `threshold` (METHOD section 3)."""
-        return TokenPlan.of_sets(self.alive >= threshold)
+        """The hard plan: a token lives where its mask is at least `threshold` (METHOD section 3).
+
+        Masks fall from boundary to boundary, so that the sets are nested: nobody has to look.
+        """
+        return TokenPlan((self.alive >= threshold).sum(1), self.layers)
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,10 @@ class MergeRecord:
         single = self.alive.sum(-1)
         return single if self.fused is None else single + self.fused
 
+    def clone(self) -> MergeRecord:
+        """As TokenPlan's."""
+        return MergeRecord(self.alive.clone(), None if self.fused is None else self.fused.clone())
+
     def depth(self) -> Tensor:
         """(B, N) int64: how many layers read each token, itself or as the one that others merged into."""
         return self.alive[:, :-1].sum(1)
@@ -144,7 +157,7 @@ class Planned:
     """A hard plan, and the rows of attention a sample that were computed to make it, by layer."""
 
     plan: TokenPlan
-    scored: tuple[float, ...] = ()
+    scored: Scored = ()
 
 
 Kept = TokenPlan | MergeRecord  # what cost, gallery and report read

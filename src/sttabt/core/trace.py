@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import rows_with_weight
+from sttabt.core.plan import Scored, rows_with_weight
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class AttentionTrace:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any token is padding."""
-        return self.may_pad and not bool(self.real.all())
+        """Whether any token is padding; on a device, which is not asked, whether any may be."""
+        return self.may_pad and (self.real.is_cuda or not bool(self.real.all()))
 
     @property
     def padding(self) -> Tensor | None:
@@ -65,16 +65,19 @@ class AttentionTrace:
     def received(self, layer: int, weight: Tensor, places: Tensor | None = None) -> Tensor:
         """Attention that each token receives, (B, N): sum over rows of weight times probability, mean over heads.
 
-        weight: (B, N), or (B, n) of the rows at `places` (B, n) alone. Rows of weight 0 are not computed.
+        weight: (B, N), or (B, n) of the rows at `places` (B, n) alone. Rows of weight 0 are not computed, except on a
+        device, which is not asked how many they are.
         """
-        if places is None:
+        if places is None and not weight.is_cuda:
             places, weight = rows_with_weight(weight)
         return (weight[:, None, None] @ self.probabilities(layer, places))[:, :, 0].mean(1)
 
-    def rows_computed(self, counts: Tensor) -> tuple[float, ...]:
+    def rows_computed(self, counts: Tensor) -> Scored:
         """Rows a sample that planning computes, by layer, where counts (B, L) of them carry weight: as many as the
-        sample that has most.
+        sample that has most, on a device all.
         """
+        if counts.is_cuda:
+            return (float(self.real.shape[1]),) * self.layers
         return tuple(counts.amax(0).tolist())
 
     def probabilities(self, layer: int, places: Tensor | None = None) -> Tensor:

@@ -30,9 +30,24 @@ def attend_weighted(
 ) -> Tensor:
     """As `attend`, every key's probability multiplied by exp(log_weight), (B, m), and renormalised.
 
-    The weight is an entry more in each key, met by a constant in each query: attention stays fused where gradients
-    reach the weight, which torch's kernels do not offer for a bias.
+    Attention stays fused where gradients reach the weight. On a device it is added to the scores, which leaves the
+    width of a head as the kernels there want it; on a CPU, whose kernels offer no gradient of such a bias, it is an
+    entry more in each key.
     """
+    by = _add_to_scores if key.is_cuda else _append_to_keys
+    return by(query, key, value, heads, log_weight, dropout)
+
+
+def _add_to_scores(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor, dropout: float = 0.0
+) -> Tensor:
+    return attend(query, key, value, heads, log_weight.to(query.dtype)[:, None, None, :], dropout)
+
+
+def _append_to_keys(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, log_weight: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """The entry is met by a constant in each query."""
     query, key, value = split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
     width = query.shape[-1]
     constant = query.new_full((1,), math.sqrt(width)).expand(*query.shape[:-1], 1)

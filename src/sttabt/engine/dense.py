@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, split_heads
-from sttabt.engine.packed import attend_packed, unpack
+from sttabt.engine.packed import Packing, attend_packed
+from sttabt.engine.planner import KernelTrace
+from sttabt.native.importance import HAS_TRITON
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,28 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed).
     """
     real = backbone.real(inputs)
+    packing = pack_real(backbone, real)
     attend_layer: Callable[..., Tensor]
-    if backbone.may_pad and not bool(real.all()):
-        tokens = real.sum(-1).tolist()
-        x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
-        attend_layer = partial(attend_packed, read=tokens, write=tokens)
-    else:
+    if packing is None:
         x, attend_layer = backbone.embed(inputs), attend
+    else:
+        x = backbone.embed_tokens(inputs, *packing.places)
+        attend_layer = partial(attend_packed, read=packing, write=packing)
     queries, keys = (
-        [split_heads(_apart(rows, real), backbone.heads) for rows in kind]
+        [split_heads(rows if packing is None else _apart(rows, packing, real), backbone.heads) for rows in kind]
         for kind in zip(*_trace_layers(backbone, x, attend_layer), strict=True)
     )
-    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
+    kind = KernelTrace if real.is_cuda and HAS_TRITON else AttentionTrace
+    return kind(tuple(queries), tuple(keys), real, _scale(backbone), packing is not None)
+
+
+def pack_real(backbone: Backbone, real: Tensor) -> Packing | None:
+    """How the real tokens (B, N) of texts of unequal length are packed; None where no token is padding."""
+    if not backbone.may_pad:
+        return None
+    each = real.sum(-1)
+    lengths = each.tolist()
+    return None if min(lengths) == real.shape[1] else Packing.of(each, lengths)
 
 
 def padding_bias(real: Tensor) -> Tensor | None:
@@ -83,9 +96,9 @@ def _trace_layers(
     yield backbone.queries_keys(backbone.layers - 1, x)
 
 
-def _apart(rows: Tensor, real: Tensor) -> Tensor:
+def _apart(rows: Tensor, packing: Packing, real: Tensor) -> Tensor:
     """Packed rows (T, D) at their places, (B, N, D)."""
-    return unpack(rows, real) if rows.dim() == 2 else rows
+    return F.pad(packing.unpack(rows), (0, 0, 0, real.shape[1] - packing.longest))
 
 
 def _scale(backbone: Backbone) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
-from sttabt.engine.packed import attend_packed, present_places, unpack
+from sttabt.engine.packed import Packing, attend_packed
 
 
 @dispatched
@@ -22,48 +22,65 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
     Where all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice; otherwise rows
-    are packed, (T, D), and attention alone may compute padding (engine.packed).
-    Raises ValueError for a plan that drops what the head reads.
+    are packed, (T, D), and attention alone may compute padding (engine.packed). A device is asked once, how many tokens
+    each layer reads.
+    Raises ValueError for a plan that drops what the head reads, UserError for inputs that the model cannot read.
     """
-    plan.check(backbone.outputs)
-    plan = plan.with_survivors() if backbone.reads_survivors else plan
-    layout = _layout(plan)
-    x = backbone.embed_tokens(inputs, layout.sample, layout.token)
-    if layout.uniform:
-        return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), layout.counts[0])
-    return _run_packed(backbone, x, layout.counts)
+    packings = _packings(backbone, inputs, plan)
+    x = backbone.embed_tokens(inputs, *first_tokens(plan, packings[0]))
+    if all(packing.uniform for packing in packings):
+        counts = [packing.longest for packing in packings]
+        return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), counts)
+    return run_packed(backbone, x, packings)
+
+
+def run_packed(backbone: Backbone, x: Tensor, packings: Sequence[Packing]) -> Tensor:
+    """Logits (B, classes) from the embedded rows (T, D); packings: of each of the L+1 boundaries.
+
+    Each sample's rows stand by how long they live, so that a layer writes the first of those that it reads.
+    """
+    for layer, (read, write) in enumerate(pairwise(packings)):
+        same = read is write or (read.lengths is not None and read.lengths == write.lengths)
+        written = None if same else partial(torch.index_select, dim=0, index=read.prefix(write))
+        query, key, value = backbone.qkv(layer, x, written)
+        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout(layer))
+        x = backbone.finish(layer, x if written is None else written(x), attended)
+    left = packings[-1]
+    return backbone.head(left.unpack(x), None if left.uniform else left.present)
 
 
 @dispatched
 def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
     """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.fixed.
 
-    No shape and no branch depends on a tensor: torch.compile takes it whole.
+    No shape and no branch depends on a tensor: torch.compile takes it whole. On a device, which is not asked, samples
+    that the model cannot read have NaN for logits.
     """
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
-    return _run_sliced(backbone, x.unflatten(0, order.shape), counts)
+    logits = _run_sliced(backbone, x.unflatten(0, order.shape), counts)
+    unreadable = backbone.unreadable(inputs)
+    return logits if unreadable is None else logits.masked_fill(unreadable[:, None], torch.nan)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """counts[b][l]: tokens of sample b alive at boundary l; sample, token: (T,) who stands in each row at first."""
+def _packings(backbone: Backbone, inputs: Any, plan: TokenPlan) -> list[Packing]:
+    """How many tokens live at each boundary, and all that must be known of a batch, in one copy to the host."""
+    kept = (plan.lifetime[:, : backbone.outputs] > plan.layers).all(1)
+    unreadable = backbone.unreadable(inputs)
+    wrong = ~kept if unreadable is None else unreadable | ~kept
+    counts = (plan.with_survivors() if backbone.reads_survivors else plan).counts
+    *boundaries, refused = torch.cat([counts.t(), wrong[None]]).tolist()
+    if any(refused):
+        backbone.check_numbers(inputs)
+        plan.check(backbone.outputs)
+    return [Packing.of(each, lengths) for each, lengths in zip(counts.unbind(1), boundaries, strict=True)]
 
-    counts: list[list[int]]
-    sample: Tensor
-    token: Tensor
 
-    @property
-    def uniform(self) -> bool:
-        return all(counts == self.counts[0] for counts in self.counts)
-
-
-def _layout(plan: TokenPlan) -> _Layout:
-    order, counts = plan.order(), plan.counts
-    first = torch.arange(order.shape[1], device=order.device) < counts[:, :1]
-    sample, place = first.nonzero(as_tuple=True)
-    return _Layout(counts.tolist(), sample, order[sample, place])
+def first_tokens(plan: TokenPlan, first: Packing) -> tuple[Tensor, Tensor]:
+    """Who stands in each row at first: (sample, token), (T,) each."""
+    sample, place = first.places
+    return sample, plan.order()[sample, place]
 
 
 def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
@@ -74,30 +91,3 @@ def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
         attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
         x = backbone.finish(layer, x[:, :kept], attended)
     return backbone.head(x)
-
-
-def _run_packed(backbone: Backbone, x: Tensor, counts: list[list[int]]) -> Tensor:
-    for layer in range(backbone.layers):
-        read = [sample[layer] for sample in counts]
-        write = [sample[layer + 1] for sample in counts]
-        written = None if read == write else partial(torch.index_select, dim=0, index=_prefixes(read, write, x.device))
-        query, key, value = backbone.qkv(layer, x, written)
-        attended = attend_packed(query, key, value, backbone.heads, read, write, backbone.attention_dropout(layer))
-        x = backbone.finish(layer, x if written is None else written(x), attended)
-    return _classify(backbone, x, [sample[-1] for sample in counts])
-
-
-def _classify(backbone: Backbone, x: Tensor, left: list[int]) -> Tensor:
-    """Logits from packed rows, `left` of each sample."""
-    if len(set(left)) == 1:
-        return backbone.head(x.unflatten(0, (len(left), -1)))
-    present = present_places(left, x.device)
-    return backbone.head(unpack(x, present), present)
-
-
-def _prefixes(read: list[int], write: list[int], device: torch.device) -> Tensor:
-    """Rows of each sample's first `write` tokens in a packing of `read` tokens a sample."""
-    starts = torch.tensor(read).cumsum(0) - torch.tensor(read)
-    return torch.cat(
-        [torch.arange(start, start + kept) for start, kept in zip(starts.tolist(), write, strict=True)]
-    ).to(device)

@@ -226,7 +226,8 @@ class FrozenAttention(LayerAttention):
         weight = rows.to(queries.dtype) / rows.sum(-1, keepdim=True)
         return kernels.column_sums(queries, keys, weight, self.present, queries.shape[-1] ** -0.5, 0.0, False)
 
-    def attended(self, keep: Tensor, dropout: float) -> Tensor:
+    def attended_by(self, keep: Tensor) -> Tensor:
+        """What the rows that are kept, (B, n) bool, attend to, behind each other: (T, D)."""
         kept = keep[self.present]
         if "_whole" in vars(self):
             return self._whole[0][kept]
@@ -335,7 +336,7 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
         attention = FrozenAttention(backbone, layer, x, counts, present)
         keep = rule(layer, attention, present)
         kept, writes = keep[present], keep.sum(1)
-        x = backbone.finish(layer, x[kept], attention.attended(keep, 0.0))
+        x = backbone.finish(layer, x[kept], attention.attended_by(keep))
         sample, token, counts = sample[kept], token[kept], writes
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
     layer = backbone.layers - 1

@@ -18,8 +18,8 @@ from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.core.received import Selection
 from sttabt.engine.attention import attend, merge_heads, split_heads
-from sttabt.engine.dense import padding_bias
-from sttabt.engine.packed import unpack
+from sttabt.engine.dense import pack_real
+from sttabt.engine.packed import Packing
 from sttabt.engine.run import Run
 
 
@@ -50,19 +50,17 @@ class LayerAttention:
         """The attention (B, n) that each token receives: mean over heads and over the `rows` (B, n) bool."""
         return received_attention(self.probabilities, rows)
 
-    def attended(self, keep: Tensor, dropout: float) -> Tensor:
-        """What the rows that are kept, (B, n) bool, attend to, behind each other: (T, D).
+    def attended(self, place: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+        """What the rows at `place` (B, m) attend to, (B, m, D); bias: of the keys that are there, None where all are.
 
         Where the rule has read all probabilities they are used; otherwise attention is fused, of these rows alone.
         """
-        written = first_places(keep.sum(1))
-        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.shape[1]]
         if "probabilities" in vars(self):
             picked = place[:, None, :, None].expand(-1, self.heads, -1, self.present.shape[1])
             probabilities = drop_out(self.probabilities.gather(2, picked), dropout)
-            return merge_heads(probabilities @ split_heads(self.value, self.heads))[written]
+            return merge_heads(probabilities @ split_heads(self.value, self.heads))
         query = self.query.gather(1, place[..., None].expand(-1, -1, self.query.shape[-1]))
-        return attend(query, self.key, self.value, self.heads, padding_bias(self.present), dropout)[written]
+        return attend(query, self.key, self.value, self.heads, bias, dropout)
 
     def _probabilities(self, rows: Tensor) -> Tensor:
         """Of the queries `rows` (B, r, D): (B, H, r, n)."""
@@ -148,41 +146,64 @@ def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
     The samples' rows are packed behind each other, (T, D): what is linear runs over kept rows alone. Attention runs on
     samples padded to the longest, and not fused in layers whose probabilities the rule reads.
     """
-    real = backbone.real(inputs)
-    batch, heads = real.shape[0], backbone.heads
-    sample, token = real.nonzero(as_tuple=True)  # who stands in each row
-    if padding_bias(real) is None:
-        x = backbone.embed(inputs).flatten(0, 1)
-    else:
-        x = backbone.embed_tokens(inputs, sample, token)
-    lifetime = real.long()
-    for layer in range(backbone.layers - 1):
-        present = first_places(torch.bincount(sample, minlength=batch))
-        query, key, value = (unpack(rows, present) for rows in backbone.qkv(layer, x))
-        attention = LayerAttention(backbone, query, key, value, present)
-        keep = rule(layer, attention, present)
-        attended = attention.attended(keep, backbone.attention_dropout(layer))
-        kept = keep[present]
-        x = backbone.finish(layer, x[kept], attended)
-        sample, token = sample[kept], token[kept]
-        lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
-    layer = backbone.layers - 1
-    present = first_places(torch.bincount(sample, minlength=batch))
-    last = what_the_last_writes(lifetime > layer, backbone)
-    lifetime = lifetime + last
-    written = last[sample, token]
-    left = first_places(last.sum(1))
-    query, key, value = backbone.qkv(layer, x, lambda rows: rows[written])
-    query, key, value = unpack(query, left), unpack(key, present), unpack(value, present)
-    attended = attend(query, key, value, heads, padding_bias(present), backbone.attention_dropout(layer))
-    x = unpack(backbone.finish(layer, x[written], attended[left]), left)
-    return Run(backbone.head(x, left), TokenPlan(lifetime, backbone.layers), real)
+    return _run_rule(backbone, inputs, rule, None)
 
 
 @dispatched
 def run_selected(backbone: Backbone, inputs: Any, selection: Selection) -> Run:
-    """`run_online_dropped` by the attention received alone; an engine may register a faster way."""
-    return run_online_dropped(backbone, inputs, rule_of(selection, backbone.outputs))
+    """`run_online_dropped` by the attention received alone; an engine may register a faster way.
+
+    Where the selection says how many tokens go on, a device is asked once and not layer by layer.
+    """
+    counts = None if selection.counts is None else selection.counts.clamp_min(backbone.outputs).tolist()
+    return _run_rule(backbone, inputs, rule_of(selection, backbone.outputs), counts)
+
+
+def _run_rule(backbone: Backbone, inputs: Any, rule: Rule, counts: list[list[int]] | None) -> Run:
+    """counts[l][b]: how many tokens the rule lets go on in each layer but the last, as far as there are so many."""
+    real = backbone.real(inputs)
+    heads, packing = backbone.heads, pack_real(backbone, real)
+    if packing is None:
+        packing = Packing.alike(len(real), real.shape[1], real.device)
+        x = backbone.embed(inputs).flatten(0, 1)
+    else:
+        x = backbone.embed_tokens(inputs, *packing.places)
+    sample, token = packing.places  # who stands in each row
+    lifetime = real.long()
+    for layer in range(backbone.layers - 1):
+        present = packing.present
+        query, key, value = map(packing.unpack, backbone.qkv(layer, x))
+        attention = LayerAttention(backbone, query, key, value, present)
+        keep = rule(layer, attention, present)
+        written = _packed(keep, packing, None if counts is None else counts[layer])
+        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.longest]
+        attended = attention.attended(place, _bias(packing), backbone.attention_dropout(layer))
+        kept = packing.starts[written.places[0]] + written.pack(place[..., None])[:, 0]
+        x = backbone.finish(layer, x[kept], written.pack(attended))
+        sample, token, packing = sample[kept], token[kept], written
+        lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
+    layer = backbone.layers - 1
+    lifetime = lifetime + what_the_last_writes(lifetime > layer, backbone)
+    left = packing if backbone.reads_survivors else Packing.alike(len(real), backbone.outputs, real.device)
+    last = packing.prefix(left)  # the output tokens stand in front
+    query, key, value = backbone.qkv(layer, x, lambda rows: rows[last])
+    rows = left.unpack(query), packing.unpack(key), packing.unpack(value)
+    attended = left.pack(attend(*rows, heads, _bias(packing), backbone.attention_dropout(layer)))
+    x = left.unpack(backbone.finish(layer, x[last], attended))
+    return Run(backbone.head(x, left.present), TokenPlan(lifetime, backbone.layers), real)
+
+
+def _bias(read: Packing) -> Tensor | None:
+    """Of the keys that are read, where samples are padded to the longest."""
+    return None if read.uniform else read.present[:, None, None, :]
+
+
+def _packed(keep: Tensor, read: Packing, counts: list[int] | None) -> Packing:
+    """How the rows that are kept, (B, n) bool of those read, are packed; counts: how many would be, None: look."""
+    each = keep.sum(1)
+    if counts is None or read.lengths is None:
+        return Packing.of(each, each.tolist())
+    return Packing.of(each, [min(count, there) for count, there in zip(counts, read.lengths, strict=True)])
 
 
 def rule_of(selection: Selection, outputs: int) -> Rule:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sttabt.core.plan import Kept
+from sttabt.core.plan import Kept, Scored
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ class Run:
     logits: Tensor
     plan: Kept
     real: Tensor
-    scored: tuple[float, ...] = ()
+    scored: Scored = ()

@@ -86,6 +86,11 @@ class Method(nn.Module, ABC):
         """Tokens at every boundary (L+1) where all samples keep equally many, which static shapes need; else None."""
         return None
 
+    @property
+    def is_static(self) -> bool:
+        """Whether no shape of a run depends on the numbers of a batch, so that it can be captured as one graph."""
+        return self.counts is not None
+
     def check(self, base: Backbone) -> None:
         """Raises UserError for a base model that the method cannot prune."""
 
@@ -164,7 +169,7 @@ class PlannedMethod(Method):
             for own, whole in zip(counts, tokens, strict=True)
         )
         if not base.attends_ragged:
-            found["attention"] += padding_macs(counts, architecture.width) / len(counts)
+            found["attention"] += padding_macs(counts, architecture.width, run.logits) / len(counts)
         if base.projects_whole:  # queries of rows that are not written, too
             dropped = sum(read - write for own in counts for read, write in pairwise(own))
             found["projections"] += dropped * architecture.width**2 / len(counts)
@@ -176,10 +181,11 @@ class PlannedMethod(Method):
                 found[part] -= architecture.stem  # computed once for the trace and the run
             if not traced.attends_ragged:
                 boundaries = [[own] * network.layers for own in tokens]  # its last layer attends to nothing
-                found[part] += padding_macs(boundaries, network.width) / len(tokens)
+                found[part] += padding_macs(boundaries, network.width, run.logits) / len(tokens)
             if traced.projects_whole:  # values of the last layer, too
                 found[part] += sum(tokens) * network.width**2 / len(tokens)
-            found["planning"] += self.planning_macs(run.scored, run.real.shape[1], network.width, network.heads)
+            scored = run.scored.tolist() if isinstance(run.scored, Tensor) else run.scored
+            found["planning"] += self.planning_macs(scored, run.real.shape[1], network.width, network.heads)
         return found
 
     def _run(
@@ -310,8 +316,9 @@ class MergingMethod(Method):
             every = [*reads[:-1], writes[-1]]
             found = encoder_macs(architecture, reads, writes, tokens - base.outputs, every, every)
             pairs = [query * read for query, read in _attended(own if base.attends_ragged else longest)]
-            # A key with a weight has an entry more (engine.attention.attend_weighted).
-            weighed = sum(pairs[merging[0] + 1 :]) if merging and self.weighted and not base.attends_ragged else 0
+            # A key with a weight has an entry more on a CPU (engine.attention.attend_weighted).
+            appended = self.weighted and not (base.attends_ragged or run.logits.is_cuda)
+            weighed = sum(pairs[merging[0] + 1 :]) if merging and appended else 0
             found["attention"] = 2 * (sum(pairs) * architecture.width)
             samples.append(found | {"planning": planning + 2 * weighed * architecture.heads})
         return _mean(samples)

@@ -17,6 +17,10 @@ from sttabt.methods.base import Form, Method, dense_macs
 class Dense(Method):
     """Multiply-adds are those without padding, which a batch of texts has besides."""
 
+    @property
+    def is_static(self) -> bool:
+        return True
+
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         real = base.real(inputs)
         return Run(base(inputs), self._plan(real), real)

@@ -19,7 +19,8 @@ class Random(PlannedMethod):
         """The choice depends on the sample and on `sparsity.seed`, not on the batch, its order or its padding."""
         real = base.real(inputs)
         outputs = output_tokens(real, self.outputs)
-        noise = self._noise(base.samples(inputs), real)
+        lengths = real.sum(-1).tolist() if base.may_pad else [real.shape[1]] * len(real)
+        noise = self._noise(base.samples(inputs), lengths, real)
         count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1))
         kept = largest(noise.masked_fill(outputs, 2.0), count, among=real) | outputs
         lifetime = kept * self.layers
@@ -30,20 +31,19 @@ class Random(PlannedMethod):
             lifetime = torch.stack([largest(ranked, own, among=real) | outputs for own in counts]).sum(0)
         return Planned(TokenPlan(lifetime + outputs.long(), self.layers))
 
-    def _noise(self, samples: list[Tensor], real: Tensor) -> Tensor:
+    def _noise(self, samples: list[Tensor], lengths: list[int], real: Tensor) -> Tensor:
         """(B, N), drawn by the numbers of each sample; 0 on padding."""
         noise, generator = torch.zeros(real.shape), torch.Generator()
-        tokens = real.sum(-1).tolist()
-        for row, own, key in zip(noise.unbind(), tokens, _keys(samples), strict=True):
+        for row, own, key in zip(noise.unbind(), lengths, _keys(samples), strict=True):
             row[:own].uniform_(generator=generator.manual_seed(key + 2**31 * self.settings.seed))
-        return noise.to(real.device)
+        return noise.to(real.device, non_blocking=True)
 
 
 def _keys(samples: list[Tensor]) -> list[int]:
     """A number of 31 bits for each sample: the sum of its bytes, each times its place."""
     alike = len({sample.shape for sample in samples}) == 1
     together = torch.stack(samples).flatten(1) if alike else pad_sequence([*map(torch.flatten, samples)], True)
-    bits = together.cpu().contiguous().view(torch.uint8).to(torch.int32)
-    places = torch.arange(1, bits.shape[1] + 1, dtype=torch.int32)
+    bits = together.contiguous().view(torch.uint8).to(torch.int32)
+    places = torch.arange(1, bits.shape[1] + 1, dtype=torch.int32, device=bits.device)
     # 32 bits overflow, and leave the lower 31 right.
     return (bits.mul_(places).sum(1, dtype=torch.int32) & (2**31 - 1)).tolist()

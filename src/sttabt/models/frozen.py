@@ -1,4 +1,4 @@
-"""A model for inference on CPUs: weights are packed once, at that moment, and belong to the frozen model."""
+"""A model for inference: on CPUs weights are packed once, at that moment, and belong to the frozen model."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ log = logging.getLogger(__name__)
 
 
 def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
-    """A copy for inference on CPUs in single precision, with the logits of `model` (to rounding).
+    """A copy for inference, with the logits of `model` (to rounding).
 
+    On CPUs it computes in single precision by the kernels of sttabt.native. On CUDA it computes in the precision of the
+    weights (`model.to(torch.bfloat16)` before) and replays CUDA graphs, which it captures as shapes of inputs come
+    (models.graphed).
     model: a pruned model in evaluation mode, or a dense one: a Backbone, or a library's model as `prune` takes it.
     Nothing is shared: the original may be trained on, changed or deleted. strict=False leaves to torch what the kernels
     cannot reproduce, and logs it; `left_to_torch` of the result says what that is.
     Raises UserError, naming the modules, for what cannot be reproduced: hooks, subclasses such as LoRA's, dropout at
-    work, other dtypes or devices, and where sttabt was installed without a C++ compiler.
+    work, other dtypes on CPUs, and where sttabt was installed without a C++ compiler. On CUDA: for texts, and for
+    methods that decide layer by layer or on the host how many tokens are left.
     """
     if isinstance(model, FrozenModel):
         return model
     pruned = model if isinstance(model, PrunedModel) else _dense(adapt(model))
+    if next(pruned.base.parameters()).is_cuda:
+        return _graphed(pruned, strict)
     parts: dict[str, Backbone] = {"the base model": pruned.base}
     if pruned.approx is not None and pruned.method.attention == "approximate":
         parts["the approximate network"] = pruned.approx.backbone
@@ -114,6 +120,17 @@ class FrozenModel(PrunedModel):
                 f"a frozen model stays in float32 on the CPU, not {probe.dtype} on {probe.device}: move the original"
             )
         return self
+
+
+def _graphed(pruned: PrunedModel, strict: bool) -> FrozenModel:
+    from sttabt.models.graphed import GraphedModel, capturing_problems  # which extends what is here
+
+    problems = capturing_problems(pruned)
+    if problems and strict:
+        raise UserError(f"cannot be frozen: {'; '.join(problems)} (strict=False leaves that to torch)")
+    for problem in problems:
+        log.warning("left to torch: %s", problem)
+    return GraphedModel(pruned, problems)
 
 
 def _frozen(backbone: Backbone, packed: bool) -> Backbone:

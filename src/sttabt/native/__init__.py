@@ -1,6 +1,7 @@
-"""Kernels for CPUs, as operators that torch knows: torch.ops.sttabt.NAME (operators.py says which there are).
+"""Kernels as operators that torch knows: torch.ops.sttabt.NAME. None of them has gradients.
 
-Single precision, no gradients. engine/frozen.py packs an encoder and calls them; nothing else does.
+Those for CPUs are in C++ and single precision (operators.py says which there are); engine/frozen.py packs an encoder
+and calls them, nothing else does. For CUDA there is one in Triton (importance.py), which engine/planner.py calls.
 """
 
 from sttabt.native.cpu import is_built, limited_to, vector_floats

@@ -292,7 +292,7 @@ def _errors(errors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
 
 def _latency(row: Row) -> tuple[str, ...]:
     setting = "-" if row.knob is None else f"{row.knob} {spell(row.knob_value)}"
-    device = f"{row.device}, {row.threads} thread(s)"
+    device = f"{row.device}, {row.threads} thread(s), {row.precision}"
     if row.time is None:
         return row.label, setting, NOT_MEASURED, "-", "-", "-", device, row.commit or "-"
     frozen = row.time.get("dense_frozen_ms")

@@ -55,6 +55,7 @@ def make_row(
         seed=settings.seed,
         device=device_name(next(model.base.parameters()).device),
         threads=torch.get_num_threads(),
+        precision=settings.evaluation.precision,
         dataset=written(settings.dataset.name),
         split="test",
         samples=scores.samples,

@@ -109,7 +109,7 @@ def _section(points: Sequence[Point], styles: dict[str, Style], first: int) -> S
 def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:
     """What a reader asks about the rows as a whole: (question, all values)."""
     rows = [row for point in points for row in point.rows]
-    names = ("experiment", "device", "threads", "version", "commit", "sweep")
+    names = ("experiment", "device", "threads", "precision", "version", "commit", "sweep")
     return [(name, ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))) for name in names]
 
 

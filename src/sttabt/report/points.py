@@ -20,7 +20,7 @@ from sttabt.report.rows import DENSE, Row
 ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
 ONE_TABLE = ("dataset", "model", *ONE_PANEL)
 # Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
-VARIANTS = ("experiment", "factor", "samples", "device", "threads", "version", "commit")
+VARIANTS = ("experiment", "factor", "samples", "device", "threads", "precision", "version", "commit")
 METHOD = ("method", "label", "knob")
 COSTS = {"macs_share": "macs", "time_ratio": "time", "time_ratio_frozen": "frozen time"}  # that a budget may be of
 

@@ -19,6 +19,7 @@ ROW_FILE = "row.json"
 MOST_BYTES = 1 << 24  # of that file; it has some thousands
 LONGEST_NUMBER = 30  # digits of a whole number
 SCHEMA = 7
+SINCE: dict[str, Any] = {"precision": "float32"}  # fields that came since, and what they were in rows without them
 DENSE = "dense"  # the method that all others are compared with
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 EMA_KEYS = ("score_soft", "occupancy", "macs")
@@ -105,6 +106,7 @@ class Row:
     # single_...: one sample at a time
     time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
+    precision: str = "float32"  # of evaluation: float32 | tf32 | bf16
     left_to_torch: list[str] = field(default_factory=list)  # parts of the frozen model, each with the reason
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's
     seconds: dict[str, float]  # stage -> wall seconds
@@ -224,6 +226,7 @@ class Row:
             raise ValueError("it holds no JSON object")
         if values.get("schema") in OLDER:
             values = from_older(values, SCHEMA)
+        values = SINCE | values
         names = {each.name for each in fields(cls)} - {"folder"}
         for problem, found in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if found:

@@ -16,7 +16,7 @@ class HardwareSettings:
     nodes: int = setting(1, "machines that train together", at_least(1))
     precision: str = setting(
         "32-true",
-        "of training, in Lightning's names; evaluation is in float32",
+        "of training, in Lightning's names; evaluation.precision is another",
         choices=("32-true", "16-mixed", "bf16-mixed"),
     )
     compile: bool = setting(

@@ -17,6 +17,8 @@ STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 
 REMADE = STAGES[:-1]  # those that leave artifacts
 
+PRECISIONS = ("float32", "tf32", "bf16")  # of evaluation
+
 TRAININGS = {  # where a stage's training is set
     "base": "model.training",
     "general": "approx.corpus_training",
@@ -45,6 +47,11 @@ class EvaluationSettings:
     """What is measured, and on how much."""
 
     batch_size: int = setting(64, "samples a forward", at_least(1))
+    precision: str = setting(
+        "float32",
+        "of the numbers that are measured, times too; tf32 and bf16 (autocast) on a GPU alone",
+        choices=PRECISIONS,
+    )
     timing_batch: int = setting(
         32, "samples in the timed forward; a few samples are also timed one at a time", at_least(1), when=_is_timed
     )

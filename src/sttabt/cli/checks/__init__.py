@@ -41,6 +41,7 @@ def check(settings: Settings, given: Iterable[str] = ()) -> None:
     check_batch(settings)
     check_weights(settings)
     check_files(settings)
+    _check_precision(settings)
     source.check(settings.dataset)
     check_lightning(settings)
     check_packages(settings)
@@ -61,3 +62,9 @@ def _check_stages(stages: list[str]) -> None:
         raise UserError(f"stages=[] leaves nothing to do: name some of {', '.join(STAGES)}")
     if "report" in stages and "evaluate" not in stages:
         raise UserError(f"stages={stages} reports on nothing: add evaluate, or leave report out")
+
+
+def _check_precision(settings: Settings) -> None:
+    precision, accelerator = settings.evaluation.precision, settings.hardware.accelerator
+    if precision != "float32" and accelerator == "cpu":
+        raise UserError(f"evaluation.precision={precision} is for GPUs: set float32, or hardware=gpu")

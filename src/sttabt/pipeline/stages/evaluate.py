@@ -14,13 +14,14 @@ from torch import Tensor
 from sttabt.data.sources import find_source
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import TIMING, data_of, without
-from sttabt.pipeline.evaluation import gallery
+from sttabt.pipeline.evaluation import computing_in, gallery
 from sttabt.pipeline.result import device_name, make_row
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.report.gallery import GALLERY_FILE, Gallery, read_gallery
 from sttabt.report.predictions import PREDICTIONS_FILE, read_predictions
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.settings import Settings
+from sttabt.settings.run import PRECISIONS
 from sttabt.store.artifacts import fingerprint
 
 
@@ -38,14 +39,15 @@ class EvaluateStage(Stage):
 
     def description(self) -> dict[str, Any]:
         """Also of what measures, and of what a row calls things."""
-        settings = self.settings
+        settings, evaluation = self.settings, asdict(self.settings.evaluation)
+        unsaid = ["precision"] * (evaluation["precision"] == PRECISIONS[0])  # results without it are older
         named = {"name": settings.dataset.name, "metric": settings.dataset.metric}
         return {
             **self.keys,
             "model": settings.model.name,
             "dataset": data_of(settings, self.context.contents, tested=True) | named,
             "sparsity": asdict(settings.sparsity),
-            "evaluation": without(asdict(settings.evaluation), *TIMING),
+            "evaluation": without(evaluation, *TIMING, *unsaid),
             "experiment": settings.name,
             "hardware": {"device": device_name(self.context.device), "threads": torch.get_num_threads()},
             "computation": {"stage": self.computation, "method": settings.sparsity.computation},
@@ -58,11 +60,12 @@ class EvaluateStage(Stage):
         for model in filter(None, (self.model, self.averaged)):
             model.to(context.device)
         notes = {stage: artifact.notes for stage, artifact in self.made_of.items()}
-        key = fingerprint(self.description())
-        row, predictions = make_row(self.model, self.averaged, context.splits, settings, context.job, key, notes)
+        key, size = fingerprint(self.description()), settings.evaluation.gallery
+        with computing_in(settings.evaluation.precision, context.device):
+            row, predictions = make_row(self.model, self.averaged, context.splits, settings, context.job, key, notes)
+            kept = gallery(self.model, context.splits, context.task, size, _words(settings)) if size else None
         predictions.write(folder / PREDICTIONS_FILE)
-        if settings.evaluation.gallery:
-            kept = gallery(self.model, context.splits, context.task, settings.evaluation.gallery, _words(settings))
+        if kept is not None:
             kept.write(folder / GALLERY_FILE)
         row.write(folder / ROW_FILE)
         return Made()

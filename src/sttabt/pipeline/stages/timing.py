@@ -7,6 +7,7 @@ from typing import Any
 
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import TIMING
+from sttabt.pipeline.evaluation import computing_in
 from sttabt.pipeline.result import measure_time
 from sttabt.pipeline.stage import Artifact, Made, Stage
 from sttabt.report.rows import Row, with_times
@@ -34,7 +35,8 @@ class TimingStage(Stage):
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         evaluation, context = self.settings.evaluation, self.context
         sizes = evaluation.timing_batch, evaluation.timing_rounds
-        times, baseline = measure_time(self.model.to(context.device), context.splits.test, *sizes)
+        with computing_in(evaluation.precision, context.device):
+            times, baseline = measure_time(self.model.to(context.device), context.splits.test, *sizes)
         return Made(notes={"time": times, "baseline": baseline})
 
     def read(self, artifact: Artifact, row: Row) -> Row:

@@ -1,0 +1,109 @@
+"""How often a forward waits for a device: once a plan, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pretended import from_device, pretended_device, to_device
+from sttabt.core.text import Text
+from sttabt.errors import UserError
+from sttabt.methods.base import MergingMethod
+from sttabt.models.fixed import FixedModel
+from sttabt.models.pruned import PrunedModel
+from sttabt.settings import method_names, method_settings
+from sttabt.testing.contract import Case
+from sttabt.testing.models import make_example, make_pruned
+
+IMAGES, TEXT = ("digits", "lvvit_auxiliary"), "bert"
+CASES = [
+    Case(method, backbone, settings)
+    for method in method_names()
+    for settings in method_settings(method).examples
+    for backbone in (*IMAGES, TEXT)
+    if not Case(method, backbone, settings).refusal()
+    and (method, backbone) != ("random", TEXT)  # it draws by the tokens of each text, on the CPU
+]
+
+
+def allowed(case: Case, model: PrunedModel) -> int | None:
+    """Copies to the host of one forward; None: of methods whose rows the host packs, layer by layer."""
+    layers = model.base.layers
+    if isinstance(model.method, MergingMethod) or case.method == "dynamicvit":
+        return None
+    if case.method == "dense":
+        found = 0
+    elif case.method == "random":  # it draws on the CPU, by a number of each image
+        found = 2
+    elif case.method in ("ltp", "class_attention", "ats"):  # they decide layer by layer by what each image gives
+        found = layers - 1
+    else:
+        found = 1
+    if model.base.may_pad:  # whether the ids are in the tables, and how long the texts are (the library asks that, too)
+        found += 2
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.inference_mode()
+def test_a_forward_waits_once_a_plan(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, example = case.make()
+    expected = model.run(example.inputs)
+    model, inputs = model.to(dtype), example.inputs
+    inputs = inputs if isinstance(inputs, Text) else inputs.to(dtype)
+    with pretended_device(monkeypatch) as device:
+        found = to_device(model).run(to_device(inputs))
+        waits, alive = [*device.waits], from_device(found.plan.alive)
+    most = allowed(case, model)
+    assert most is None or len(waits) <= most, "\n".join(waits)
+    if dtype == torch.float32:
+        assert torch.equal(alive, expected.plan.alive)
+        torch.testing.assert_close(from_device(found.logits), expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_an_image_holds_is_asked_with_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the image, before the base model runs."""
+    model, example = Case("backtracking", "digits").make()
+    example.inputs[2, 0, 3, 3] = torch.nan
+    with pretended_device(monkeypatch), pytest.raises(UserError, match="image 2 of the batch holds NaN or infinity"):
+        to_device(model).run(to_device(example.inputs))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@torch.inference_mode()
+def test_fixed_counts_never_wait_and_mark_what_they_could_not_read(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = make_example("digits")
+    counts = [20, *[5] * (example.model.layers - 1)]
+    model = FixedModel(make_pruned(example, "backtracking", counts=counts))
+    expected = model(example.inputs)
+    example.inputs[2, 0, 3, 3] = value
+    with pretended_device(monkeypatch) as device:
+        found = from_device(to_device(model)(to_device(example.inputs)))
+        assert not device.waits
+    assert found[2].isnan().all()
+    torch.testing.assert_close(found[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.tensor([1.0, 0.0, 3.0])
+    waiting: list[Callable[[Any], object]] = [
+        lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: x.tolist(), lambda x: x.cpu(),
+        lambda x: x.nonzero(), lambda x: x[x > 1], lambda x: torch.tensor([1], device=x.device),
+        lambda x: x.index_put((x > 1,), x[0]), lambda x: torch.ones(2).to(x.device),
+    ]  # fmt: skip
+    free: list[Callable[[Any], object]] = [
+        lambda x: x[1:] + 1, lambda x: x.argsort()[:2], lambda x: torch.arange(3, device=x.device),
+        lambda x: x.where(x > 1, 0), lambda x: torch.ones(2).to(x.device, non_blocking=True), lambda x: x.half(),
+    ]  # fmt: skip
+    with pretended_device(monkeypatch) as device:
+        for number, run in enumerate([*free, *waiting], start=1):
+            run(to_device(x))
+            assert len(device.waits) == max(number - len(free), 0), f"operation {number}"
