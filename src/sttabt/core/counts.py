@@ -16,6 +16,13 @@ from torch import Tensor
 from sttabt.core.plan import TokenPlan
 
 
+def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
+    """(B,) int64 on the device, which waits for them only where they differ."""
+    if len(set(counts)) == 1:
+        return torch.full((len(counts),), counts[0], device=device)
+    return torch.tensor(counts, device=device)
+
+
 def extend(order: Tensor, importance: Tensor, count: int) -> Tensor:
     """`order` (B, n), and behind it the most important of the other tokens until there are `count`: (B, count)."""
     rest = importance.scatter(1, order, -torch.inf)

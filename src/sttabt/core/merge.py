@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sttabt.core.counts import counts_on
+
 
 @dataclass(frozen=True)
 class Merging:
@@ -63,7 +65,7 @@ def match_tokens(features: Tensor, counts: Sequence[int], merged: Sequence[int],
     stays = present.clone()
     stays[:, outputs::2] &= ~going
     left = [rows - pairs for rows, pairs in zip(counts, merged, strict=True)]
-    merges = torch.tensor(merged, device=place.device)[:, None] > 0  # other samples of the batch keep their order
+    merges = counts_on(place.device, merged)[:, None] > 0  # other samples of the batch keep their order
     return Merging(torch.where(merges, place, places).masked_fill(~present, -1), stays, left)
 
 
@@ -93,4 +95,4 @@ def most_alike(
 
 def first_places(counts: Sequence[int], places: int, device: torch.device) -> Tensor:
     """(B, places) bool: the first places of each sample, as many as its count."""
-    return torch.arange(places, device=device) < torch.tensor(counts, device=device)[:, None]
+    return torch.arange(places, device=device) < counts_on(device, counts)[:, None]

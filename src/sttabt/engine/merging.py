@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.core.counts import counts_on
 from sttabt.core.dispatch import dispatched
 from sttabt.core.merge import Merging, first_places, match_tokens, pairs_to_merge
 from sttabt.core.plan import MergeRecord
 from sttabt.engine.attention import attend, attend_weighted, split_heads
-from sttabt.engine.dense import padding_bias
+from sttabt.engine.dense import pack_real
 from sttabt.engine.packed import present_places, unpack
 from sttabt.engine.run import Run
 
@@ -92,11 +93,14 @@ def run_merging(backbone: Backbone, inputs: Any, rule: MergingRule, weighted: bo
     says which tokens still stand for themselves or for others.
     """
     real = backbone.real(inputs)
-    counts: list[int] = real.sum(-1).tolist()
-    if padding_bias(real) is None:
+    packing = pack_real(backbone, real)
+    if packing is None:
+        counts = [real.shape[1]] * len(real)
         x = backbone.embed(inputs).flatten(0, 1)
     else:
-        x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
+        assert packing.lengths is not None, "real tokens are counted"
+        counts = [*packing.lengths]
+        x = backbone.embed_tokens(inputs, *packing.places)
     nobody = real.shape[1]  # the token of a row that stands for none alone
     token = _packed(torch.arange(nobody, device=real.device).expand_as(real), counts)
     size, log_size = torch.ones_like(x[:, :1]), None  # before anything merged nothing is weighed
@@ -171,8 +175,8 @@ def _merge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The rows that are left of x (T, D); how many tokens each stands for, (T, 1); and which one alone, (T,)."""
     place, stays = _packed(merging.place, counts), _packed(merging.stays, counts)
-    left = torch.tensor(merging.left)
-    start = (left.cumsum(0) - left).repeat_interleave(torch.tensor(counts)).to(x.device)
+    left = counts_on(x.device, merging.left)
+    start = _each_row(left.cumsum(0) - left, counts)
     total = sum(merging.left)  # the row behind all is for what leaves no trace
     target = torch.where(place < 0, total, start + place)
 
@@ -189,21 +193,30 @@ def _merge(
 def _alive(token: Tensor, counts: Sequence[int], real: Tensor) -> Tensor:
     """(B, N) bool, the tokens that rows stand for: token (T,), N where a row stands for none alone."""
     batch, places = real.shape[0], real.shape[1] + 1
-    start = torch.arange(0, batch * places, places).repeat_interleave(torch.tensor(counts)).to(real.device)
+    start = _each_row(torch.arange(0, batch * places, places, device=real.device), counts)
     alive = real.new_zeros(batch * places).scatter(0, start + token, torch.ones_like(token, dtype=torch.bool))
     return alive.view(batch, places)[:, :-1]
 
 
 def _record(boundaries: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> MergeRecord:
     alive = torch.stack(list(boundaries), 1)
-    fused = torch.tensor(rows, device=alive.device).t() - alive.sum(-1)
-    return MergeRecord(alive, fused if bool(fused.any()) else None)
+    counts = torch.stack([counts_on(alive.device, boundary) for boundary in rows], 1)
+    return MergeRecord(alive, counts - alive.sum(-1))
+
+
+def _each_row(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """(T,): the value of a sample, (B,), for each of its rows."""
+    if len(set(counts)) == 1:
+        return values.repeat_interleave(counts[0])
+    return values.repeat_interleave(counts_on(values.device, counts), output_size=sum(counts))
 
 
 def _first_rows(rows: Tensor, counts: Sequence[int], left: Sequence[int]) -> Tensor:
     """Of rows (T, D), `counts` of each sample, the first `left` of each."""
     if list(counts) == list(left):
         return rows
+    if len({*zip(counts, left, strict=True)}) == 1:
+        return rows.unflatten(0, (len(counts), -1))[:, : left[0]].flatten(0, 1)
     starts = accumulate(counts[:-1], initial=0)
     kept = torch.cat([torch.arange(start, start + own) for start, own in zip(starts, left, strict=True)])
     return rows[kept.to(rows.device)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import varlen
 
+from sttabt.core.counts import counts_on
 from sttabt.engine.attention import attend
 
 MACS_A_CALL = 500_000  # what fits into the time that one more call of attention takes on a CPU
@@ -119,7 +120,7 @@ def padding_macs(counts: list[list[int]], width: int, like: Tensor) -> int:
 
 def present_places(counts: Sequence[int], device: torch.device) -> Tensor:
     """(B, longest) bool: which places hold a row when samples of `counts` rows are padded to the longest."""
-    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+    return torch.arange(max(counts), device=device) < counts_on(device, counts)[:, None]
 
 
 def unpack(rows: Tensor, present: Tensor) -> Tensor:

@@ -20,10 +20,15 @@ from sttabt.methods.base import MergingMethod
 
 
 class Tome(MergingMethod):
+    @property
+    def is_static(self) -> bool:
+        """All images have equally many tokens."""
+        return not self.settings.share
+
     def pairs(self, real: Tensor) -> list[list[int]]:
         """How many pairs each layer merges of each sample, of real tokens (B, N)."""
-        share, merged = self.settings.share, self.settings.merged
-        wanted = [share * tokens if share else merged for tokens in real.sum(-1).tolist()]
+        share = self.settings.share
+        wanted = [share * tokens for tokens in real.sum(-1).tolist()] if share else [self.settings.merged] * len(real)
         samples = [pairs_by_layer(pairs, self.layers - 1) for pairs in wanted]
         return [list(layer) for layer in zip(*samples, strict=True)]
 
