@@ -23,7 +23,7 @@ from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
 from sttabt.methods import find_method
-from sttabt.methods.base import MergingMethod, TrainedMethod
+from sttabt.methods.base import MergingMethod
 from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
@@ -81,26 +81,25 @@ def _pruned(name: str, method: str, **settings: object) -> PrunedModel:
 def test_evaluation_equals_a_loop_over_single_images(case: contract.Case) -> None:
     dataset, (model, _) = _Images("digits", 11), case.make()
     scores = evaluate(model, dataset, TASK, batch_size=4)  # 4, 4 and 3
-    masking = not isinstance(model.method, MergingMethod)
+    masking, learns_softly = (not isinstance(model.method, MergingMethod)), "soft" in model.forms()
     right, loss, occupancy = Counter[str](), 0.0, []
     for index in range(len(dataset)):
         image, label = dataset[index].inputs[None], dataset[index].labels
         run = model.run(image)
         right["dropped"] += int(run.logits.argmax() == label)
         loss += float(F.cross_entropy(run.logits[0], label))
-        alive = run.plan.alive[0]
-        occupancy.append([int(boundary.sum()) / alive.shape[1] for boundary in alive])
+        occupancy.append([rows / run.real.shape[1] for rows in run.plan.counts[0].tolist()])  # fused rows, too
         if masking:
             right["masked"] += int(model.forms()["masked"](image).logits.argmax() == label)
         if isinstance(model.method, Concrete):
             soft = run_masked(model.base, image, model.method.soft_plan(model.trace(image)).plan)
             right["soft"] += int(soft.argmax() == label)
-        elif isinstance(model.method, TrainedMethod):
+        elif learns_softly:
             right["soft"] += int(model.method.soft(model.base, image, None).logits.argmax() == label)
     assert scores.samples == 11
     assert scores.dropped == pytest.approx(right["dropped"] / 11)
     assert scores.masked == (pytest.approx(right["masked"] / 11) if masking else None)
-    assert scores.soft == (pytest.approx(right["soft"] / 11) if isinstance(model.method, TrainedMethod) else None)
+    assert scores.soft == (pytest.approx(right["soft"] / 11) if learns_softly else None)
     assert scores.loss == pytest.approx(loss / 11, rel=1e-5)
     assert scores.occupancy == pytest.approx(np.mean(occupancy, 0).tolist())
     macs: Counter[str] = Counter()  # of a sample, but padding in its batch counts

@@ -226,6 +226,9 @@ class _WordReader(ViT):
     def check_inputs(self, inputs: Text) -> None:
         check_rows(inputs.real)
 
+    def unreadable(self, inputs: Any) -> None:
+        """`check_inputs` has looked."""
+
     def forward(self, inputs: Any) -> Tensor:
         return run_dense(self, inputs).logits
 

@@ -16,8 +16,8 @@ class AtsSettings(TunedSettings):
     title = "ATS"
     source = "Fayyaz et al., ECCV 2022, section 3"
     implementation = "sttabt.methods.ats:Ats"
-    colour = "#BCBD22"
-    tuned_colour = "#DBDB8D"
+    colour = "#006688"
+    tuned_colour = "#88DDEE"
     order = 9
     examples = ({}, {"samples": 0.4}, {"layers": [0]})
     rising = (0.3, 0.6, 1.0)

@@ -18,8 +18,8 @@ class ClassAttentionSettings(TunedSettings):
         "Haurum et al., ICCV 2023 workshops, section 3; Liang et al., ICLR 2022, section 3.2, without the fused token"
     )
     implementation = "sttabt.methods.class_attention:ClassAttention"
-    colour = "#8C564B"
-    tuned_colour = "#C49C94"
+    colour = "#0000FF"
+    tuned_colour = "#7777FF"
     order = 10
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0}, {"layers": [0]})
     rising = (0.2, 0.5, 0.9)

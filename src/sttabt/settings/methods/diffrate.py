@@ -18,7 +18,7 @@ class DiffRateSettings(TrainedSettings):
     title = "DiffRate"
     source = "Chen et al., ICCV 2023, section 3"
     implementation = "sttabt.methods.diffrate:DiffRate"
-    colour = "#AA4499"
+    colour = "#4499EE"
     order = 9
     examples = ({}, {"pruned_to": 0.8, "merged_to": 0.7}, {"pruned_to": 0.6, "merged_to": 1.0, "candidates": 5})
 

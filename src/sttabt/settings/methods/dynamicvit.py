@@ -16,7 +16,7 @@ class DynamicVitSettings(TrainedSettings):
     title = "DynamicViT"
     source = "Rao et al., NeurIPS 2021, sections 3.2 and 3.3"
     implementation = "sttabt.methods.dynamicvit:DynamicVit"
-    colour = "#9467BD"
+    colour = "#0055FF"
     order = 7
     examples = ({}, {"keep_ratio": 0.4}, {"keep_ratio": 1.0}, {"layers": [1]})
     rising = (0.2, 0.5, 0.9)

@@ -16,8 +16,8 @@ class EvitSettings(TunedSettings):
     title = "EViT"
     source = "Liang et al., ICLR 2022, section 3.2"
     implementation = "sttabt.methods.evit:Evit"
-    colour = "#D62728"
-    tuned_colour = "#FF9896"
+    colour = "#DD00BB"
+    tuned_colour = "#AADDBB"
     order = 8
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0}, {"layers": [0]})
     rising = (0.2, 0.5, 0.9)

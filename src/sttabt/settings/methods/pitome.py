@@ -15,7 +15,7 @@ class PitomeSettings(MethodSettings):
     title = "PiToMe"
     source = "Tran et al., NeurIPS 2024, section 3; its last layer computes the output tokens alone"
     implementation = "sttabt.methods.pitome:Pitome"
-    colour = "#882255"
+    colour = "#1111CC"
     order = 7
     examples = ({}, {"keep_ratio": 0.6}, {"keep_ratio": 1.0})
     rising = (0.5, 0.75, 1.0)

@@ -16,7 +16,7 @@ class PowerBertSettings(TrainedSettings):
     title = "PoWER-BERT"
     source = "Goyal et al., ICML 2020, section 3"
     implementation = "sttabt.methods.power_bert:PowerBert"
-    colour = "#999933"
+    colour = "#AABB88"
     order = 8
     examples = ({}, {"start": 0.4}, {"start": 0.7, "bins": 3})
 
