@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sttabt.backbones.base import Backbone, Rows
-
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, dropout: float = 0.0
@@ -60,20 +58,6 @@ def _append_to_keys(
         scale=1 / math.sqrt(width),
     )
     return merge_heads(attended[..., :width])
-
-
-def attend_layer(
-    backbone: Backbone, layer: int, x: Tensor, log_weight: Tensor | None = None, written: Rows | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention of the written rows of a layer on all of x (B, n, D), with its dropout; and the keys, (B, n, D).
-
-    log_weight: (B, n), as in `attend_weighted`.
-    """
-    query, key, value = backbone.qkv(layer, x, written)
-    dropout = backbone.attention_dropout(layer)
-    if log_weight is None:
-        return attend(query, key, value, backbone.heads, dropout=dropout), key
-    return attend_weighted(query, key, value, backbone.heads, log_weight, dropout), key
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

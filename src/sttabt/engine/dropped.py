@@ -78,7 +78,7 @@ def _packings(backbone: Backbone, inputs: Any, plan: TokenPlan) -> list[Packing]
 
 
 def first_tokens(plan: TokenPlan, first: Packing) -> tuple[Tensor, Tensor]:
-    """Who stands in each row at first: (sample, token), (T,) each."""
+    """The sample and the token of each row that the first layer reads, (T,) each."""
     sample, place = first.places
     return sample, plan.order()[sample, place]
 
