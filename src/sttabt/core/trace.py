@@ -36,8 +36,8 @@ class AttentionTrace:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any token is padding."""
-        return self.may_pad and not bool(self.real.all())
+        """Whether any token is padding; in a graph, which looks at no numbers, whether any may be."""
+        return self.may_pad and (torch.compiler.is_compiling() or not bool(self.real.all()))
 
     @property
     def padding(self) -> Tensor | None:

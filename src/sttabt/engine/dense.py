@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.backbones.inputs import in_graph
 from sttabt.core.dispatch import dispatched
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, split_heads
@@ -49,11 +50,14 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     """What every layer attends to, and nothing more: the last layer stops at its queries and keys.
 
-    Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed).
+    Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed). In a graph,
+    whose shapes follow no numbers, padding is computed and masked.
     """
     real = backbone.real(inputs)
     attend_layer: Callable[..., Tensor]
-    if backbone.may_pad and not bool(real.all()):
+    if backbone.may_pad and in_graph(real):
+        x, attend_layer = backbone.embed(inputs), partial(attend, bias=padding_bias(real))
+    elif backbone.may_pad and not bool(real.all()):
         tokens = real.sum(-1).tolist()
         x = backbone.embed_tokens(inputs, *real.nonzero(as_tuple=True))
         attend_layer = partial(attend_packed, read=tokens, write=tokens)
@@ -67,8 +71,11 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
 
 
 def padding_bias(real: Tensor) -> Tensor | None:
-    """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster)."""
-    return None if bool(real.all()) else real[:, None, None, :]
+    """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster).
+
+    In a graph always the former.
+    """
+    return None if not in_graph(real) and bool(real.all()) else real[:, None, None, :]
 
 
 def _trace_layers(
