@@ -9,9 +9,9 @@ from sttabt.errors import UserError
 from sttabt.version import __version__
 
 if TYPE_CHECKING:
-    from sttabt.api import distil, freeze, load, prune, text
+    from sttabt.api import distil, export, freeze, load, prune, text
 
-__all__ = ["UserError", "__version__", "distil", "freeze", "load", "prune", "text"]
+__all__ = ["UserError", "__version__", "distil", "export", "freeze", "load", "prune", "text"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ from sttabt.models.frozen import FrozenModel
 from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
+from sttabt.runtimes.exporting import export as export
 from sttabt.settings import (
     MethodSettings,
     ModelSettings,
@@ -207,7 +208,7 @@ def _distil(
     for epoch in range(epochs):
         losses = []
         for number, batch in enumerate(batches, 1):
-            given = move_data_to_device(_inputs(batch), device)
+            given = move_data_to_device(inputs_of(batch), device)
             base.check_inputs(given)
             with torch.no_grad():
                 inputs = base.prepare(given)
@@ -230,7 +231,7 @@ def _distil(
         log.info("epoch %d/%d loss %.4g", epoch + 1, epochs, sum(losses) / len(losses))
 
 
-def _inputs(batch: Any) -> Any:
+def inputs_of(batch: Any) -> Any:
     """Images or a Text, without labels."""
     inputs = batch[0] if isinstance(batch, tuple | list) and batch and not isinstance(batch, Text) else batch
     return text(inputs) if isinstance(inputs, Mapping) else inputs
