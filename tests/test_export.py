@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -110,6 +111,28 @@ def test_an_onnx_graph_has_fewer_rows_and_no_sort(tmp_path: Path) -> None:
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the batch is dynamic"
 
 
+@needs_onnx
+def test_int8_says_on_how_many_inputs_it_agrees(tmp_path: Path) -> None:
+    pruned, counts = _pruned("digits")
+    images = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    plain = export(pruned, tmp_path / "plain.onnx", counts=counts)
+    made = export(pruned, tmp_path / "int8.onnx", counts=counts, int8=True, calibration=[images[:30], images[30:]])
+    found = open_exported(made.path)
+    same = found(images).argmax(-1) == Graph(pruned, counts).expected((images,)).argmax(-1)
+    assert made.agreement == found.metadata["agreement"] == float(same.double().mean()) and found.metadata["int8"]
+    assert made.path.stat().st_size < plain.path.stat().st_size
+    made.path.unlink(), plain.path.unlink()
+    _refused("give calibration=", pruned, tmp_path, "model.onnx", format="onnx", counts=counts, int8=True)
+
+
+@needs_onnx
+@pytest.mark.usefixtures("own_folder")
+def test_the_readmes_lines_run() -> None:
+    section = (Path(__file__).parents[1] / "README.md").read_text().partition("## Onto a device")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_counts_are_the_mean_of_what_the_method_keeps(tmp_path: Path) -> None:
     pruned, _ = _pruned("digits", "concrete", p_logit=-1.0)
     images = make_inputs("digits")
@@ -182,7 +205,10 @@ def test_a_missing_package_is_one_line_that_says_how_to_install(
     for name in [each for each in sys.modules if each.partition(".")[0] in hidden]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("sttabt.runtimes.runtime.find_spec", lambda name: None if name in hidden else find_spec(name))
-    _refused(r"pip install .*sttabt\[export\]", pruned, tmp_path, _ending(format), format=format, counts=counts)
+    line = (
+        "pip install executorch torchao$" if format == "executorch" else r"pip install onnx .*, or 'sttabt\[export\]'"
+    )
+    _refused(line, pruned, tmp_path, _ending(format), format=format, counts=counts)
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from sttabt.system.signals import run_command
 USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value ...]
 
   model=FOLDER        artifacts/base/... (dense), artifacts/approx/... (back-tracking) or artifacts/prune/...
-  format=onnx         onnx or torch (torch.export's .pt2)
+  format=onnx         onnx, openvino, torch (torch.export's .pt2) or executorch (one sample at a time)
   out=FILE            by default STAGE-FINGERPRINT with the format's ending, here
   counts=[A,B,...]    tokens that each layer reads; by default the mean of what the method keeps of the validation split
   calibration=256     samples of the validation split that this mean, and int8's agreement, are taken of

@@ -64,16 +64,18 @@ def export(
     """`model` as a file for another runtime: planner included, really fewer tokens, the same number for each input.
 
     model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense.
-    format: "onnx" or "torch" (torch.export). counts: tokens that each layer reads (L); None: those of the method, or
-    the mean of what it keeps of `calibration`: an iterable of batches of inputs, alone or with labels.
+    format: "onnx", "openvino", "torch" (torch.export) or "executorch". counts: tokens that each layer reads (L); None:
+    those of the method, or the mean of what it keeps of `calibration`: an iterable of batches of inputs, alone or with
+    labels.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
     opset: of onnx, 18 or later. class_names, preprocessing: go into the file; None: as the library's model says.
 
     The file takes `images` (B, C, height, width) float32, or `input_ids`, `attention_mask` and, where the model reads
-    them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B.
-    `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at batches of 1, 2 and 7: float32 must
-    give the same classes and logits within 1e-4, otherwise nothing is left of it.
+    them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B
+    (executorch: 1). `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at batches of 1, 2 and
+    7: float32 must give the same classes, and logits within 1e-4 (of the largest, where that is above 1), otherwise
+    nothing is left of it.
     Raises UserError for a model or method without such a graph, counts out of range, a package that is missing, an
     opset that cannot be written, or a file that does not agree.
     """
@@ -104,7 +106,7 @@ def export(
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        options = {"opset": metadata["opset"], "int8": int8}
+        options = {"opset": metadata["opset"], "int8": int8, "metadata": json.dumps(metadata)}
         _write(runtime, graph, file, options)
         difference = _compare(runtime, graph, file, metadata, exact=not int8)
         agreement = _agreement(runtime, graph, file, metadata, batches or []) if int8 else None
@@ -152,11 +154,11 @@ def _mean_counts(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -
 
 
 def _write(runtime: Runtime, graph: Graph, file: Path, options: Mapping[str, Any]) -> None:
-    example = graph.examples(3)
-    batch = torch.export.Dim("batch", min=1)
+    example = graph.examples(3 if runtime.any_batch else 1)
+    batch = {0: torch.export.Dim("batch", min=1)} if runtime.any_batch else None
     try:
         with torch.no_grad():
-            program = torch.export.export(graph, example, dynamic_shapes=(tuple({0: batch} for _ in example),))
+            program = torch.export.export(graph, example, dynamic_shapes=(tuple(batch for _ in example),))
         runtime.write(program, file, [each.name for each in graph.inputs], options)
     except UserError:
         raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from sttabt.errors import UserError, nearest
+from sttabt.runtimes.executorch_file import ExecuTorchFile
 from sttabt.runtimes.onnx_file import OnnxFile
 from sttabt.runtimes.openvino_file import OpenVinoFile
 from sttabt.runtimes.runtime import Runtime
 from sttabt.runtimes.torch_program import TorchProgram
 
-RUNTIMES: dict[str, Runtime] = {each.format: each for each in (OnnxFile(), OpenVinoFile(), TorchProgram())}
+KNOWN: tuple[Runtime, ...] = (ExecuTorchFile(), OnnxFile(), OpenVinoFile(), TorchProgram())
+RUNTIMES = {each.format: each for each in KNOWN}
 
 
 def find_runtime(name: str) -> Runtime:

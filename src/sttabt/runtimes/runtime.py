@@ -24,16 +24,17 @@ class Runtime(ABC):
     format: ClassVar[str]
     suffix: ClassVar[str]
     packages: ClassVar[Mapping[str, str]] = {}
+    in_extra: ClassVar[bool] = True  # whether EXTRA brings them
     opset: ClassVar[int | None] = None  # that it writes unless another is asked for
     quantises: ClassVar[bool] = False  # whether it can write int8
+    any_batch: ClassVar[bool] = True  # whether a file takes any batch size; otherwise one sample at a time
 
     def check(self) -> None:
         """Raises UserError, with what to install, where a package is missing."""
         missing = [package for package, module in self.packages.items() if find_spec(module) is None]
         if missing:
-            raise UserError(
-                f"format={self.format} needs {', '.join(missing)}: pip install {' '.join(missing)}, or '{EXTRA}'"
-            )
+            extra = f", or '{EXTRA}'" if self.in_extra else ""
+            raise UserError(f"format={self.format} needs {', '.join(missing)}: pip install {' '.join(missing)}{extra}")
 
     def beside(self, path: Path) -> list[Path]:
         """The files that belong to `path`, which is written last."""
@@ -41,11 +42,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
-        """The program, whose inputs have these names, as a file. options: opset, int8. Raises UserError."""
+        """The program, whose inputs have these names, as a file. options: opset, int8, metadata. Raises UserError."""
 
     @abstractmethod
     def note(self, path: Path, metadata: str) -> None:
-        """Puts metadata into a file that was written."""
+        """Puts metadata into a file that was written, what the comparison gave among it."""
 
     @abstractmethod
     def open(self, path: Path, threads: int | None) -> tuple[str | None, Session]:
