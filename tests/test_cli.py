@@ -209,7 +209,7 @@ def test_help_names_every_setting_with_value_meaning_and_range(monkeypatch, caps
 def test_help_shows_what_is_chosen(monkeypatch, capsys) -> None:
     text = " ".join(_help(monkeypatch, capsys, "sparsity=tome", "model=lvvit_small", "sparsity.merged=3").split())
     assert "sparsity=tome: ToMe (Bolya" in text
-    assert "sparsity.merged=3 pairs that every layer but the last merges (at least 0)" in text
+    assert "sparsity.merged=3.0 pairs that every layer but the last merges, at most half of the tokens" in text
     assert "model=lvvit_small: the base model" in text
     assert (
         "model.width=384 " in text

@@ -36,6 +36,7 @@ ABOVE_ZERO = Rule("above 0", lambda value: value > 0, 0)
 SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1, 0, 1)
 SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1, 0, 1)
 SHARE_BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1, 0, 1)
+SHIFT_OF_SHARE = Rule("between -1 and 1", lambda value: -1 <= value <= 1, -1, 1)
 INNER_SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1, 0, 1)
 
 # Given the root settings and the full key, why the setting has no effect there; None where it has one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, at_least, setting
+from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, SHIFT_OF_SHARE, at_least, setting
 from sttabt.settings.methods.base import TrainedSettings
 
 
@@ -28,7 +28,10 @@ class PowerBertSettings(TrainedSettings):
         0.0, "mean share of tokens that layers keep at which that loss ends; 0: it never does", SHARE
     )
     retention_shift: float = setting(
-        0.0, "added to every learned retention parameter; lower is sparser. A budget finds it after training", dial=True
+        0.0,
+        "added to every learned retention parameter; lower is sparser. A budget finds it after training",
+        SHIFT_OF_SHARE,
+        dial=True,
     )
     bins: int = setting(
         32, "retention parameters of a layer, each of as large a share of a sample's tokens", at_least(1)
