@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from conftest import make_approx, make_backbone, make_images
 from reference import random_trace, trace_probabilities
 from sttabt.core.backtrack import backtrack, backtrack_fixed
+from sttabt.core.concrete import concrete_fixed
 from sttabt.core.counts import fixed_plan, mean_counts
+from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
 from sttabt.methods.backtracking import Backtracking
 from sttabt.models.fixed import FixedModel
@@ -63,9 +68,41 @@ def test_counts_that_do_not_fit_are_refused(counts: list[int]) -> None:
         backtrack_fixed(random_trace(0, [9], layers=3, heads=1), counts)
 
 
-def test_samples_of_unequal_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="unequal length"):
-        backtrack_fixed(random_trace(0, [9, 7], layers=1, heads=1), [4, 1])
+@pytest.mark.parametrize("find", [backtrack_fixed, concrete_fixed])
+def test_a_sample_with_fewer_tokens_has_them_in_front_of_its_padding(find: Callable[..., torch.Tensor]) -> None:
+    trace, lengths = random_trace(5, [9, 4, 6], layers=3, heads=2), [9, 4, 6]
+    found = find(trace, [8, 5, 3, 1])
+    for sample, length in enumerate(lengths):
+        parts = [tuple(each[sample : sample + 1, :, :length] for each in kind) for kind in (trace.queries, trace.keys)]
+        alone = AttentionTrace(parts[0], parts[1], torch.ones(1, length, dtype=torch.bool), trace.scale)
+        counts = [min(count, length) for count in (8, 5, 3)]
+        assert found[sample, : counts[0]].tolist() == find(alone, [*counts, 1])[0].tolist()
+        assert all(token >= length for token in found[sample, counts[0] :].tolist())
+
+
+def slow_concrete_order(trace: AttentionTrace, counts: list[int], propagation: float) -> list[list[int]]:
+    """Percentile by percentile: the normal CDF of a score among its row's."""
+    orders = []
+    for sample in range(len(trace.real)):
+        order, important = [0], {0: 1.0}
+        for layer in reversed(range(trace.layers)):
+            scores = (trace.queries[layer][sample] @ trace.keys[layer][sample].transpose(-1, -2)).double().numpy()
+            standard = (scores - scores.mean(-1, keepdims=True)) / scores.std(-1, keepdims=True)
+            rows = (0.5 * (1 + np.vectorize(math.erf)(standard / math.sqrt(2)))).mean(0)
+            drawn = sum((propagation * important[q] + 1 - propagation) * rows[q] for q in order)
+            drawn = 0.01 + 0.99 * drawn / drawn.max()
+            while len(order) < counts[layer]:
+                order.append(max((k for k in range(len(drawn)) if k not in order), key=lambda k: drawn[k]))
+            important = {token: drawn[token] for token in order}
+        orders.append(order)
+    return orders
+
+
+@pytest.mark.parametrize("counts", [[9, 6, 4, 1], [5, 5, 2, 1], [1, 1, 1, 1]])
+@pytest.mark.parametrize("propagation", [0.1, 1.0])
+def test_order_of_concrete_masks_is_the_slow_one(counts: list[int], propagation: float) -> None:
+    trace = random_trace(4, [9, 9], layers=3, heads=2)
+    assert concrete_fixed(trace, counts, propagation).tolist() == slow_concrete_order(trace, counts, propagation)
 
 
 def fixed_model(backbone_name: str, attention: str = "approximate") -> PrunedModel:

@@ -9,9 +9,9 @@ from sttabt.errors import UserError
 from sttabt.version import __version__
 
 if TYPE_CHECKING:
-    from sttabt.api import Budget, calibrate, distil, freeze, load, prune, text
+    from sttabt.api import Budget, calibrate, distil, export, freeze, load, prune, text
 
-__all__ = ["Budget", "UserError", "__version__", "calibrate", "distil", "freeze", "load", "prune", "text"]
+__all__ = ["Budget", "UserError", "__version__", "calibrate", "distil", "export", "freeze", "load", "prune", "text"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ from sttabt.models.frozen import FrozenModel
 from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
+from sttabt.runtimes.exporting import export as export
 from sttabt.settings import BudgetSettings as Budget
 from sttabt.settings import (
     MethodSettings,
@@ -244,7 +245,7 @@ def _distil(
     for epoch in range(epochs):
         losses = []
         for number, batch in enumerate(batches, 1):
-            given = move_data_to_device(_inputs(batch), device)
+            given = move_data_to_device(inputs_of(batch), device)
             base.check_inputs(given)
             with torch.no_grad():
                 inputs = base.prepare(given)
@@ -285,7 +286,7 @@ def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel
     if not isinstance(batches, Iterable):
         raise UserError(f"calibration is a {type(batches).__name__}: give a DataLoader or a list of batches")
     device = next(pruned.base.parameters()).device
-    given = [move_data_to_device(_inputs(batch), device) for batch in batches]
+    given = [move_data_to_device(inputs_of(batch), device) for batch in batches]
     for inputs in given:
         pruned.base.check_inputs(inputs)
     given = [inputs for inputs in given if len(pruned.base.real(inputs))]
@@ -295,7 +296,7 @@ def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel
     return pruned
 
 
-def _inputs(batch: Any) -> Any:
+def inputs_of(batch: Any) -> Any:
     """Images or a Text, without labels."""
     inputs = batch[0] if isinstance(batch, tuple | list) and batch and not isinstance(batch, Text) else batch
     return text(inputs) if isinstance(inputs, Mapping) else inputs

@@ -68,21 +68,22 @@ def plan_topk(trace: AttentionTrace, keep: Keep, propagation: float, outputs: in
 @dispatched
 @torch.no_grad()
 def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
-    """As `backtrack`, with the same number of tokens for every sample: their order (B, counts[0]) of core.fixed.
+    """As `backtrack`, with the same number of tokens for every sample: their order (B, counts[0]) of core.counts.
 
-    The tokens of the layer above take part in a layer's count, where `backtrack` adds those that the count missed.
-    Raises ValueError for counts that do not fit, and for samples of unequal length.
+    The tokens of the layer above take part in a layer's count, where `backtrack` adds those that the count missed. A
+    sample with fewer tokens than a count has all of them in front of padding, which carries nothing.
+    Raises ValueError for counts that do not fit.
     """
-    if trace.is_padded:
-        raise ValueError("samples of unequal length cannot keep the same number of tokens")
-    queries = trace.queries[0]
+    queries, padding = trace.queries[0], trace.padding
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
     order = torch.arange(outputs, device=queries.device).expand(queries.shape[0], -1)
     impact = queries.new_full(order.shape, 1 / outputs)
     for layer in reversed(range(trace.layers)):
         weight = (propagation * impact + (1 - propagation)) / order.shape[1]
+        if padding is not None:
+            weight = weight * padding.gather(1, order)
         importance = trace.received(layer, weight, order)
-        order = extend(order, importance, counts[layer])
+        order = extend(order, importance, counts[layer], padding)
         impact = importance.gather(1, order)
         impact = impact / impact.sum(-1, keepdim=True)
     return order

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+from sttabt.core.counts import check_counts, extend
 from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import Planned, Scored, SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
@@ -79,6 +81,28 @@ def plan_concrete(
     p_logit = p_logit.to(torch.promote_types(p_logit.dtype, torch.float32))
     found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
     return Planned(found.plan.harden(), found.scored)
+
+
+@torch.no_grad()
+def concrete_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
+    """Tokens by the importance of `concrete_plan`, so many a layer instead of by a threshold: (B, counts[0]).
+
+    order, counts: see core.counts. A token that a layer reads weighs as one whose mask is 1. Padding comes last.
+    Raises ValueError for counts that do not fit.
+    """
+    padding = trace.padding
+    check_counts(counts, trace.layers, trace.real.shape[1], outputs)
+    order = torch.arange(outputs, device=trace.real.device).expand(trace.real.shape[0], -1)
+    important = trace.queries[0].new_ones(order.shape)
+    for layer in reversed(range(trace.layers)):
+        weight = propagation * important + (1 - propagation)
+        if padding is not None:
+            weight = weight * padding.gather(1, order)
+        importance = weighted_percentile(trace.rows(layer, order), trace.keys[layer], weight, padding)
+        importance = FLOOR + (1 - FLOOR) * importance / importance.amax(-1, keepdim=True)
+        order = extend(order, importance, counts[layer], padding)
+        important = importance.gather(1, order)
+    return order
 
 
 def concrete_loss(

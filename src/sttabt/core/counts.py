@@ -23,9 +23,13 @@ def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
     return torch.tensor(counts, device=device)
 
 
-def extend(order: Tensor, importance: Tensor, count: int) -> Tensor:
-    """`order` (B, n), and behind it the most important of the other tokens until there are `count`: (B, count)."""
-    rest = importance.scatter(1, order, -torch.inf)
+def extend(order: Tensor, importance: Tensor, count: int, real: Tensor | None = None) -> Tensor:
+    """`order` (B, n), and behind it the most important of the other tokens until there are `count`: (B, count).
+
+    importance: (B, N), not negative. real: (B, N) bool, False on padding, which comes last; None where there is none.
+    """
+    rest = importance if real is None else importance.masked_fill(~real, -1.0)
+    rest = rest.scatter(1, order, -torch.inf)
     return torch.cat([order, rest.topk(count - order.shape[1]).indices], dim=1)
 
 

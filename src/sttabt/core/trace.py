@@ -36,8 +36,9 @@ class AttentionTrace:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any token is padding; on a device, which is not asked, whether any may be."""
-        return self.may_pad and (self.real.is_cuda or not bool(self.real.all()))
+        """Whether any token is padding; in a graph and on a device, which are not asked, whether any may be."""
+        unasked = torch.compiler.is_compiling() or self.real.is_cuda
+        return self.may_pad and (unasked or not bool(self.real.all()))
 
     @property
     def padding(self) -> Tensor | None:

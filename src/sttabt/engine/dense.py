@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
+from sttabt.backbones.inputs import in_graph
 from sttabt.core.dispatch import dispatched
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.attention import attend, split_heads
@@ -52,12 +53,15 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
 def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     """What every layer attends to, and nothing more: the last layer stops at its queries and keys.
 
-    Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed).
+    Padding has neither queries nor keys, both are 0: samples of unequal length are packed (engine.packed). In a graph,
+    whose shapes follow no numbers, padding is computed and masked.
     """
     real = backbone.real(inputs)
     packing = pack_real(backbone, real)
     attend_layer: Callable[..., Tensor]
-    if packing is None:
+    if backbone.may_pad and in_graph(real):
+        x, attend_layer = backbone.embed(inputs), partial(attend, bias=padding_bias(real))
+    elif packing is None:
         x, attend_layer = backbone.embed(inputs), attend
     else:
         x = backbone.embed_tokens(inputs, *packing.places)
@@ -67,12 +71,13 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
         for kind in zip(*_trace_layers(backbone, x, attend_layer), strict=True)
     )
     kind = KernelTrace if real.is_cuda and HAS_TRITON else AttentionTrace
-    return kind(tuple(queries), tuple(keys), real, _scale(backbone), packing is not None)
+    may_pad = packing is not None or (backbone.may_pad and in_graph(real))
+    return kind(tuple(queries), tuple(keys), real, _scale(backbone), may_pad)
 
 
 def pack_real(backbone: Backbone, real: Tensor) -> Packing | None:
-    """How the real tokens (B, N) of texts of unequal length are packed; None where no token is padding."""
-    if not backbone.may_pad:
+    """How the real tokens (B, N) of texts of unequal length are packed; None in graphs, and where none is padding."""
+    if not backbone.may_pad or in_graph(real):
         return None
     each = real.sum(-1)
     lengths = each.tolist()
@@ -80,8 +85,11 @@ def pack_real(backbone: Backbone, real: Tensor) -> Packing | None:
 
 
 def padding_bias(real: Tensor) -> Tensor | None:
-    """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster)."""
-    return None if bool(real.all()) else real[:, None, None, :]
+    """What keeps attention off padding: (B, 1, 1, N) bool, or None where there is no padding (kernels are faster).
+
+    In a graph always the former.
+    """
+    return None if not in_graph(real) and bool(real.all()) else real[:, None, None, :]
 
 
 def _trace_layers(

@@ -14,6 +14,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import attend
+from sttabt.engine.dense import padding_bias
 from sttabt.engine.packed import Packing, attend_packed
 
 
@@ -51,15 +52,16 @@ def run_packed(backbone: Backbone, x: Tensor, packings: Sequence[Packing]) -> Te
 
 @dispatched
 def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[int]) -> Tensor:
-    """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.fixed.
+    """Logits (B, classes) where every sample keeps the same number of tokens; order, counts: see core.counts.
 
-    No shape and no branch depends on a tensor: torch.compile takes it whole. On a device, which is not asked, samples
-    that the model cannot read have NaN for logits.
+    No shape and no branch depends on a tensor: torch.compile takes it whole. Padding among the tokens is masked. On a
+    device, which is not asked, samples that the model cannot read have NaN for logits.
     """
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
-    logits = _run_sliced(backbone, x.unflatten(0, order.shape), counts)
+    bias = padding_bias(backbone.real(inputs).gather(1, order)) if backbone.may_pad else None
+    logits = _run_sliced(backbone, x.unflatten(0, order.shape), counts, bias)
     unreadable = backbone.unreadable(inputs)
     return logits if unreadable is None else logits.masked_fill(unreadable[:, None], torch.nan)
 
@@ -83,11 +85,13 @@ def first_tokens(plan: TokenPlan, first: Packing) -> tuple[Tensor, Tensor]:
     return sample, plan.order()[sample, place]
 
 
-def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int]) -> Tensor:
+def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int], bias: Tensor | None = None) -> Tensor:
+    """bias: (B, 1, 1, counts[0]), False on padding."""
     for layer in range(backbone.layers):
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
         query, key, value = backbone.qkv(layer, x, written)
-        attended = attend(query, key, value, backbone.heads, dropout=backbone.attention_dropout(layer))
+        seen = None if bias is None else bias[..., : counts[layer]]
+        attended = attend(query, key, value, backbone.heads, seen, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x[:, :kept], attended)
     return backbone.head(x)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sttabt.backbones.base import Backbone
+from sttabt.backbones.inputs import in_graph
 from sttabt.core.backtrack import Keep, backtrack_fixed, plan_topk
 from sttabt.core.counts import fixed_plan
 from sttabt.core.plan import Planned, spread_shares
@@ -17,6 +18,8 @@ from sttabt.methods.base import PlannedMethod
 
 
 class Backtracking(PlannedMethod):
+    takes_counts: ClassVar[bool] = True
+
     @property
     def attention(self) -> str:
         return self.settings.attention
@@ -24,7 +27,8 @@ class Backtracking(PlannedMethod):
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         assert trace is not None, "back-tracking needs an attention trace"
         if self.counts:
-            plan = fixed_plan(self.order(trace), self.counts, trace.real.shape[1])
+            check_lengths(trace, self.counts)
+            plan = fixed_plan(self.order(trace, self.counts), self.counts, trace.real.shape[1])
             return Planned(plan, tuple(map(float, self.counts[1:])))
         keep: Keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
         if keep is not None and self.settings.spread and not base.may_pad:
@@ -44,21 +48,20 @@ class Backtracking(PlannedMethod):
                 " that the head reads"
             )
 
-    def order(self, trace: AttentionTrace) -> Tensor:
-        """Tokens (B, counts[0]) by how long they live, see core.counts.
-
-        Raises UserError for texts of unequal length, and for those that have fewer tokens.
-        """
-        assert self.counts, "an order is that of fixed counts"
-        wanted, tokens = f"sparsity.counts={self.settings.counts}", trace.real.shape[1]
-        if trace.is_padded:
-            raise UserError(
-                f"{wanted} keeps as many tokens of every sample, but these texts are of unequal length: give texts of"
-                " one length, or choose keep_ratio instead"
-            )
-        if self.counts[0] > tokens:
-            raise UserError(f"{wanted} begins with {self.counts[0]} tokens, but these texts have {tokens}: give longer")
-        return backtrack_fixed(trace, self.counts, self.settings.propagation, self.outputs)
+    def order(self, trace: AttentionTrace, counts: Sequence[int]) -> Tensor:
+        return backtrack_fixed(trace, counts, self.settings.propagation, self.outputs)
 
     def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:
         return sum(rows * tokens * (width + heads) for rows in scored)
+
+
+def check_lengths(trace: AttentionTrace, counts: Sequence[int]) -> None:
+    """Raises UserError for texts of unequal length, which a graph alone masks, and for those that have fewer tokens."""
+    wanted, tokens = f"sparsity.counts={list(counts[:-1])}", trace.real.shape[1]
+    if trace.is_padded and not in_graph(trace.real):
+        raise UserError(
+            f"{wanted} keeps as many tokens of every sample, but these texts are of unequal length: give texts of"
+            " one length, or choose keep_ratio instead"
+        )
+    if counts[0] > tokens:
+        raise UserError(f"{wanted} begins with {counts[0]} tokens, but these texts have {tokens}: give longer")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class Method(nn.Module, ABC):
     The class of the settings (sttabt.settings.methods) says what readers call it and where it comes from.
     """
 
+    takes_counts: ClassVar[bool] = False  # whether `order` says which tokens stay where their number is given
+
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__()
         self.settings, self.layers, self.outputs = settings, layers, outputs
@@ -108,8 +110,8 @@ class Method(nn.Module, ABC):
         """The hard plan of a batch, of a method that decides beforehand; arguments as in `run`."""
         raise UserError(f"{self.title} decides while the model runs: it has no plan beforehand")
 
-    def order(self, trace: AttentionTrace) -> Tensor:
-        """Tokens (B, counts[0]) by how long they live (core.counts), of a method that has `counts`."""
+    def order(self, trace: AttentionTrace, counts: Sequence[int]) -> Tensor:
+        """Tokens (B, counts[0]) by how long they live (core.counts), of a method that `takes_counts`."""
         raise UserError(f"{self.title} keeps as many tokens as a sample needs: it has no fixed counts")
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:

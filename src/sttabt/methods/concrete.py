@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.core.concrete import ConcretePlan, concrete_loss, concrete_plan, plan_concrete
+from sttabt.core.concrete import ConcretePlan, concrete_fixed, concrete_loss, concrete_plan, plan_concrete
 from sttabt.core.plan import Planned
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
@@ -19,6 +19,8 @@ NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 a
 
 
 class Concrete(PlannedMethod, TrainedMethod):
+    takes_counts: ClassVar[bool] = True
+
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))
@@ -41,6 +43,9 @@ class Concrete(PlannedMethod, TrainedMethod):
         assert trace is not None, "concrete masks need an attention trace"
         settings = self.settings
         return plan_concrete(trace, self.logits, settings.propagation, settings.temperature, self.outputs, NEGLIGIBLE)
+
+    def order(self, trace: AttentionTrace, counts: Sequence[int]) -> Tensor:
+        return concrete_fixed(trace, counts, self.settings.propagation, self.outputs)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         assert trace is not None, "concrete masks need an attention trace"

@@ -1,0 +1,207 @@
+"""From a model to a file that was compared with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sttabt.backbones import adapt
+from sttabt.core.counts import mean_counts
+from sttabt.core.plan import TokenPlan
+from sttabt.core.text import Text
+from sttabt.errors import UserError
+from sttabt.methods import find_method
+from sttabt.models.pruned import PrunedModel
+from sttabt.runtimes.description import class_names_of, preprocessing_of
+from sttabt.runtimes.formats import find_runtime
+from sttabt.runtimes.graph import Graph, check_model
+from sttabt.runtimes.reading import ExportedModel
+from sttabt.runtimes.runtime import Runtime, one_line
+from sttabt.settings import method_settings
+from sttabt.system.files import write_atomically
+from sttabt.version import __version__
+
+BATCHES = (1, 2, 7)  # at which file and model are compared
+TOLERANCE = 1e-4  # of float32 logits, relative to the largest where that is above 1
+LEAST_AGREEMENT = 0.5  # below it an int8 file is broken rather than coarse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written. counts: tokens at every boundary (L+1); difference: largest of its logits from torch's;
+    agreement: share of the calibration inputs of which an int8 file predicts the same class, None for float32.
+    """
+
+    path: Path
+    counts: list[int]
+    difference: float
+    agreement: float | None
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    counts: Sequence[int] | None = None,
+    calibration: Iterable[Any] | None = None,
+    tokens: int | None = None,
+    int8: bool = False,
+    opset: int | None = None,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Export:
+    """`model` as a file for another runtime: planner included, really fewer tokens, the same number for each input.
+
+    model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense.
+    format: "onnx", "openvino", "torch" (torch.export) or "executorch". counts: tokens that each layer reads (L); None:
+    those of the method, or the mean of what it keeps of `calibration`: an iterable of batches of inputs, alone or with
+    labels.
+    tokens: the length that texts are padded to; None: as many as the model has positions.
+    int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
+    opset: of onnx, 18 or later. class_names, preprocessing: go into the file; None: as the library's model says.
+
+    The file takes `images` (B, C, height, width) float32, or `input_ids`, `attention_mask` and, where the model reads
+    them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B
+    (executorch: 1). `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at batches of 1, 2 and
+    7: float32 must give the same classes, and logits within 1e-4 (of the largest, where that is above 1), otherwise
+    nothing is left of it.
+    Raises UserError for a model or method without such a graph, counts out of range, a package that is missing, an
+    opset that cannot be written, or a file that does not agree.
+    """
+    runtime, path = find_runtime(format), _target(path, format)
+    if int8 and not runtime.quantises:
+        raise UserError(f"int8=true goes with format=onnx, not with format={format}")
+    if opset is not None and runtime.opset is None:
+        raise UserError(f"opset={opset} has no effect on format={format}: leave it out")
+    runtime.check()
+    pruned = model if isinstance(model, PrunedModel) else _dense(model)
+    check_model(pruned)
+    batches = None if calibration is None else [_inputs(batch) for batch in calibration]
+    if int8 and not batches:
+        raise UserError("int8=true is compared on calibration inputs: give calibration=[batches of inputs]")
+    if counts is None and pruned.method.takes_counts and pruned.method.counts is None:
+        counts = _mean_counts(pruned, batches)
+    graph = Graph(pruned, counts, tokens)
+    metadata = {
+        "version": __version__,
+        "format": format,
+        "method": pruned.method.title,
+        "counts": graph.counts,
+        "inputs": [asdict(each) for each in graph.inputs],
+        "preprocessing": dict(preprocessing_of(pruned.base, graph.tokens) if preprocessing is None else preprocessing),
+        "classes": list(class_names_of(pruned.base) if class_names is None else class_names),
+        "int8": int8,
+        "opset": opset or runtime.opset,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        options = {"opset": metadata["opset"], "int8": int8, "metadata": json.dumps(metadata)}
+        _write(runtime, graph, file, options)
+        difference = _compare(runtime, graph, file, metadata, exact=not int8)
+        agreement = _agreement(runtime, graph, file, metadata, batches or []) if int8 else None
+        runtime.note(file, json.dumps(metadata | {"difference": difference, "agreement": agreement}))
+        for each in [*runtime.beside(file), file]:
+            write_atomically(path.with_name(each.name), each.read_bytes())
+    return Export(path, graph.counts, difference, agreement)
+
+
+def _target(path: str | Path, format: str) -> Path:
+    path, suffix = Path(path), find_runtime(format).suffix
+    if path.suffix != suffix:
+        raise UserError(f"path={path}: a file of format={format} ends in {suffix}")
+    if path.is_dir():
+        raise UserError(f"path={path} is a folder: give a file in it")
+    return path
+
+
+def _dense(model: nn.Module) -> PrunedModel:
+    base = adapt(model)
+    return PrunedModel(base, find_method("dense")(method_settings("dense")(method="dense"), base.layers, base.outputs))
+
+
+def _inputs(batch: Any) -> Tensor | Text:
+    """Images or a Text, without labels."""
+    from sttabt.api import inputs_of  # which imports this file
+
+    return inputs_of(batch)
+
+
+@torch.no_grad()
+def _mean_counts(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> list[int]:
+    """Tokens that each layer reads, the mean of what the method keeps of these inputs."""
+    if not batches:
+        raise UserError(
+            f"{pruned.method.title} keeps as many tokens as an input needs: give counts=[tokens of the first layer,"
+            " ..., of the last], or calibration=[batches of inputs], whose mean is taken"
+        )
+    plans = [pruned.plan(batch) for batch in batches]
+    lifetimes = [lifetime for plan in plans for lifetime in plan.lifetime]
+    longest = max(map(len, lifetimes))
+    lifetime = torch.stack([nn.functional.pad(each, (0, longest - len(each))) for each in lifetimes])
+    base = pruned.base
+    return [max(count, base.outputs) for count in mean_counts(TokenPlan(lifetime, base.layers), base.outputs)[:-1]]
+
+
+def _write(runtime: Runtime, graph: Graph, file: Path, options: Mapping[str, Any]) -> None:
+    example = graph.examples(3 if runtime.any_batch else 1)
+    batch = {0: torch.export.Dim("batch", min=1)} if runtime.any_batch else None
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph, example, dynamic_shapes=(tuple(batch for _ in example),))
+        runtime.write(program, file, [each.name for each in graph.inputs], options)
+    except UserError:
+        raise
+    except Exception as error:  # exporters have no error in common
+        raise UserError(f"format={runtime.format} cannot hold this model: {one_line(error)}") from error
+
+
+def _compare(runtime: Runtime, graph: Graph, file: Path, metadata: dict[str, Any], exact: bool) -> float:
+    """The largest difference of the logits from torch's.
+
+    Raises UserError when they are no numbers, and where they should be `exact` and are not.
+    """
+    found, largest = _opened(runtime, file, metadata), 0.0
+    for batch in BATCHES:
+        given = graph.examples(batch)
+        expected, logits = graph.expected(given), found(*given)
+        difference = float((logits - expected).abs().max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        same = torch.equal(logits.argmax(-1), expected.argmax(-1))
+        if not logits.isfinite().all() or (exact and not (difference <= allowed and same)):
+            raise UserError(
+                f"format={runtime.format} does not compute what torch computes: at batch {batch} logits differ by"
+                f" {difference:.3g}, more than {allowed:.1g}, or predict another class: nothing is kept of it"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _agreement(
+    runtime: Runtime, graph: Graph, file: Path, metadata: dict[str, Any], batches: Sequence[Tensor | Text]
+) -> float:
+    """The share of inputs of which file and model predict the same class."""
+    found, same, all_of_them = _opened(runtime, file, metadata), 0, 0
+    for batch in batches:
+        given = graph.tensors(batch)
+        same += int((found(*given).argmax(-1) == graph.expected(given).argmax(-1)).sum())
+        all_of_them += len(given[0])
+    share = same / all_of_them
+    log.info("int8 predicts the same class for %d of %d calibration inputs", same, all_of_them)
+    if share < LEAST_AGREEMENT:
+        raise UserError(f"int8 predicts the same class for {share:.0%} of the inputs only: nothing is kept of it")
+    return share
+
+
+def _opened(runtime: Runtime, file: Path, metadata: dict[str, Any]) -> ExportedModel:
+    return ExportedModel(file, metadata, runtime.open(file, threads=None)[1])

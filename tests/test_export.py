@@ -1,0 +1,299 @@
+"""Files for other runtimes: each computes what torch computes, with fewer tokens, or is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sttabt
+from conftest import make_backbone, make_inputs
+from sttabt.cli.composition import compose_settings
+from sttabt.errors import UserError
+from sttabt.export import main
+from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.stages import run_stages
+from sttabt.runtimes.exporting import export
+from sttabt.runtimes.formats import RUNTIMES
+from sttabt.runtimes.graph import Graph
+from sttabt.runtimes.reading import open_exported
+from sttabt.runtimes.runtime import Runtime
+from sttabt.store.job import Job
+from sttabt.testing.models import make_example, make_pruned
+
+INSTALLED = [name for name, each in RUNTIMES.items() if all(map(find_spec, each.packages.values()))]
+needs_onnx = pytest.mark.skipif("onnx" not in INSTALLED, reason="the extra sttabt[export] is not installed")
+TOKENS = 16  # that texts are padded to
+GRAPHS = [  # a graph takes seconds to make
+    *(("digits", method) for method in ("dense", "backtracking", "concrete")),
+    *(("bert", method) for method in ("dense", "backtracking", "concrete")),
+    *(("lvvit", "concrete"), ("distilled", "backtracking"), ("distilbert", "backtracking")),
+]
+
+
+def _pruned(name: str, method: str = "backtracking", **settings: Any) -> tuple[PrunedModel, list[int] | None]:
+    """A model, and counts that fit it; None where it is dense."""
+    pruned = make_pruned(make_example(name), method, **settings)
+    if method == "dense":
+        return pruned, None
+    tokens = TOKENS if pruned.base.may_pad else pruned.base.tokens
+    falling = np.linspace(0.8 * tokens, pruned.base.outputs + 1, pruned.base.layers)
+    return pruned, falling.round().astype(int).tolist()
+
+
+def _tokens(pruned: PrunedModel) -> int | None:
+    return TOKENS if pruned.base.may_pad else None
+
+
+def _ending(format: str) -> str:
+    return f"model{RUNTIMES[format].suffix}"
+
+
+@pytest.mark.parametrize("name, method", GRAPHS)
+@torch.no_grad()
+def test_a_graph_computes_what_the_model_computes(name: str, method: str) -> None:
+    """Texts of several lengths in one batch: each alone, without padding, has the same logits."""
+    pruned, counts = _pruned(name, method)
+    graph = Graph(pruned, counts, _tokens(pruned))
+    given = graph.examples(5)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(graph, given, dynamic_shapes=(tuple({0: batch} for _ in given),)).module()
+    for size in (1, 2, 7):
+        others = graph.examples(size)
+        torch.testing.assert_close(program(*others), graph.expected(others), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("format", INSTALLED)
+@pytest.mark.parametrize("name", ["digits", "bert"])
+def test_a_file_has_the_models_logits_and_says_how_to_use_it(name: str, format: str, tmp_path: Path) -> None:
+    pruned, counts = _pruned(name)
+    made = export(pruned, tmp_path / _ending(format), format=format, counts=counts, tokens=_tokens(pruned))
+    assert made.counts == [*counts, 1] and made.difference < 1e-4 and made.agreement is None
+    found = open_exported(made.path)
+    assert found.metadata["counts"] == made.counts and found.metadata["method"] == "back-tracking top-k"
+    assert found.metadata["classes"] == ([f"LABEL_{n}" for n in range(5)] if name == "bert" else list("01234"))
+    graph = Graph(pruned, counts, _tokens(pruned))
+    given = graph.tensors(make_inputs(name))
+    torch.testing.assert_close(found(*given), graph.expected(given), atol=1e-4, rtol=1e-4)
+    wanted = ["input_ids", "attention_mask", "token_type_ids"] if name == "bert" else ["images"]
+    assert [each.name for each in found.inputs] == wanted
+
+
+@needs_onnx
+@pytest.mark.parametrize("name, method", [("lvvit", "concrete"), ("distilbert", "concrete"), ("bert", "dense")])
+def test_onnx_takes_the_other_models_and_methods(name: str, method: str, tmp_path: Path) -> None:
+    pruned, counts = _pruned(name, method)
+    made = export(pruned, tmp_path / "model.onnx", counts=counts, tokens=_tokens(pruned))
+    assert made.difference < 1e-3
+
+
+@needs_onnx
+def test_an_onnx_graph_has_fewer_rows_and_no_sort(tmp_path: Path) -> None:
+    """A product's rows, by shape inference: no layer computes more than its count."""
+    import onnx
+
+    pruned, _ = _pruned("digits")
+    made = export(pruned, tmp_path / "model.onnx", counts=[20, 9, 4])
+    graph = onnx.shape_inference.infer_shapes(onnx.load(made.path), data_prop=True).graph
+    assert not {node.op_type for node in graph.node} & {"Sort", "NonZero", "If", "Loop", "Unique"}
+    shapes = {each.name: [d.dim_value for d in each.type.tensor_type.shape.dim] for each in graph.value_info}
+    weights = {each.name: tuple(each.dims) for each in graph.initializer}
+    width = pruned.base.architecture.width
+    wide = [n for n in graph.node if n.op_type == "MatMul" and weights.get(n.input[1]) == (width, 4 * width)]
+    assert [shapes[node.output[0]][1] for node in wide] == [9, 4, 1], "the feed-forward of each layer's written rows"
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the batch is dynamic"
+
+
+@needs_onnx
+def test_int8_says_on_how_many_inputs_it_agrees(tmp_path: Path) -> None:
+    pruned, counts = _pruned("digits")
+    images = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    plain = export(pruned, tmp_path / "plain.onnx", counts=counts)
+    made = export(pruned, tmp_path / "int8.onnx", counts=counts, int8=True, calibration=[images[:30], images[30:]])
+    found = open_exported(made.path)
+    same = found(images).argmax(-1) == Graph(pruned, counts).expected((images,)).argmax(-1)
+    assert made.agreement == found.metadata["agreement"] == float(same.double().mean()) and found.metadata["int8"]
+    assert made.path.stat().st_size < plain.path.stat().st_size
+    made.path.unlink(), plain.path.unlink()
+    _refused("give calibration=", pruned, tmp_path, "model.onnx", format="onnx", counts=counts, int8=True)
+
+
+@needs_onnx
+@pytest.mark.usefixtures("own_folder")
+def test_the_readmes_lines_run() -> None:
+    section = (Path(__file__).parents[1] / "README.md").read_text().partition("## Onto a device")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_counts_are_the_mean_of_what_the_method_keeps(tmp_path: Path) -> None:
+    pruned, _ = _pruned("digits", "concrete", p_logit=-1.0)
+    images = make_inputs("digits")
+    mean = pruned.plan(images).counts[:, :-1].double().mean(0).round().long().tolist()
+    labels = torch.zeros(2)
+    made = export(
+        pruned, tmp_path / "model.pt2", format="torch", calibration=[(images[:2], labels), (images[2:], labels)]
+    )
+    assert made.counts == [*mean, 1]
+
+
+def test_a_librarys_model_is_exported_dense_and_torch_alone_runs_it(tmp_path: Path) -> None:
+    model, images = make_backbone("digits").model, make_inputs("digits")
+    path = sttabt.export(model, tmp_path / "model.pt2", format="torch", class_names=list("abcde")).path
+    extra = {"sttabt": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model(images), atol=1e-5, rtol=1e-5)
+    assert json.loads(extra["sttabt"])["classes"] == list("abcde")
+
+
+def _refused(pattern: str, model: Any, tmp_path: Path, name: str = "model.pt2", **options: Any) -> None:
+    options = {"format": "torch", **options}
+    with pytest.raises(UserError, match=pattern) as caught:
+        export(model, tmp_path / name, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
+    pruned, counts = _pruned("digits")
+    _refused("format=tflite is unknown", pruned, tmp_path, format="tflite")
+    _refused(r"ends in \.pt2", pruned, tmp_path, "model.onnx")
+    _refused(r"counts=\[60, 7, 5\] do not fit the model.*at most 50", pruned, tmp_path, counts=[60, 7, 5])
+    _refused(r"counts=\[9, 7\] do not fit.*3 layers", pruned, tmp_path, counts=[9, 7])
+    _refused(r"must fall", pruned, tmp_path, counts=[7, 9, 5])
+    _refused(r"give counts=.* or calibration=", pruned, tmp_path)
+    _refused("tokens=9 has no effect on images", pruned, tmp_path, counts=counts, tokens=9)
+    _refused("int8=true goes with format=onnx", pruned, tmp_path, int8=True)
+    _refused("opset=18 has no effect", pruned, tmp_path, opset=18)
+    _refused("Linear cannot be pruned", torch.nn.Linear(2, 2), tmp_path)
+    _refused("frozen model", sttabt.freeze(pruned), tmp_path)
+    _refused("training mode.*eval", make_pruned(make_example("digits"), "dense").train(), tmp_path)
+    _refused("float64.*float", make_pruned(make_example("digits"), "dense").double(), tmp_path)
+    _refused("keeps every token", make_pruned(make_example("digits"), "dense"), tmp_path, counts=counts)
+    text, counts = _pruned("bert")
+    _refused("tokens=99 is out of range: texts have 2 to 24", text, tmp_path, counts=counts, tokens=99)
+    _refused("begin with more tokens than tokens=4", text, tmp_path, counts=counts, tokens=4)
+
+
+@pytest.mark.parametrize("method", ["ltp", "tome", "forward_topk", "evit", "random"])
+def test_a_method_without_such_a_graph_is_refused_with_what_would_serve(method: str, tmp_path: Path) -> None:
+    pruned = make_pruned(make_example("digits"), method)
+    _refused(f"{pruned.method.title} .*dense, backtracking and concrete", pruned, tmp_path)
+
+
+@needs_onnx
+@pytest.mark.parametrize("opset, line", [(13, "opset=13 is too old: the graph needs 18"), (99, "opset=99 is newer")])
+def test_an_opset_that_cannot_be_written_is_refused(opset: int, line: str, tmp_path: Path) -> None:
+    pruned, counts = _pruned("digits")
+    _refused(line, pruned, tmp_path, "model.onnx", format="onnx", counts=counts, opset=opset)
+
+
+@pytest.mark.parametrize("format", [name for name, each in RUNTIMES.items() if each.packages])
+def test_a_missing_package_is_one_line_that_says_how_to_install(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, counts = _pruned("digits")
+    hidden = set(RUNTIMES[format].packages.values())
+    for name in [each for each in sys.modules if each.partition(".")[0] in hidden]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("sttabt.runtimes.runtime.find_spec", lambda name: None if name in hidden else find_spec(name))
+    line = (
+        "pip install executorch torchao$" if format == "executorch" else r"pip install onnx .*, or 'sttabt\[export\]'"
+    )
+    _refused(line, pruned, tmp_path, _ending(format), format=format, counts=counts)
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model changes while its file is written."""
+    pruned, counts = _pruned("digits")
+    write = type(RUNTIMES["torch"]).write
+
+    def late(self: Runtime, *arguments: Any) -> None:
+        write(self, *arguments)
+        pruned.base.model.head.bias.data.add_(1e-3)
+
+    monkeypatch.setattr(type(RUNTIMES["torch"]), "write", late)
+    _refused("does not compute what torch computes: at batch 1", pruned, tmp_path, counts=counts)
+
+
+def test_inputs_of_another_size_are_one_line(tmp_path: Path) -> None:
+    pruned, _ = _pruned("digits", "dense")
+    found = open_exported(export(pruned, tmp_path / "model.pt2", format="torch").path)
+    for given, line in (
+        (torch.randn(2, 1, 32, 32), r"images has the shape \(2, 1, 32, 32\).*\(B, 1, 28, 28\)"),
+        (torch.randn(1, 28, 28), "has the shape"),
+        (torch.randn(2, 1, 28, 28).double(), "images is float64, but .* reads float32"),
+    ):
+        with pytest.raises(UserError, match=line) as caught:
+            found(given)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="takes images: 2 arrays were given"):
+        found(given, given)
+
+
+@pytest.mark.parametrize("format", INSTALLED)
+def test_a_file_that_is_no_export_is_one_line(format: str, tmp_path: Path) -> None:
+    path = tmp_path / _ending(format)
+    with pytest.raises(UserError, match="is not there"):
+        open_exported(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        open_exported(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is no exported file"):
+        open_exported(tmp_path / "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A folder of every stage's artifact, of a model that learned nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        settings = compose_settings(
+            ["experiment=debug", "logger=none", "sparsity=concrete", "stages=[base,approx,prune]"],
+            output=str(folder / "output"),
+        )
+        run_stages(settings, Job(command="test", sweep="sweep", multirun=False, commit="0123"))
+        yield {stage: next((folder / "artifacts" / stage).glob("*/")) for stage in ("base", "approx", "prune")}
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    assert main([f"model={artifacts['prune']}", "format=torch", "calibration=40"]) == 0
+    (file,) = Path().glob("prune-*.pt2")
+    found = open_exported(file)
+    said = re.match(r"(\S+): \[(.*)\] tokens; logits within", capsys.readouterr().out)
+    assert said and found.metadata["counts"] == list(map(int, said[2].split(",")))
+    assert found.metadata["classes"] == list("0123456789") and found.metadata["method"] == "concrete"
+    assert found.metadata["preprocessing"]["mean"] and found.metadata["preprocessing"]["height"] == 28
+    assert main([f"model={artifacts['base']}", "format=torch", "out=dense.pt2"]) == 0
+    assert set(open_exported("dense.pt2").metadata["counts"]) == {sttabt.load(artifacts["base"]).base.tokens}
+
+
+@pytest.mark.usefixtures("own_folder")
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        ([], "model is missing"),
+        (["model=nowhere"], "nowhere/artifact.json is missing"),
+        (["model=nowhere", "formt=onnx"], "did you mean 'format'?"),
+        (["model=nowhere", "counts=[4,b]"], "counts=[4,b]: give whole numbers"),
+        (["model=nowhere", "int8=yes"], "int8=yes is neither true nor false"),
+        (["model=nowhere", "calibration=0"], "calibration=0 is no whole number above 0"),
+    ],
+)
+def test_a_mistake_at_the_command_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*arguments, *(["format=torch"] if arguments == ["model=nowhere"] else [])]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
