@@ -160,6 +160,11 @@ def output_tokens(real: Tensor, outputs: int) -> Tensor:
     return (torch.arange(real.shape[-1], device=real.device) < outputs).expand_as(real)
 
 
+def least_kept(outputs: int, pools: bool) -> int:
+    """How many tokens a layer always keeps: the output tokens, and one that a pooling head can read."""
+    return outputs + pools
+
+
 def tokens_to_keep(keep: float, real_tokens: Tensor) -> Tensor:
     """ceil(keep * N) of each sample's N real tokens, int (B,); at least 1.
 

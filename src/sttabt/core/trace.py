@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import rows_with_weight
+from sttabt.core.plan import output_tokens, rows_with_weight
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class AttentionTrace:
 
     queries, keys: L tensors (B, H, N, d); real: (B, N) bool, False on padding; scale: what a product of the two is
     multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already. may_pad: False where it is known that
-    no token is padding, which saves looking.
+    no token is padding, which saves looking. pools: the head reads all tokens behind the output tokens, and not these.
     """
 
     queries: tuple[Tensor, ...]
@@ -25,6 +25,7 @@ class AttentionTrace:
     real: Tensor
     scale: float = 1.0
     may_pad: bool = True
+    pools: bool = False
 
     @property
     def layers(self) -> int:
@@ -38,6 +39,11 @@ class AttentionTrace:
     def is_padded(self) -> bool:
         """Whether any token is padding."""
         return self.may_pad and not bool(self.real.all())
+
+    def read_by_head(self, outputs: int) -> Tensor:
+        """The tokens (B, N) bool that the head of a dense model reads: the first `outputs`, or all behind them."""
+        first = output_tokens(self.real, outputs)
+        return self.real & ~first if self.pools else first
 
     @property
     def padding(self) -> Tensor | None:

@@ -41,8 +41,8 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         keys.append(split_heads(key, backbone.heads))
         attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended)
-    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
-    return DenseRun(backbone.head(x), tuple(hidden), x, trace)
+    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad, backbone.pools)
+    return DenseRun(backbone.head(x, real if backbone.may_pad else None), tuple(hidden), x, trace)
 
 
 @dispatched
@@ -63,7 +63,7 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
         [split_heads(_apart(rows, real), backbone.heads) for rows in kind]
         for kind in zip(*_trace_layers(backbone, x, attend_layer), strict=True)
     )
-    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
+    return AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad, backbone.pools)
 
 
 def padding_bias(real: Tensor) -> Tensor | None:

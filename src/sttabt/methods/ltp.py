@@ -23,7 +23,7 @@ class Ltp(ReceivedMethod, TrainedMethod):
         self.threshold = nn.Parameter(initial_thresholds(layers))
 
     def selection(self, real: Tensor) -> AboveThreshold:
-        return AboveThreshold(self.threshold[:-1])
+        return AboveThreshold(self.threshold[:-1], self.pools)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run = run_online_soft(base, inputs, self._soft_rule())

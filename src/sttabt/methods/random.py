@@ -20,7 +20,7 @@ class Random(PlannedMethod):
         real = base.real(inputs)
         outputs = output_tokens(real, self.outputs)
         noise = self._noise(base.samples(inputs), real)
-        count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1))
+        count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1)).clamp_min(self.least)
         kept = largest(noise.masked_fill(outputs, 2.0), count, among=real) | outputs
         return Planned(TokenPlan(kept * self.layers + outputs.long(), self.layers))
 
