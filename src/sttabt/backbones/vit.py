@@ -181,15 +181,8 @@ class ViT(Backbone):
 
     def _embed_patches(self, pixels: Tensor, grid: tuple[int, int], sample: Tensor, token: Tensor) -> Tensor:
         """`embed_tokens` of an image (B, C, height, width) of which each patch is projected by itself."""
-        model, (rows, columns) = self.model, grid
-        patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
-        prefix = (token < self.outputs)[:, None]
-        picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
-        projection, places = model.patch_embed.proj, self._places(grid)
-        if projection.bias is not None:
-            places = torch.cat([places[: self.outputs], places[self.outputs :] + projection.bias])
-        x = F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
+        model = self.model
+        x = embed_picked(pixels, grid, sample, token, self.outputs, model.patch_embed.proj, self._places(grid))
         return model.norm_pre(model.pos_drop(x))
 
     def _places(self, grid: tuple[int, int]) -> Tensor:
@@ -372,6 +365,29 @@ class ViT(Backbone):
         from timm.layers import PatchEmbed
 
         return type(module) is PatchEmbed
+
+
+def embed_picked(
+    pixels: Tensor,
+    grid: tuple[int, int],
+    sample: Tensor,
+    token: Tensor,
+    outputs: int,
+    projection: nn.Conv2d,
+    places: Tensor,
+) -> Tensor:
+    """The tokens (sample[t], token[t]), (T, D), of images (B, C, height, width), each patch projected by itself.
+
+    places: (N, D), what a patch is added to, the `outputs` prefix tokens in front.
+    """
+    rows, columns = grid
+    patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
+    prefix = (token < outputs)[:, None]
+    picked = patches[sample, (token - outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
+    if projection.bias is not None:
+        places = torch.cat([places[:outputs], places[outputs:] + projection.bias])
+    return F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
 
 
 def mean_of(rows: Tensor, here: Tensor | None) -> Tensor:
