@@ -407,6 +407,21 @@ def test_a_head_that_pools_reads_the_patches_that_are_left(arguments: dict[str, 
         sttabt.prune(model, "class_attention")
 
 
+@torch.inference_mode()
+def test_norms_of_queries_and_keys_are_left_to_torch_by_the_kernels() -> None:
+    model, images = timm_vit(qk_norm=True), images_of(3, 3, 32, 32)
+    for method in ("backtracking", "forward_topk", "tome", "class_attention"):
+        pruned = sttabt.prune(model, method, approx=2)
+        with pytest.raises(UserError, match="has layers that the kernels do not know"):
+            sttabt.freeze(pruned)
+        found, expected = sttabt.freeze(pruned, strict=False).run(images), pruned.run(images)
+        assert torch.equal(found.plan.alive, expected.plan.alive)
+        torch.testing.assert_close(found.logits, expected.logits)
+    pruned = sttabt.prune(model, "backtracking", approx=2, keep_ratio=0.5)
+    torch.testing.assert_close(pruned.forms()["masked"](images).logits, pruned(images), atol=1e-5, rtol=1e-5)
+    assert isinstance(pruned.approx.backbone.model.blocks[0].attn.q_norm, nn.LayerNorm)
+
+
 def test_patch_dropout_is_idle_in_evaluation_alone() -> None:
     base, images = adapt(timm_vit(patch_drop_rate=0.5)), images_of(2, 3, 32, 32)
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import make_backbone, make_inputs
+from conftest import POOLING, make_backbone, make_inputs
 from sttabt.backbones.lvvit import Stemmed
 from sttabt.core.plan import keep_all
 from sttabt.core.text import Text
@@ -39,6 +39,7 @@ def test_every_method_keeps_the_contract(case: contract.Case, check) -> None:
 def test_every_method_and_every_backbone_is_found() -> None:
     assert len(set(method_names())) == len(method_names()) > 6
     assert {"digits", "lvvit", "bert", "distilbert"} < set(examples())
+    assert {name for name in examples() if make_example(name).model.pools} == set(POOLING)
     for name in method_names():
         settings = method_settings(name)
         kind = find_method(name)

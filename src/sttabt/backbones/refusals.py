@@ -38,8 +38,8 @@ REASONS = {
     "transformers.models.vit.": "give its ForImageClassification",
     "transformers.models.deit.": "give its ForImageClassification",
     "transformers.models.dinov2": "give its ForImageClassification",
-    "transformers.models.clip.": "timm's vit_*_clip_* has the same weights as a VisionTransformer",
-    "transformers.models.siglip": "timm's vit_*_siglip_* has the same weights as a VisionTransformer",
+    "transformers.models.clip.": "timm's vit_*_clip_* is that encoder as a VisionTransformer",
+    "transformers.models.siglip": "timm's vit_*_siglip_* is that encoder as a VisionTransformer",
     "builtins.str": "it is a name: give the model, e.g. timm.create_model(name, pretrained=True)",
 }
 

@@ -79,7 +79,7 @@ class ViT(Backbone):
             "no_bias": partial(example, size=24, depth=2, qkv_bias=False),
             "layer_scale_registers": partial(example, factor=4, **registers),
             "distilled": partial(example, name="deit_tiny_distilled_patch16_224"),
-            "mean_of_patches": partial(example, depth=2, **pooled, reg_tokens=1, qk_norm=True),
+            "mean_of_patches": partial(example, depth=2, **pooled, reg_tokens=1),
             "attention_pool": partial(example, depth=2, **pooled | {"global_pool": "map"}),
         }
 

@@ -66,8 +66,15 @@ class TokenPlan:
         """The plan whose last layer writes all that it reads, for a head that reads every token that is left."""
         return TokenPlan(torch.where(self.lifetime < self.layers, self.lifetime, self.layers + 1), self.layers)
 
-    def check(self, outputs: int = 1) -> None:
-        """Raise ValueError unless the first `outputs` tokens live at every boundary."""
+    def check(self, outputs: int = 1, pools: bool = False) -> None:
+        """Raise ValueError unless the first `outputs` tokens live at every boundary.
+
+        pools: and the last layer reads one behind them, of which the head reads what it writes.
+        """
+        if pools and not (self.lifetime[:, outputs:] >= self.layers).any(1).all():
+            raise ValueError(
+                f"a token plan must keep the first {outputs} tokens and one behind them at every boundary: it pools"
+            )
         if not (self.lifetime[:, :outputs] > self.layers).all():
             raise ValueError(
                 f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them"

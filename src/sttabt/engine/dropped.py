@@ -25,7 +25,7 @@ def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
     are packed, (T, D), and attention alone may compute padding (engine.packed).
     Raises ValueError for a plan that drops what the head reads.
     """
-    plan.check(backbone.outputs)
+    plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     layout = _layout(plan)
     x = backbone.embed_tokens(inputs, layout.sample, layout.token)

@@ -267,7 +267,7 @@ def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
 
 @run_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan) -> Tensor:
-    plan.check(backbone.outputs)
+    plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     order, counts = plan.order(), plan.counts
     sample, place = (torch.arange(order.shape[1]) < counts[:, :1]).nonzero(as_tuple=True)
