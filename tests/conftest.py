@@ -36,6 +36,7 @@ LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_wid
 LENGTHS = (9, 2, 13, 6)  # tokens of the example texts; the third is the longest
 TEXTS = tuple(sorted(name for kind in adapters() if kind.may_pad for name in kind.examples()))
 VISION = tuple(sorted(set(examples()) - set(TEXTS)))
+POOLING = ("attention_pool", "mean_of_patches")  # examples whose head reads no class token
 BERT = {
     **EXAMPLE_SIZES,
     "hidden_size": 32,
@@ -111,6 +112,11 @@ def small_numbers() -> Iterator[None]:
 
 @pytest.fixture(params=[*VISION, *TEXTS])
 def backbone_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[name for name in (*VISION, *TEXTS) if name not in POOLING])
+def class_token_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

@@ -103,10 +103,12 @@ def backtrack(
     keep: Sequence[float | int] | None,
     propagation: float,
     outputs: int = 1,
+    pools: bool = False,
 ) -> tuple[NDArray[np.bool_], Array]:
     """Section 2, steps 1 to 4, one sample at a time: the plan (B,L+1,N) and the impacts (B,L,N).
 
     `keep` has a ratio (float) or a count (int) a layer; None is `k = dynamic`, counted for each sample by itself.
+    `pools`: the head reads all tokens behind the first `outputs`, which count among the kept ones.
     """
     layers = len(probabilities)
     batch, heads, tokens, _ = probabilities[0].shape
@@ -114,9 +116,10 @@ def backtrack(
     impacts = np.zeros((batch, layers, tokens))
     for b in range(batch):
         candidates = [n for n in range(tokens) if real[b, n]]
-        read = list(range(outputs))
-        impact = dict.fromkeys(read, 1.0)
-        for n in read:
+        first = list(range(outputs))
+        read = [n for n in candidates if n not in first] if pools else first
+        impact = dict.fromkeys(read, 1.0 / len(read))
+        for n in first:
             alive[b, layers, n] = True
         for layer in reversed(range(layers)):
             rows = read
@@ -128,8 +131,13 @@ def backtrack(
                     total += head_mean * (propagation * impact[q] + (1 - propagation))
                 score[n] = total / len(rows)
             count = _dynamic_count(score) if keep is None else _kept(keep[layer], len(candidates))
-            best = sorted(candidates, key=lambda n: -score[n])[:count]
-            read = sorted(set(best) | set(rows))
+            if pools:
+                others = [n for n in candidates if n not in first]
+                best = first + sorted(others, key=lambda n: -score[n])[: max(count, outputs + 1) - outputs]
+                above = [] if layer == layers - 1 else rows
+            else:
+                best, above = sorted(candidates, key=lambda n: -score[n])[:count], rows
+            read = sorted(set(best) | set(above))
             mass = sum(score[n] for n in read)
             impact = {n: score[n] / mass for n in read}
             for n in read:
@@ -156,17 +164,23 @@ def concrete_masks(
     propagation: float,
     temperature: float,
     outputs: int = 1,
+    pools: bool = False,
 ) -> Array:
-    """Section 3, steps 1 to 4: soft masks (B,L+1,N), boundary L one-hot on the output tokens."""
+    """Section 3, steps 1 to 4: soft masks (B,L+1,N), boundary L one-hot on the output tokens.
+
+    `pools`: the head reads all real tokens behind these; the largest importance is looked for among them.
+    """
     layers = len(scores)
     batch, heads, tokens, _ = scores[0].shape
     masks = np.zeros((batch, layers + 1, tokens))
     for b in range(batch):
         keys = [n for n in range(tokens) if real[b, n]]
-        impact = [1.0 if n < outputs else 0.0 for n in range(tokens)]
-        masks[b, layers] = impact
+        first = [1.0 if n < outputs else 0.0 for n in range(tokens)]
+        masks[b, layers] = first
+        impact = [float(n in keys and n >= outputs) for n in range(tokens)] if pools else first
         for layer in reversed(range(layers)):
-            written = masks[b, layer + 1]
+            kept = masks[b, layer + 1]
+            written = impact if pools and layer == layers - 1 else kept
             u = np.zeros((tokens, tokens))
             for h in range(heads):
                 for q in keys:
@@ -179,13 +193,13 @@ def concrete_masks(
             for k in keys:
                 weighted = sum(written[q] * u[q, k] * (propagation * impact[q] + 1 - propagation) for q in keys)
                 c[k] = weighted / (sum(written[q] for q in keys) + EPS)
-            top = max(c)
-            impact = [0.01 + 0.99 * c[k] / (top + EPS) if real[b, k] else 0.0 for k in range(tokens)]
+            top = max(c[outputs:] if pools else c)
+            impact = [0.01 + 0.99 * min(c[k] / (top + EPS), 1.0) if real[b, k] else 0.0 for k in range(tokens)]
             pi = _logistic(p_logit[layer])
             for k in range(tokens):
                 logit = math.log(pi + EPS) - math.log(1 - pi + EPS)
                 logit += math.log(impact[k] + EPS) - math.log(1 - impact[k] + EPS)
-                masks[b, layer, k] = max(_logistic(logit / temperature), written[k])
+                masks[b, layer, k] = max(_logistic(logit / temperature), kept[k])
     return masks
 
 

@@ -104,7 +104,7 @@ def test_an_unknown_class_is_refused_with_what_is_served() -> None:
     class VisionTransformers(nn.Module): ...
 
     with pytest.raises(
-        UserError, match=r"a Linear cannot be pruned: give one of timm\.models\.deit\.Vis.*, transformers"
+        UserError, match=r"a Linear cannot be pruned: give one of timm's VisionTransformer.*; transformers's BertFor"
     ):
         adapt(nn.Linear(2, 2))
     with pytest.raises(
@@ -228,7 +228,7 @@ VIT = [
     (_replace_forward, "blocks.2.attn has a replaced forward, which would not run: remove it"),
     (_wrap, "blocks.1 is a Other, whose forward would not run: it must be a Block"),
     (_subclass, "blocks.2.mlp is a OtherMlp, whose forward would not run: it must be a Mlp"),
-    (_another_norm, "it has query and key norms (blocks.2)"),
+    (_another_norm, "it has query and key norms unlike the first block (blocks.2)"),
     (_wider, "it has a feed-forward of another width (blocks.1)"),
 ]
 TEXT = [
@@ -373,6 +373,79 @@ def test_pos_drop_drops_numbers_of_the_sum_of_patch_and_position() -> None:
     assert not torch.equal(gone[0], gone[1]), "each image has a draw of its own"
     model.pos_drop.eval()
     torch.testing.assert_close(rows[~gone], 2 * base.embed(images)[~gone], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "fc_norm": False},
+        {"global_pool": "avg", "class_token": False, "reg_tokens": 2},
+        {"global_pool": "map", "class_token": False, "no_embed_class": True},
+        {"global_pool": "map", "reg_tokens": 1, "qk_norm": True},
+    ],
+    ids=str,
+)
+def test_a_head_that_pools_reads_the_patches_that_are_left(arguments: dict[str, Any]) -> None:
+    model = timm_vit(**arguments)
+    base, images = adapt(model), images_of(3, 3, 32, 32)
+    real = base.real(images)
+    assert base.pools and base.outputs == model.num_prefix_tokens
+    everything = keep_all(real, base.layers, base.outputs)
+    for logits in (run_dense(base, images).logits, run_dropped(base, images, everything)):
+        torch.testing.assert_close(logits, model(images), atol=1e-5, rtol=1e-5)
+    states, alive = run_dense(base, images).states, torch.rand(real.shape) < 0.5
+    alive[:, 5] = True
+    for sample in range(3):
+        left = torch.cat(
+            [states[sample, : base.outputs], states[sample, base.outputs :][alive[sample, base.outputs :]]]
+        )
+        expected = model.forward_head(model.norm(left[None]))
+        torch.testing.assert_close(base.head(states, alive)[sample, None], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="this model's head reads none, but pools tokens: choose another method"):
+        sttabt.prune(model, "class_attention")
+
+
+@torch.inference_mode()
+def test_norms_of_queries_and_keys_are_left_to_torch_by_the_kernels() -> None:
+    model, images = timm_vit(qk_norm=True), images_of(3, 3, 32, 32)
+    for method in ("backtracking", "forward_topk", "tome", "class_attention"):
+        pruned = sttabt.prune(model, method, approx=2)
+        with pytest.raises(UserError, match="has layers that the kernels do not know"):
+            sttabt.freeze(pruned)
+        found, expected = sttabt.freeze(pruned, strict=False).run(images), pruned.run(images)
+        assert torch.equal(found.plan.alive, expected.plan.alive)
+        torch.testing.assert_close(found.logits, expected.logits)
+    pruned = sttabt.prune(model, "backtracking", approx=2, keep_ratio=0.5)
+    torch.testing.assert_close(pruned.forms()["masked"](images).logits, pruned(images), atol=1e-5, rtol=1e-5)
+    assert isinstance(pruned.approx.backbone.model.blocks[0].attn.q_norm, nn.LayerNorm)
+
+
+def test_patch_dropout_is_idle_in_evaluation_alone() -> None:
+    base, images = adapt(timm_vit(patch_drop_rate=0.5)), images_of(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(run_dense(base, images).logits, base.model(images), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match=r"patch_drop drops patches at random in training: set model\.patch_drop"):
+        run_dense(base.train(), images)
+
+
+def test_every_vision_transformer_of_timm_is_taken_or_refused_in_a_line() -> None:
+    """Two layers of each, on no device: what is taken has its own class, what is refused its reason."""
+    taken, refused = [], {}
+    modules = ("vision_transformer", "vision_transformer_hybrid", "deit")
+    for name in [name for module in modules for name in timm.list_models(module=module)]:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=2, depth=2)
+        if isinstance(model, VisionTransformer):
+            try:
+                taken.append(adapt(model))
+            except UserError as error:
+                refused[name] = str(error)
+    assert len(taken) >= 140 and sum(base.pools for base in taken) >= 50
+    assert all("\n" not in reason and len(reason) < 200 for reason in refused.values())
+    assert "HybridEmbed instead of PatchEmbed" in refused["vit_base_r50_s16_224"]
+    assert "ParallelScalingBlock" in refused["vit_pwee_patch16_reg1_gap_256"]
 
 
 # --- other image sizes

@@ -103,8 +103,8 @@ def test_a_factor_that_does_not_divide_a_head_is_refused(factor: int) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "what"),
     [
-        ("test_vit", {"global_pool": "avg"}, "global_pool='avg'"),
-        ("test_vit", {"qk_norm": True}, "query and key norms"),
+        ("test_vit", {"global_pool": "max"}, "global_pool='max' instead of 'token' or 'avg' or 'map'"),
+        ("test_vit", {"scale_attn_norm": True}, "a norm inside attention"),
         ("resnet18", {}, "no model of timm .* that can be pruned"),
         ("vit_unheard_of", {}, "no model of timm .* that can be pruned"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import make_backbone, make_inputs
+from conftest import POOLING, make_backbone, make_inputs
 from sttabt.backbones.lvvit import Stemmed
 from sttabt.core.plan import keep_all, tokens_to_keep
 from sttabt.core.text import Text
@@ -31,7 +31,7 @@ def make_model(backbone_name: str, method: str, variant: dict) -> PrunedModel:
 @pytest.mark.parametrize("case", contract.cases(), ids=str)
 def test_every_method_keeps_the_contract(case: contract.Case, check) -> None:
     if refusal := case.refusal():
-        assert make_example(case.backbone).model.may_pad, "every method prunes images"
+        assert make_example(case.backbone).model.pools, "every method prunes what reads a class token"
         pytest.skip(refusal)
     check(case)
 
@@ -39,6 +39,7 @@ def test_every_method_keeps_the_contract(case: contract.Case, check) -> None:
 def test_every_method_and_every_backbone_is_found() -> None:
     assert len(set(method_names())) == len(method_names()) > 6
     assert {"digits", "lvvit", "bert", "distilbert"} < set(examples())
+    assert {name for name in examples() if make_example(name).model.pools} == set(POOLING)
     for name in method_names():
         settings = method_settings(name)
         kind = find_method(name)

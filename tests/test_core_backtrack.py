@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from reference import backtrack as slow_backtrack
 from reference import random_trace, trace_probabilities, trace_scores
-from sttabt.core.backtrack import backtrack
+from sttabt.core.backtrack import backtrack, backtrack_fixed
+from sttabt.core.counts import fixed_plan
 from sttabt.core.trace import AttentionTrace
 
 EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True)
@@ -24,7 +27,7 @@ SIZES = [  # real tokens, padding beyond the longest sample, layers, heads
 
 
 def slow(trace: AttentionTrace, keep, propagation: float = 0.1, outputs: int = 1):
-    return slow_backtrack(trace_probabilities(trace), trace.real.numpy(), keep, propagation, outputs)
+    return slow_backtrack(trace_probabilities(trace), trace.real.numpy(), keep, propagation, outputs, trace.pools)
 
 
 def assert_agrees(trace: AttentionTrace, keep, slow_keep, propagation: float = 0.1, outputs: int = 1) -> None:
@@ -67,6 +70,42 @@ def test_trace_scores_and_probabilities_are_the_slow_ones(seed, real_tokens, pad
 def test_one_ratio_for_all_layers(seed, keep, outputs, real_tokens, padding, layers, heads):
     trace = random_trace(seed, real_tokens, layers=layers, heads=heads, padding=padding)
     assert_agrees(trace, keep, [keep] * layers, outputs=outputs)
+
+
+@pytest.mark.parametrize(("real_tokens", "padding", "layers", "heads"), SIZES)
+@pytest.mark.parametrize("outputs", [0, 1])
+@pytest.mark.parametrize("keep", [0.1, 0.5, 1.0, None])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_head_that_pools_reads_all_tokens_at_first(seed, keep, outputs, real_tokens, padding, layers, heads):
+    trace = random_trace(seed, real_tokens, layers=layers, heads=heads, padding=padding)
+    trace = replace(trace, pools=True)
+    if keep is None and not all(count % 10 == 0 for count in real_tokens):
+        trace = replace(random_trace(seed, [20], layers=layers, heads=heads), pools=True)
+    assert_agrees(trace, keep, None if keep is None else [keep] * layers, outputs=outputs)
+    found = backtrack(trace, keep, outputs=outputs).plan.with_survivors()
+    assert (found.counts > outputs).all(), "the head has something to read"
+    assert torch.equal(found.alive[:, -1], found.alive[:, -2])
+
+
+def test_one_token_that_the_pooled_ones_attend_to_is_kept() -> None:
+    """By hand: three tokens, all of whose attention goes to the second, which is what the last layer keeps."""
+    keys = torch.zeros(1, 1, 3, 2, dtype=torch.float64)
+    keys[0, 0, 1, 0] = 50
+    queries = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 1, 3, 2)
+    trace = AttentionTrace((queries,), (keys,), torch.ones(1, 3, dtype=torch.bool), pools=True)
+    found = backtrack(trace, 0.3, outputs=0)
+    assert found.plan.with_survivors().lifetime.tolist() == [[0, 2, 0]]
+    assert found.scored == (3,)
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_fixed_counts_under_a_head_that_pools_begin_with_what_all_patches_attend_to(outputs) -> None:
+    trace = replace(random_trace(3, [12, 12], layers=3, heads=2), pools=True)
+    counts = [9, 7, 4]
+    order = backtrack_fixed(trace, [*counts, outputs], outputs=outputs)
+    fixed, plan = fixed_plan(order, [*counts, outputs], 12), backtrack(trace, counts, outputs=outputs).plan
+    assert fixed.counts.tolist() == [[*counts, outputs]] * 2
+    assert torch.equal(fixed.reads(2), plan.reads(2))
 
 
 @pytest.mark.parametrize(

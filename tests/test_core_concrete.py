@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def random_logits(seed: int, layers: int) -> torch.Tensor:
 def assert_agrees(trace: AttentionTrace, p_logit: torch.Tensor, propagation=0.1, temperature=0.1, outputs=1) -> None:
     masks = concrete_masks(trace, p_logit, propagation, temperature, outputs)
     scores, real = trace_scores(trace), trace.real.numpy()
-    expected = slow_concrete_masks(scores, real, p_logit.tolist(), propagation, temperature, outputs)
+    expected = slow_concrete_masks(scores, real, p_logit.tolist(), propagation, temperature, outputs, trace.pools)
     assert masks.dtype == torch.float64
     for boundary in range(trace.layers + 1):
         np.testing.assert_allclose(masks[:, boundary].numpy()[real], expected[:, boundary][real], atol=1e-9)
@@ -68,6 +70,16 @@ def cases(draw) -> tuple[AttentionTrace, torch.Tensor]:
 def test_one_p_logit_for_all_layers(seed, p_logit, outputs, real_tokens, padding, layers, heads):
     trace = random_trace(seed, real_tokens, layers=layers, heads=heads, padding=padding)
     assert_agrees(trace, logits(*[p_logit] * layers), outputs=outputs)
+
+
+@pytest.mark.parametrize(("real_tokens", "padding", "layers", "heads"), SIZES)
+@pytest.mark.parametrize("outputs", [0, 1])
+@pytest.mark.parametrize("p_logit", [-1.5, 0.25])
+def test_a_head_that_pools_reads_all_tokens_at_first(p_logit, outputs, real_tokens, padding, layers, heads):
+    trace = replace(random_trace(4, real_tokens, layers=layers, heads=heads, padding=padding), pools=True)
+    assert_agrees(trace, logits(*[p_logit] * layers), outputs=outputs)
+    plan = concrete_plan(trace, logits(*[p_logit] * layers), outputs=outputs).plan.with_survivors().harden()
+    assert (plan.counts > outputs).all(), "the head has something to read"
 
 
 @pytest.mark.parametrize("p_logit", [(-2.0, -1.0, 0.5), (0.5, -1.0, -2.0), (-0.5, -0.5, -0.5)], ids=str)

@@ -81,9 +81,9 @@ def test_the_deciding_layers_multiply_their_shares() -> None:
 
 
 @torch.inference_mode()
-def test_keeping_all_is_the_dense_model(backbone_name: str) -> None:
-    model = make_pruned(make_example(backbone_name), "class_attention", keep_ratio=1.0)
-    inputs = make_inputs(backbone_name)
+def test_keeping_all_is_the_dense_model(class_token_name: str) -> None:
+    model = make_pruned(make_example(class_token_name), "class_attention", keep_ratio=1.0)
+    inputs = make_inputs(class_token_name)
     torch.testing.assert_close(model.run(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 

@@ -90,16 +90,16 @@ def test_compressing_is_that_of_loops(pruned_to: list[int], merged_to: list[int]
 
 
 @torch.inference_mode()
-def test_keeping_all_is_the_dense_model(backbone_name: str) -> None:
-    model, inputs = _model(backbone_name, pruned_to=1.0, merged_to=1.0), make_inputs(backbone_name)
+def test_keeping_all_is_the_dense_model(class_token_name: str) -> None:
+    model, inputs = _model(class_token_name, pruned_to=1.0, merged_to=1.0), make_inputs(class_token_name)
     for logits in (model.run(inputs).logits, model.soft(inputs).logits):
         torch.testing.assert_close(logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_the_soft_run_gives_the_logits_of_the_hard_one(backbone_name: str) -> None:
+def test_the_soft_run_gives_the_logits_of_the_hard_one(class_token_name: str) -> None:
     """The mask is discrete on the way there, and soft on the way back alone."""
-    model, inputs = _model(backbone_name, pruned_to=0.7, merged_to=0.7), make_inputs(backbone_name)
+    model, inputs = _model(class_token_name, pruned_to=0.7, merged_to=0.7), make_inputs(class_token_name)
     run = model.run(inputs)
     assert (run.plan.counts[:, 1] < run.plan.counts[:, 0]).any()
     torch.testing.assert_close(model.soft(inputs).logits, run.logits, atol=1e-5, rtol=1e-5)

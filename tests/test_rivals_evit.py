@@ -88,8 +88,8 @@ def test_the_record_tells_fused_rows_from_tokens() -> None:
 
 
 @torch.inference_mode()
-def test_keeping_all_is_the_dense_model(backbone_name: str) -> None:
-    model, inputs = make_pruned(make_example(backbone_name), "evit", keep_ratio=1.0), make_inputs(backbone_name)
+def test_keeping_all_is_the_dense_model(class_token_name: str) -> None:
+    model, inputs = make_pruned(make_example(class_token_name), "evit", keep_ratio=1.0), make_inputs(class_token_name)
     torch.testing.assert_close(model.run(inputs).logits, model.base(inputs), atol=1e-5, rtol=1e-5)
 
 

@@ -48,7 +48,8 @@ from sttabt.store.artifacts import AVERAGED, load_folder, parents
 from sttabt.version import __version__
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # files of conf/sparsity whose name is not their method's
-    "backtracking_actual": ("backtracking", {"attention": "actual"})
+    "backtracking_actual": ("backtracking", {"attention": "actual"}),
+    "concrete_vision": ("concrete", {}),  # differs in how it is trained
 }
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation
@@ -69,10 +70,10 @@ def prune(
 ) -> PrunedModel:
     """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
 
-    model: a timm VisionTransformer (ViT, DeiT), a transformers BertForSequenceClassification, or a Backbone
-    (sttabt.backbones.adapt says which classes are served).
+    model: a timm VisionTransformer (ViT, DeiT, SigLIP), a classifier of transformers (BERT, RoBERTa, ViT, DINOv2, ...),
+    or a Backbone. docs/MODELS.md lists which work under which method.
     method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`, or
-    "backtracking_actual".
+    "backtracking_actual" and "concrete_vision".
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
     at its interpolated start, which guesses badly until `distil` has trained it.
     budget, calibration: instead of the method's knob, what the model may cost and batches to find that on, as
@@ -304,7 +305,7 @@ def inputs_of(batch: Any) -> Any:
 
 def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
     if method not in method_names():
-        raise UserError(f"method={method} is unknown: {nearest(str(method), method_names())}")
+        raise UserError(f"method={method} is unknown: {nearest(str(method), (*method_names(), *PRESETS))}")
     schema = method_settings(method)
     of_training = {field.name for field in fields(TrainedSettings)}
     known = {field.name: describe(field) for field in fields(schema) if field.name not in of_training}

@@ -34,7 +34,7 @@ class Backbone(nn.Module, ABC):
     """An encoder cut into the steps between which tokens can go.
 
     Rows stand in the last but one dimension: (B, N, D), or (T, D) when samples of different length are packed.
-    The first `outputs` tokens are those that the head reads; they are never dropped.
+    The first `outputs` tokens are never dropped; they are those that the head reads, unless it `pools` the others.
 
     An adapter of a library's model says in `serves` which classes it wraps, and `sttabt.backbones.adapt` finds it. Its
     file must import without the library, whose classes it imports where it needs them.
@@ -47,6 +47,7 @@ class Backbone(nn.Module, ABC):
     architecture: Architecture
     outputs: int
     may_pad: bool = False  # whether samples of a batch may differ in length
+    pools: bool = False  # the head reads the tokens behind the first `outputs` that are left, and not these
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
     _checked: tuple[nn.Module, ...] = ()
 

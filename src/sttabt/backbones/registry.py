@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from sttabt.backbones.base import Backbone
-from sttabt.errors import UserError, nearest
+from sttabt.backbones.refusals import refusal
+from sttabt.errors import UserError
 
 GROUP = "sttabt.backbones"
 
@@ -30,9 +31,7 @@ def adapt(model: nn.Module) -> Backbone:
     for base in kind.__mro__:
         if adapter := adapters.get(f"{base.__module__}.{base.__qualname__}"):
             return adapter(model)
-    near = nearest(kind.__name__, {name.rpartition(".")[2] for name in adapters})
-    hint = f" ({near})" if near.startswith("did you mean") else ""
-    raise UserError(f"a {kind.__name__} cannot be pruned{hint}: give one of {', '.join(sorted(adapters))}")
+    raise UserError(refusal(model, adapters))
 
 
 def adapters() -> tuple[type[Backbone], ...]:

@@ -91,7 +91,7 @@ class TextBackbone(Backbone):
         text or inside it, and naming any other argument that is given.
         """
         self.check_call()
-        given = _bound(type(self.model), args, kwargs)
+        given = bound_arguments(type(self.model), args, kwargs)
         ids, mask, types, labels, return_dict = (given.pop(name, None) for name in READ)
         config = self.model.config
         given |= {f"config.{name}": getattr(config, name) for name in ("output_attentions", "output_hidden_states")}
@@ -118,12 +118,16 @@ class TextBackbone(Backbone):
         loss = None
         if labels is not None:
             loss = self.model.loss_function(labels=labels, pooled_logits=logits, config=config)
-        answer = SequenceClassifierOutput(loss=loss, logits=logits)
-        as_mapping = config.return_dict if return_dict is None else return_dict
-        return answer if as_mapping else answer.to_tuple()
+        return answer_of(SequenceClassifierOutput(loss=loss, logits=logits), config, return_dict)
 
 
-def _bound(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def answer_of(answer: Any, config: Any, return_dict: bool | None) -> Any:
+    """The library's output, or a tuple where the call or the configuration asks for one."""
+    as_mapping = config.return_dict if return_dict is None else return_dict
+    return answer if as_mapping else answer.to_tuple()
+
+
+def bound_arguments(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call of `library` by name."""
     order = [name for name in inspect.signature(library.forward).parameters if name not in ("self", "kwargs")]
     if len(args) > len(order):

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer (ViT, DeiT): pre-norm, fused projections, class token."""
+"""timm's VisionTransformer (ViT, DeiT, SigLIP): pre-norm, fused projections; a class token, or a head that pools."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # problems in a message
 QKV = ("query", "key", "value")  # the order in timm's fused projection
+POOLS = ("token", "avg", "map")  # of timm's `global_pool`: the class token, the mean of the patches, attention to them
+GONE = -1e4  # added to a score, leaves a probability of 0 in every precision
 
 
 class ViT(Backbone):
@@ -43,6 +45,8 @@ class ViT(Backbone):
         self.model = model
         self.check()
         self._refuse_unsupported()
+        self.pools = self.reads_survivors = model.global_pool != "token"
+        pool: Any = model.attn_pool
         block, projection = self._block(0), model.patch_embed.proj
         self.architecture = Architecture(
             layers=len(model.blocks),
@@ -52,6 +56,8 @@ class ViT(Backbone):
             classes=model.num_classes,
             patch_inputs=projection.weight[0].numel(),
             classifiers=2 if hasattr(model, "head_dist") else 1,
+            pool_feed_forward=0 if pool is None else pool.mlp.fc1.out_features,
+            pool_skips=model.num_prefix_tokens,
         )
         self.outputs = model.num_prefix_tokens
 
@@ -66,12 +72,15 @@ class ViT(Backbone):
             return Example(cls(model), example_images(channels, size), factor)
 
         registers: dict[str, Any] = {"init_values": 0.5, "reg_tokens": 2, "no_embed_class": True}
+        pooled: dict[str, Any] = {"global_pool": "avg", "class_token": False}
         return {
             "test_vit": partial(example, name="test_vit", embed_dim=64, depth=6),
             "digits": partial(example, 1, 28, 4, patch_size=4, embed_dim=48, num_heads=3),
             "no_bias": partial(example, size=24, depth=2, qkv_bias=False),
             "layer_scale_registers": partial(example, factor=4, **registers),
             "distilled": partial(example, name="deit_tiny_distilled_patch16_224"),
+            "mean_of_patches": partial(example, depth=2, **pooled, reg_tokens=1),
+            "attention_pool": partial(example, depth=2, **pooled | {"global_pool": "map"}),
         }
 
     @property
@@ -102,7 +111,7 @@ class ViT(Backbone):
         return patches.dynamic_feat_size((height, width))
 
     def repeated(self) -> Iterator[Repeated]:
-        from timm.layers import Mlp
+        from timm.layers import AttentionPoolLatent, Mlp
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
@@ -113,6 +122,8 @@ class ViT(Backbone):
             yield Repeated(f"blocks.{place}.attn", block.attn, (Attention,))
             yield Repeated(f"blocks.{place}.attn.attn_drop", block.attn.attn_drop, (nn.Dropout,))
             yield Repeated(f"blocks.{place}.mlp", block.mlp, (Mlp,))
+        if self.model.attn_pool is not None:
+            yield Repeated("attn_pool", self.model.attn_pool, (AttentionPoolLatent,))
 
     def read_call(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Finish]:
         """As timm's model is called: with images alone, by position or as `x`; it gives logits (B, classes)."""
@@ -151,6 +162,7 @@ class ViT(Backbone):
         return torch.ones(inputs.shape[0], rows * columns + self.outputs, dtype=torch.bool, device=inputs.device)
 
     def embed(self, inputs: Any) -> Tensor:
+        self._refuse_patch_dropout()
         places = self._places(self.grid_of(inputs))
         patches = self.model.patch_embed(inputs).flatten(1, -2)
         prefix = places[: self.outputs].expand(patches.shape[0], -1, -1)
@@ -158,6 +170,7 @@ class ViT(Backbone):
         return self.model.norm_pre(self.model.pos_drop(x))
 
     def embed_tokens(self, inputs: Tensor, sample: Tensor, token: Tensor) -> Tensor:
+        self._refuse_patch_dropout()
         grid = self.grid_of(inputs)
         if self.embeds_whole:
             return self.embed(inputs)[sample, token]
@@ -174,15 +187,8 @@ class ViT(Backbone):
 
     def _embed_patches(self, pixels: Tensor, grid: tuple[int, int], sample: Tensor, token: Tensor) -> Tensor:
         """`embed_tokens` of an image (B, C, height, width) of which each patch is projected by itself."""
-        model, (rows, columns) = self.model, grid
-        patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
-        prefix = (token < self.outputs)[:, None]
-        picked = patches[sample, (token - self.outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
-        projection, places = model.patch_embed.proj, self._places(grid)
-        if projection.bias is not None:
-            places = torch.cat([places[: self.outputs], places[self.outputs :] + projection.bias])
-        x = F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
+        model = self.model
+        x = embed_picked(pixels, grid, sample, token, self.outputs, model.patch_embed.proj, self._places(grid))
         return model.norm_pre(model.pos_drop(x))
 
     def _places(self, grid: tuple[int, int]) -> Tensor:
@@ -196,24 +202,34 @@ class ViT(Backbone):
         if model.dynamic_img_size:
             own = 0 if model.no_embed_class else self.outputs
             position = resample_abs_pos_embed(position, list(grid), list(self.grid), own)
+        if not tokens:
+            return position[0]
         prefix = torch.cat(tokens)
         if model.no_embed_class:
             return torch.cat([prefix, position[0]])
         return torch.cat([prefix + position[0, : self.outputs], position[0, self.outputs :]])
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        projection, width = self._block(layer).attn.qkv, self.architecture.width
-        x = self._block(layer).norm1(x)
+        attention, width = self._block(layer).attn, self.architecture.width
+        projection, x = attention.qkv, self._block(layer).norm1(x)
         if written is None or not is_sliceable(projection):
             query, key, value = projection(x).split(width, dim=-1)
-            return query if written is None else written(query), key, value
-        key, value = linear(projection, x, slice(width, None)).split(width, dim=-1)
-        return linear(projection, written(x), slice(width)), key, value
+            query = query if written is None else written(query)
+        else:
+            key, value = linear(projection, x, slice(width, None)).split(width, dim=-1)
+            query = linear(projection, written(x), slice(width))
+        return self._normed(attention.q_norm, query), self._normed(attention.k_norm, key), value
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block, width = self._block(layer), self.architecture.width
         query, key = linear(block.attn.qkv, block.norm1(x), slice(2 * width)).split(width, dim=-1)
-        return query, key
+        return self._normed(block.attn.q_norm, query), self._normed(block.attn.k_norm, key)
+
+    def _normed(self, norm: nn.Module, rows: Tensor) -> Tensor:
+        """Queries or keys (..., D), each head normed by itself."""
+        if isinstance(norm, nn.Identity):
+            return rows
+        return norm(rows.unflatten(-1, (self.heads, -1))).flatten(-2)
 
     @property
     def projects_whole(self) -> bool:
@@ -228,7 +244,10 @@ class ViT(Backbone):
         hidden = mlp.drop1(mlp.act(gated(mlp.fc1(block.norm2(x)), gate)))
         return x + block.drop_path2(block.ls2(gated(mlp.drop2(mlp.fc2(hidden)), gate)))
 
-    def encoder_layers(self) -> list[EncoderLayer]:
+    def encoder_layers(self) -> list[EncoderLayer] | None:
+        """None where queries and keys have norms."""
+        if not all(_is_plain(block.attn) for block in self.model.blocks):
+            return None
         return [
             EncoderLayer(
                 block,
@@ -247,7 +266,21 @@ class ViT(Backbone):
         ]
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        return self.model.forward_head(self.model.norm(x[:, : self.outputs]))
+        model = self.model
+        if not self.pools:
+            return model.forward_head(model.norm(x[:, : self.outputs]))
+        rows = model.norm(x[:, self.outputs :])
+        return model.head(model.head_drop(model.fc_norm(self._pool(rows, alive))))
+
+    def _pool(self, rows: Tensor, alive: Tensor | None) -> Tensor:
+        """One vector a sample, (B, D), of its patches (B, n, D) that are left; alive: as in `head`."""
+        pool, here = self.model.attn_pool, None if alive is None else alive[:, self.outputs :]
+        if pool is not None:
+            bias = None
+            if here is not None:
+                bias = torch.zeros_like(rows[..., 0]).masked_fill(~here, GONE)[:, None, None]
+            return pool(rows, attn_mask=bias)
+        return mean_of(rows, here)
 
     def embeddings(self) -> list[nn.Parameter]:
         names = ("cls_token", "dist_token", "reg_token", "pos_embed")
@@ -261,6 +294,13 @@ class ViT(Backbone):
         kind = VisionTransformerDistilled if hasattr(model, "dist_token") else VisionTransformer
         norm = cast(Callable[..., nn.Module], type(block.norm1))
         check_factor(sizes, factor)
+        pooled: dict[str, Any] = {}
+        if self.pools:
+            pooled = {
+                "global_pool": model.global_pool,
+                "class_token": model.has_class_token,
+                "fc_norm": not isinstance(model.fc_norm, nn.Identity),
+            }
         narrow = kind(
             img_size=model.patch_embed.img_size,
             patch_size=model.patch_embed.patch_size,
@@ -279,6 +319,9 @@ class ViT(Backbone):
             dynamic_img_pad=model.patch_embed.dynamic_img_pad,
             norm_layer=partial(norm, eps=block.norm1.eps),
             act_layer=type(block.mlp.act),
+            qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+            proj_bias=block.attn.proj.bias is not None,
+            **pooled,
         )
         return like_weights(ViT(narrow), model.blocks)
 
@@ -290,18 +333,21 @@ class ViT(Backbone):
 
     def _refuse_unsupported(self) -> None:
         model, first = self.model, self._block(0)
+        patches = model.patch_embed
         problems = {
-            "no class token": not model.has_class_token,
-            f"global_pool={model.global_pool!r} instead of 'token'": model.global_pool != "token",
-            "patch dropout": not isinstance(model.patch_drop, nn.Identity),
-            "a norm in the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
-            f"a patch embedding of kind {type(model.patch_embed).__name__}": not self._takes_patches(model.patch_embed),
+            f"global_pool={model.global_pool!r} instead of {' or '.join(map(repr, POOLS))}": model.global_pool
+            not in POOLS,
+            "prefix tokens in what is pooled": model.pool_include_prefix and model.num_prefix_tokens > 0,
+            f"a patch embedding of kind {type(patches).__name__} instead of PatchEmbed": not self._takes_patches(
+                patches
+            ),
+            "a norm in the patch embedding": not isinstance(getattr(patches, "norm", None), nn.Identity | None),
             "no position embedding": model.pos_embed is None,
         }
         for place, block in enumerate(model.blocks):
             attention, mlp = block.attn, block.mlp
             here = {
-                "query and key norms": not isinstance(attention.q_norm, nn.Identity),
+                "query and key norms unlike the first block": _is_plain(attention) != _is_plain(first.attn),
                 "a norm inside attention": not isinstance(attention.norm, nn.Identity),
                 "gated attention": attention.gate is not None,
                 "a norm inside the feed-forward": not isinstance(mlp.norm, nn.Identity),
@@ -315,11 +361,52 @@ class ViT(Backbone):
             more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise UserError(f"this vision transformer cannot be pruned: it has {', '.join(found[:SHOWN])}{more}")
 
+    def _refuse_patch_dropout(self) -> None:
+        """Patches dropped at random do nothing in evaluation; a plan cannot know of them."""
+        if self.model.patch_drop.training and not isinstance(self.model.patch_drop, nn.Identity):
+            raise UserError("patch_drop drops patches at random in training: set model.patch_drop = nn.Identity()")
+
     def _takes_patches(self, module: nn.Module) -> bool:
         """Whether the patch embedding is one that `embed_tokens` can compute patch by patch."""
         from timm.layers import PatchEmbed
 
         return type(module) is PatchEmbed
+
+
+def embed_picked(
+    pixels: Tensor,
+    grid: tuple[int, int],
+    sample: Tensor,
+    token: Tensor,
+    outputs: int,
+    projection: nn.Conv2d,
+    places: Tensor,
+) -> Tensor:
+    """The tokens (sample[t], token[t]), (T, D), of images (B, C, height, width), each patch projected by itself.
+
+    places: (N, D), what a patch is added to, the `outputs` prefix tokens in front.
+    """
+    rows, columns = grid
+    patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
+    prefix = (token < outputs)[:, None]
+    picked = patches[sample, (token - outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
+    if projection.bias is not None:
+        places = torch.cat([places[:outputs], places[outputs:] + projection.bias])
+    return F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
+
+
+def mean_of(rows: Tensor, here: Tensor | None) -> Tensor:
+    """(B, D): the mean of the rows (B, n, D) that are there, (B, n) bool, None for all; 0 where none is."""
+    if here is None:
+        return rows.mean(1)
+    weight = here[..., None].to(rows.dtype)
+    return (rows * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether its queries and keys have no norms."""
+    return isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
 
 
 def split_qkv(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

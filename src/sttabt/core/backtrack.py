@@ -36,26 +36,33 @@ def backtrack(trace: AttentionTrace, keep: Keep, propagation: float = 0.1, outpu
 
     keep: a ratio in (0, 1] of each sample's real tokens, for all layers or one a layer; int entries are token
     counts; None chooses the count from the importances. Every set also holds the set of the layer above.
-    propagation: p, how much a row's own impact weighs against a plain mean. outputs: leading tokens that the
-    head reads. Raises ValueError on a wrong number of layers or a ratio out of range.
+    propagation: p, how much a row's own impact weighs against a plain mean. outputs: leading tokens that are never
+    dropped. Under a head that pools (`trace.pools`) they count among the tokens of a layer, one other at least is
+    kept, and the last layer's set need not hold all that a dense model's head reads: it is what the head reads then.
+    Raises ValueError on a wrong number of layers or a ratio out of range.
     """
     real, layers = trace.real, trace.layers
     keeps = _by_layer(keep, layers)
-    alive = output_tokens(real, outputs)
-    impact = alive.to(trace.queries[0].dtype) / outputs
-    boundaries, impacts = [alive], []
+    first, rows = output_tokens(real, outputs), trace.read_by_head(outputs)
+    alive = first
+    impact = rows.to(trace.queries[0].dtype) / rows.sum(-1, keepdim=True)
+    boundaries, impacts, scored = [alive], [], []
     for layer in reversed(range(layers)):
-        weight = (propagation * impact + (1 - propagation)) * alive / alive.sum(-1, keepdim=True)
+        weight = (propagation * impact + (1 - propagation)) * rows / rows.sum(-1, keepdim=True)
         importance = trace.received(layer, weight)
         count = _count(keeps[layer], importance, real)
-        alive = largest(importance, count, among=real) | alive
+        ranked = importance
+        if trace.pools:
+            ranked, count = importance.masked_fill(first, torch.inf), count.clamp_min(outputs + 1)
+        scored.append(rows.sum(-1))
+        rows = alive = largest(ranked, count, among=real) | alive
         impact = importance * alive
         impact = impact / impact.sum(-1, keepdim=True)
         boundaries.append(alive)
         impacts.append(impact)
     boundaries.reverse()
     plan = TokenPlan(torch.stack(boundaries, 1).sum(1), layers)
-    return Backtracking(plan, torch.stack(impacts[::-1], 1), trace.rows_computed(plan.counts[:, 1:]))
+    return Backtracking(plan, torch.stack(impacts[::-1], 1), trace.rows_computed(torch.stack(scored[::-1], 1)))
 
 
 @dispatched
@@ -72,18 +79,22 @@ def backtrack_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: f
 
     The tokens of the layer above take part in a layer's count, where `backtrack` adds those that the count missed. A
     sample with fewer tokens than a count has all of them in front of padding, which carries nothing.
+    Under a head that pools each count must hold one token beside the first `outputs`.
     Raises ValueError for counts that do not fit.
     """
     queries, padding = trace.queries[0], trace.padding
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
     order = torch.arange(outputs, device=queries.device).expand(queries.shape[0], -1)
-    impact = queries.new_full(order.shape, 1 / outputs)
+    rows = order
+    if trace.pools:
+        rows = torch.arange(outputs, trace.real.shape[1], device=queries.device).expand(queries.shape[0], -1)
+    impact = queries.new_full(rows.shape, 1 / rows.shape[1])
     for layer in reversed(range(trace.layers)):
-        weight = (propagation * impact + (1 - propagation)) / order.shape[1]
+        weight = (propagation * impact + (1 - propagation)) / rows.shape[1]
         if padding is not None:
-            weight = weight * padding.gather(1, order)
-        importance = trace.received(layer, weight, order)
-        order = extend(order, importance, counts[layer], padding)
+            weight = weight * padding.gather(1, rows)
+        importance = trace.received(layer, weight, rows)
+        rows = order = extend(order, importance, counts[layer], padding)
         impact = importance.gather(1, order)
         impact = impact / impact.sum(-1, keepdim=True)
     return order

@@ -47,21 +47,27 @@ def concrete_plan(
 
     p_logit: (L,), one a layer. Differentiable in `p_logit` and in the trace. The last boundary is 1 on the output
     tokens and 0 elsewhere. negligible: rows that weigh no more than this are not scored, which moves a token's
-    importance (before it is divided by the largest) by at most N * negligible; None scores every row.
+    importance (before it is divided by the largest) by at most N * negligible; None scores every row. Under a head that
+    pools (`trace.pools`) the first step weighs all that a dense model's head reads alike, and the largest importance is
+    that of a token behind the output tokens, of which one is always kept.
     """
     real, padding = trace.real, trace.padding
-    mask = importance = output_tokens(real, outputs).to(p_logit.dtype)
-    boundaries, weights = [mask], []
+    first = output_tokens(real, outputs)
+    kept = first.to(p_logit.dtype)
+    mask = importance = trace.read_by_head(outputs).to(p_logit.dtype)
+    boundaries, weights = [kept], []
     for layer in reversed(range(trace.layers)):
         weight = mask * (propagation * importance + (1 - propagation))
         if negligible is not None:
             weight = threshold(weight, negligible, 0.0)
         importance = percentiles(trace, layer, weight, padding, skip=negligible is not None)
         importance = importance / (mask.sum(-1, keepdim=True) + EPSILON)
-        importance = importance / (importance.amax(-1, keepdim=True) + EPSILON)
+        ranked = importance.masked_fill(first, 0) if trace.pools else importance
+        importance = importance / (ranked.amax(-1, keepdim=True) + EPSILON)
+        importance = importance.clamp_max(1) if trace.pools else importance
         importance = (FLOOR + (1 - FLOOR) * importance) * real
         logit = _logit(torch.sigmoid(p_logit[layer])) + _logit(importance)
-        mask = torch.maximum(torch.sigmoid(logit / temperature) * real, mask)
+        mask = kept = torch.maximum(torch.sigmoid(logit / temperature) * real, kept)
         boundaries.append(mask)
         weights.append(weight)
     scored: Scored = (float(real.shape[-1]),) * trace.layers

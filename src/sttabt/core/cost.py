@@ -21,6 +21,9 @@ class Architecture:
     pooler: the head maps the output token through a square layer before it classifies.
     stem: multiply-adds of what is computed whole, whichever patches are embedded: convolutions (LV-ViT).
     classifiers: output tokens, each with a classifier of its own (distilled DeiT has two).
+    pool_feed_forward, pool_skips: a learned query attends to all that the last layer writes but the first tokens, so
+    many, and has a feed-forward of that width (SigLIP); 0 where nothing does.
+    head_inputs: vectors that a classifier reads behind each other (DINOv2: the class token, and the patches' mean).
     auxiliary: one classifier more reads every patch that the last layer writes (LV-ViT as released).
     """
 
@@ -35,6 +38,9 @@ class Architecture:
     classifiers: int = 1
     auxiliary: bool = False
     looked_up: int = 0
+    pool_feed_forward: int = 0
+    pool_skips: int = 0
+    head_inputs: int = 1
 
 
 def encoder_macs(
@@ -57,7 +63,7 @@ def encoder_macs(
     layers = list(zip(reads, writes, queries, projected, strict=True))
     if len(layers) != architecture.layers:
         raise ValueError(f"{len(layers)} layers counted for an architecture of {architecture.layers}")
-    classified: float = architecture.classifiers
+    classified: float = architecture.classifiers * architecture.head_inputs
     if architecture.auxiliary:
         classified += writes[-1] - architecture.classifiers
     embedded = stem_patches * architecture.patch_inputs
@@ -68,8 +74,17 @@ def encoder_macs(
         "projections": sum(query + 2 * read + out for read, _, query, out in layers) * width**2,
         "attention": sum((query + out) * read for read, _, query, out in layers) * width,
         "feed_forward": sum(2 * write for write in writes) * width * architecture.feed_forward,
-        "head": width * (architecture.classes * classified + width * architecture.pooler),
+        "head": width * (architecture.classes * classified + width * architecture.pooler)
+        + _attention_pool_macs(architecture, writes),
     }
+
+
+def _attention_pool_macs(architecture: Architecture, writes: Sequence[float]) -> float:
+    """Keys and values of each row, the query's two products with them, its own two layers and the feed-forward."""
+    if not architecture.pool_feed_forward:
+        return 0.0
+    width, rows = architecture.width, writes[-1] - architecture.pool_skips
+    return 2 * width * (rows * width + rows + width + architecture.pool_feed_forward)
 
 
 def trace_macs(architecture: Architecture, tokens: int, patches: int) -> float:

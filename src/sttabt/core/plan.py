@@ -72,12 +72,19 @@ class TokenPlan:
         """A copy in memory of its own."""
         return TokenPlan(self.lifetime.clone(), self.layers)
 
-    def check(self, outputs: int = 1) -> None:
-        """Raise ValueError unless the first `outputs` tokens live at every boundary."""
-        if not (self.lifetime[:, :outputs] > self.layers).all():
-            raise ValueError(
-                f"a token plan must keep the first {outputs} tokens at every boundary: the output reads them"
-            )
+    def lacking(self, outputs: int = 1, pools: bool = False) -> Tensor:
+        """Which samples (B,) bool lack tokens that the head reads: the first `outputs` at every boundary.
+
+        pools: and one behind them in the last layer, of which the head reads what it writes.
+        """
+        lacking = (self.lifetime[:, :outputs] <= self.layers).any(1)
+        return lacking | (self.lifetime[:, outputs:] < self.layers).all(1) if pools else lacking
+
+    def check(self, outputs: int = 1, pools: bool = False) -> None:
+        """Raise ValueError where a sample lacks what the head reads, see `lacking`."""
+        if self.lacking(outputs, pools).any():
+            one = f"the first {outputs} tokens" + (" and one behind them" if pools else "")
+            raise ValueError(f"a token plan must keep {one} at every boundary: the output reads them")
 
     def _boundaries(self) -> Tensor:
         return torch.arange(self.layers + 1, device=self.lifetime.device)[:, None]
@@ -171,6 +178,11 @@ def keep_all(real: Tensor, layers: int, outputs: int = 1) -> TokenPlan:
 def output_tokens(real: Tensor, outputs: int) -> Tensor:
     """The set that the output reads: (B, N) bool, True on the first `outputs` tokens."""
     return (torch.arange(real.shape[-1], device=real.device) < outputs).expand_as(real)
+
+
+def least_kept(outputs: int, pools: bool) -> int:
+    """How many tokens a layer always keeps: the output tokens, and one that a pooling head can read."""
+    return outputs + pools
 
 
 def tokens_to_keep(keep: float, real_tokens: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sttabt.core.forward import forward_select
 from sttabt.core.ltp import hard_mask
-from sttabt.core.plan import output_tokens
+from sttabt.core.plan import largest, output_tokens
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,23 @@ class MostReceived:
 
 @dataclass(frozen=True)
 class AboveThreshold:
-    """In each layer but the last all tokens that receive more than its threshold, of `threshold` (L-1,)."""
+    """In each layer but the last all tokens that receive more than its threshold, of `threshold` (L-1,).
+
+    pools: of the tokens behind the output tokens the one that receives most goes on as well, for a head that reads one
+    at least.
+    """
 
     threshold: Tensor
+    pools: bool = False
     counts: None = None
 
     def select(self, layer: int, received: Tensor, alive: Tensor, outputs: int) -> Tensor:
         """As MostReceived's."""
-        return (hard_mask(received, self.threshold[layer]) | output_tokens(alive, outputs)) & alive
+        first = output_tokens(alive, outputs)
+        kept = hard_mask(received, self.threshold[layer]) | first
+        if self.pools:
+            kept = kept | largest(received, torch.ones_like(alive[:, 0], dtype=torch.long), among=alive & ~first)
+        return kept & alive
 
 
 Selection = MostReceived | AboveThreshold

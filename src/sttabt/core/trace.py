@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sttabt.core.plan import Scored, rows_with_weight
+from sttabt.core.plan import Scored, output_tokens, rows_with_weight
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class AttentionTrace:
 
     queries, keys: L tensors (B, H, N, d); real: (B, N) bool, False on padding; scale: what a product of the two is
     multiplied by to be a score, 1/sqrt(d) unless the queries are scaled already. may_pad: False where it is known that
-    no token is padding, which saves looking.
+    no token is padding, which saves looking. pools: the head reads all tokens behind the output tokens, and not these.
     """
 
     queries: tuple[Tensor, ...]
@@ -25,6 +25,7 @@ class AttentionTrace:
     real: Tensor
     scale: float = 1.0
     may_pad: bool = True
+    pools: bool = False
 
     @property
     def layers(self) -> int:
@@ -39,6 +40,11 @@ class AttentionTrace:
         """Whether any token is padding; in a graph and on a device, which are not asked, whether any may be."""
         unasked = torch.compiler.is_compiling() or self.real.is_cuda
         return self.may_pad and (unasked or not bool(self.real.all()))
+
+    def read_by_head(self, outputs: int) -> Tensor:
+        """The tokens (B, N) bool that the head of a dense model reads: the first `outputs`, or all behind them."""
+        first = output_tokens(self.real, outputs)
+        return self.real & ~first if self.pools else first
 
     @property
     def padding(self) -> Tensor | None:

@@ -45,8 +45,8 @@ def run_dense(backbone: Backbone, inputs: Any) -> DenseRun:
         keys.append(split_heads(key, backbone.heads))
         attended = attend(query, key, value, backbone.heads, bias, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x, attended)
-    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad)
-    return DenseRun(backbone.head(x), tuple(hidden), x, trace)
+    trace = AttentionTrace(tuple(queries), tuple(keys), real, _scale(backbone), backbone.may_pad, backbone.pools)
+    return DenseRun(backbone.head(x, real if backbone.may_pad else None), tuple(hidden), x, trace)
 
 
 @dispatched
@@ -72,7 +72,7 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     )
     kind = KernelTrace if real.is_cuda and HAS_TRITON else AttentionTrace
     may_pad = packing is not None or (backbone.may_pad and in_graph(real))
-    return kind(tuple(queries), tuple(keys), real, _scale(backbone), may_pad)
+    return kind(tuple(queries), tuple(keys), real, _scale(backbone), may_pad, backbone.pools)
 
 
 def pack_real(backbone: Backbone, real: Tensor) -> Packing | None:

@@ -68,14 +68,13 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
 
 def _packings(backbone: Backbone, inputs: Any, plan: TokenPlan) -> list[Packing]:
     """How many tokens live at each boundary, and all that must be known of a batch, in one copy to the host."""
-    kept = (plan.lifetime[:, : backbone.outputs] > plan.layers).all(1)
-    unreadable = backbone.unreadable(inputs)
-    wrong = ~kept if unreadable is None else unreadable | ~kept
+    lacking, unreadable = plan.lacking(backbone.outputs, backbone.pools), backbone.unreadable(inputs)
+    wrong = lacking if unreadable is None else unreadable | lacking
     counts = (plan.with_survivors() if backbone.reads_survivors else plan).counts
     *boundaries, refused = torch.cat([counts.t(), wrong[None]]).tolist()
     if any(refused):
         backbone.check_numbers(inputs)
-        plan.check(backbone.outputs)
+        plan.check(backbone.outputs, backbone.pools)
     return [Packing.of(each, lengths) for each, lengths in zip(counts.unbind(1), boundaries, strict=True)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone, Finish, Rows
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, Keep, backtrack, backtrack_fixed, plan_topk
-from sttabt.core.concrete import plan_concrete
+from sttabt.core.concrete import concrete_plan, plan_concrete
 from sttabt.core.counts import check_counts
 from sttabt.core.plan import MergeRecord, Planned, TokenPlan
 from sttabt.core.received import Selection
@@ -30,6 +30,7 @@ from sttabt.engine.online import (
     LayerAttention,
     Rule,
     first_places,
+    rule_of,
     run_online_dropped,
     run_selected,
     what_the_last_writes,
@@ -52,7 +53,7 @@ class FrozenBackbone(Backbone):
         self.encoder = pack_layers(backbone)
         self.shell = _without_layers(backbone)
         self.architecture, self.outputs = backbone.architecture, backbone.outputs
-        self.may_pad, self.reads_survivors = backbone.may_pad, backbone.reads_survivors
+        self.may_pad, self.pools, self.reads_survivors = backbone.may_pad, backbone.pools, backbone.reads_survivors
         self.head_prefixes = backbone.head_prefixes
         self.eval()
 
@@ -154,8 +155,12 @@ class FrozenTrace(AttentionTrace):
     rows: embedded, (T, D); counts: (B,), those of each sample; queries and keys of padding are 0.
     """
 
-    def __init__(self, encoder: PackedEncoder, rows: Tensor, counts: Tensor, real: Tensor, may_pad: bool) -> None:
-        own = {"encoder": encoder, "embedded": rows, "counts": counts, "real": real, "may_pad": may_pad}
+    def __init__(
+        self, encoder: PackedEncoder, rows: Tensor, counts: Tensor, real: Tensor, may_pad: bool, pools: bool
+    ) -> None:
+        own = {
+            "encoder": encoder, "embedded": rows, "counts": counts, "real": real, "may_pad": may_pad, "pools": pools
+        }  # fmt: skip
         self.__dict__.update(own, scale=(encoder.sizes.width // encoder.sizes.heads) ** -0.5)
 
     encoder: PackedEncoder
@@ -258,12 +263,12 @@ def embed_real(backbone: FrozenBackbone, inputs: Any) -> tuple[Tensor, Tensor, T
 @trace_attention.register
 def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
     real, rows, counts = embed_real(backbone, inputs)
-    return FrozenTrace(backbone.encoder, rows, counts, real, backbone.may_pad)
+    return FrozenTrace(backbone.encoder, rows, counts, real, backbone.may_pad, backbone.pools)
 
 
 @run_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan) -> Tensor:
-    plan.check(backbone.outputs)
+    plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     order, counts = plan.order(), plan.counts
     sample, place = (torch.arange(order.shape[1]) < counts[:, :1]).nonzero(as_tuple=True)
@@ -288,8 +293,9 @@ def _(backbone: FrozenBackbone, inputs: Any, order: Tensor, counts: Sequence[int
 def _(trace: FrozenTrace, keep: Keep, propagation: float, outputs: int) -> Planned:
     each = [keep] * trace.layers if isinstance(keep, float | int) else [] if keep is None else list(keep)
     as_counts = [isinstance(own, int) for own in each]
-    if (any(as_counts) and not all(as_counts)) or (keep is not None and not each):
-        found = backtrack(trace, keep, propagation, outputs)  # says what is wrong, or mixes the two
+    if trace.pools or (any(as_counts) and not all(as_counts)) or (keep is not None and not each):
+        # The kernels start at the output tokens; of numbers that do not fit this says what is wrong, or mixes the two.
+        found = backtrack(trace, keep, propagation, outputs)
         return Planned(found.plan, found.scored)
     lifetime, scored = _topk(trace, each, any(as_counts), propagation, outputs, inclusive=False)
     return Planned(TokenPlan(lifetime, trace.layers), trace.rows_computed(scored))
@@ -297,6 +303,8 @@ def _(trace: FrozenTrace, keep: Keep, propagation: float, outputs: int) -> Plann
 
 @backtrack_fixed.register
 def _(trace: FrozenTrace, counts: Sequence[int], propagation: float = 0.1, outputs: int = 1) -> Tensor:
+    if trace.pools:
+        return backtrack_fixed.default(trace, counts, propagation, outputs)
     if trace.is_padded:
         raise ValueError("samples of unequal length cannot keep the same number of tokens")
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
@@ -308,6 +316,9 @@ def _(trace: FrozenTrace, counts: Sequence[int], propagation: float = 0.1, outpu
 def _(
     trace: FrozenTrace, p_logit: Tensor, propagation: float, temperature: float, outputs: int, negligible: float
 ) -> Planned:
+    if trace.pools:
+        found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
+        return Planned(found.plan.harden(), found.scored)
     lifetime, scored = kernels.plan_concrete(
         trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
         p_logit.detach(), propagation, temperature, negligible,
@@ -351,6 +362,8 @@ def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
 
 @run_selected.register
 def _(backbone: FrozenBackbone, inputs: Any, selection: Selection) -> Run:
+    if backbone.pools and selection.threshold is not None:
+        return run_online_dropped(backbone, inputs, rule_of(selection, backbone.outputs))
     real, x, counts = embed_real(backbone, inputs)
     x, left, lifetime = kernels.select(
         x, backbone.encoder.buffer, backbone.encoder.sizes, counts, selection.counts, selection.threshold,

@@ -118,7 +118,7 @@ def _chunks(x: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
 
 def _scaled(module: Any, scale: nn.Module) -> Linear:
     """What a linear layer with a layer scale behind it is."""
-    gamma = getattr(scale, "gamma", None)
+    gamma = getattr(scale, "gamma", getattr(scale, "lambda1", None))
     if gamma is None:
         return Linear(module.weight, module.bias)
     return Linear(gamma[:, None] * module.weight, None if module.bias is None else gamma * module.bias)
@@ -143,11 +143,12 @@ def _is_exact_gelu(module: nn.Module) -> bool:
 
 
 def _is_layer_scale(module: nn.Module) -> bool:
-    return type(module).__name__ == "LayerScale" and type(module).__module__.startswith("timm.")
+    kind = type(module)
+    return kind.__name__.endswith("LayerScale") and kind.__module__.startswith(("timm.", "transformers."))
 
 
 def _drops_by_name(module: nn.Module) -> bool:
-    return type(module).__name__ in DROPOUTS
+    return type(module).__name__.endswith(DROPOUTS)
 
 
 def _drops(module: nn.Module) -> bool:

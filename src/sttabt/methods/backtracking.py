@@ -28,8 +28,10 @@ class Backtracking(PlannedMethod):
         assert trace is not None, "back-tracking needs an attention trace"
         if self.counts:
             check_lengths(trace, self.counts)
-            plan = fixed_plan(self.order(trace, self.counts), self.counts, trace.real.shape[1])
-            return Planned(plan, tuple(map(float, self.counts[1:])))
+            tokens = trace.real.shape[1]
+            plan = fixed_plan(self.order(trace, self.counts), self.counts, tokens)
+            last = tokens - self.outputs if self.pools else self.outputs
+            return Planned(plan, tuple(map(float, [*self.counts[1:-1], last])))
         keep: Keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
         if keep is not None and self.settings.spread and not base.may_pad:
             keep = spread_shares(self.settings.keep_ratio, self.layers, base.tokens)
@@ -42,9 +44,9 @@ class Backtracking(PlannedMethod):
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for counts that drop what the head reads."""
-        if self.counts and self.counts[-2] < self.outputs:
+        if self.counts and self.counts[-2] < self.least:
             raise UserError(
-                f"sparsity.counts={self.settings.counts} must hold at least {self.outputs} tokens in every layer, those"
+                f"sparsity.counts={self.settings.counts} must hold at least {self.least} tokens in every layer, those"
                 " that the head reads"
             )
 

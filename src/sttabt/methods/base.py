@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
-from sttabt.core.plan import Planned, TokenPlan
+from sttabt.core.plan import Planned, TokenPlan, least_kept
 from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
@@ -64,6 +64,8 @@ class SoftRun:
 class Method(nn.Module, ABC):
     """Constructed with its settings, the number of layers and of tokens that are never dropped.
 
+    pools: the head of the base model pools (`Backbone.pools`); the pruned model says so.
+
     The class of the settings (sttabt.settings.methods) says what readers call it and where it comes from.
     """
 
@@ -72,6 +74,13 @@ class Method(nn.Module, ABC):
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__()
         self.settings, self.layers, self.outputs = settings, layers, outputs
+
+    pools = False
+
+    @property
+    def least(self) -> int:
+        """How many tokens of a sample every layer keeps at the least."""
+        return least_kept(self.outputs, self.pools)
 
     @property
     def title(self) -> str:
@@ -392,9 +401,10 @@ class ClassAttentionMethod(OnlineMethod, TunedMethod):
 
 def check_class_token(title: str, base: Backbone) -> None:
     """Raises UserError for a model without a class token, whose attention the method reads."""
-    if base.outputs < 1:
+    if base.pools or base.outputs < 1:
         raise UserError(
-            f"{title} scores tokens by the attention of a class token, and this model has none: choose another sparsity"
+            f"{title} scores tokens by the attention of a class token, and this model's head reads none, but pools"
+            " tokens: choose another method, such as backtracking, ltp or tome"
         )
 
 

@@ -28,8 +28,7 @@ from sttabt.core.merge import Merging, merge_into
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.merging import MergingRows, MergingRule
 from sttabt.engine.merging_soft import SoftMerging, SoftMergingRule, SoftRows, run_merging_soft
-from sttabt.errors import UserError
-from sttabt.methods.base import MergingMethod, SoftRun, TrainedMethod
+from sttabt.methods.base import MergingMethod, SoftRun, TrainedMethod, check_class_token
 
 PRUNE, MERGE = 0, 1
 
@@ -50,8 +49,7 @@ class DiffRate(MergingMethod, TrainedMethod):
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a model without a class token, whose attention says what is important."""
-        if base.outputs < 1:
-            raise UserError(f"{self.title} sorts tokens by a class token's attention, and this model has none")
+        check_class_token(self.title, base)
 
     def rule(self, real: Tensor) -> MergingRule:
         tokens, shares = real.sum(-1).tolist(), self._shares()

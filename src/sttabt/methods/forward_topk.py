@@ -14,4 +14,4 @@ class ForwardTopk(ReceivedMethod):
     def selection(self, real: Tensor) -> MostReceived:
         ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)[:-1]
         shares = torch.tensor(ratios, dtype=torch.float64).to(real.device, non_blocking=True)[:, None]
-        return MostReceived((shares * real.sum(-1).double()).floor().long().clamp_min(1))
+        return MostReceived((shares * real.sum(-1).double()).floor().long().clamp_min(self.least))

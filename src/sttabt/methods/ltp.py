@@ -28,7 +28,7 @@ class Ltp(ReceivedMethod, TrainedMethod):
         return self.threshold * self.settings.threshold_scale
 
     def selection(self, real: Tensor) -> AboveThreshold:
-        return AboveThreshold(self.thresholds[:-1])
+        return AboveThreshold(self.thresholds[:-1], self.pools)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run = run_online_soft(base, inputs, self._soft_rule())

@@ -35,7 +35,8 @@ class PowerBert(ReceivedMethod, TrainedMethod):
         self.retention = nn.Parameter(torch.full((layers - 1, settings.bins), float(settings.start)))
 
     def selection(self, real: Tensor) -> MostReceived:
-        return MostReceived(retention_counts(self.retention + self.settings.retention_shift, real))
+        counts = retention_counts(self.retention + self.settings.retention_shift, real)
+        return MostReceived(counts.clamp_min(self.least))
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run, real = run_online_soft(base, inputs, self._soft_rule(), before_feed_forward=True), base.real(inputs)

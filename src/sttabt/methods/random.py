@@ -21,12 +21,12 @@ class Random(PlannedMethod):
         outputs = output_tokens(real, self.outputs)
         lengths = real.sum(-1).tolist() if base.may_pad else [real.shape[1]] * len(real)
         noise = self._noise(base.samples(inputs), lengths, real)
-        count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1))
+        count = tokens_to_keep(self.settings.keep_ratio, real.sum(-1)).clamp_min(self.least)
         kept = largest(noise.masked_fill(outputs, 2.0), count, among=real) | outputs
         lifetime = kept * self.layers
         if self.settings.spread and not base.may_pad:
             shares = spread_shares(self.settings.keep_ratio, self.layers, real.shape[1])
-            counts = (tokens_to_keep(keep, real.sum(-1)) for keep in shares)
+            counts = (tokens_to_keep(keep, real.sum(-1)).clamp_min(self.least) for keep in shares)
             ranked = noise.masked_fill(outputs, 2.0)
             lifetime = torch.stack([largest(ranked, own, among=real) | outputs for own in counts]).sum(0)
         return Planned(TokenPlan(lifetime + outputs.long(), self.layers))

@@ -46,11 +46,22 @@ class ApproximateNetwork(nn.Module):
         return trace_attention(self.backbone, inputs)
 
     def start_from(self, base: Backbone) -> None:
-        """Interpolated start: each encoder parameter is the base's, flattened and resized by nearest neighbour."""
+        """Interpolated start: each encoder parameter is the base's, flattened and resized by nearest neighbour.
+
+        Raises UserError for a base model with other weights than its library gives it.
+        """
+        fresh = (*base.head_prefixes, *base.narrow_prefixes)
+        known = self.backbone.model.state_dict().keys()
+        if other := [name for name in base.model.state_dict() if name not in known and not name.startswith(fresh)]:
+            raise UserError(
+                f"{other[0]} is no plain weight, so that no approximate network can start from it: merge it first"
+                " (LoRA: merge_and_unload(); parametrize.remove_parametrizations), quantise afterwards, or"
+                " choose a method that needs no such network, as attention='actual'"
+            )
         parts = self.backbone.parts()
         with torch.no_grad():
             for name, wide in base.parts().items():
-                if not name.startswith((*base.head_prefixes, *base.narrow_prefixes)):
+                if not name.startswith(fresh):
                     parts[name].copy_(resize_flat(wide, parts[name].shape))
 
     def is_head(self, name: str) -> bool:

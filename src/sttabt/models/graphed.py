@@ -163,7 +163,7 @@ class _Bucketed(_Graphs):
         plan, real = found.planned.plan, self.base.real(inputs)
         if refused:
             self.base.check_numbers(inputs)
-            plan.check(self.base.outputs)
+            plan.check(self.base.outputs, self.base.pools)
         half = len(sizes) // 2
         wanted = Bucket(tuple(sizes[:half]), tuple(sizes[half:]))
         bucket = choose_bucket(wanted, list(self.buckets), *real.shape)
@@ -176,7 +176,7 @@ class _Bucketed(_Graphs):
         inputs = self.base.prepare(self.given)
         planned = self.model.method.plan(self.base, inputs, self.model.trace(inputs))
         plan = planned.plan.with_survivors() if self.base.reads_survivors else planned.plan
-        counts, wrong = plan.counts, ~(plan.lifetime[:, : self.base.outputs] > plan.layers).all(1)
+        counts, wrong = plan.counts, plan.lacking(self.base.outputs, self.base.pools)
         if (unreadable := self.base.unreadable(inputs)) is not None:
             wrong = wrong | unreadable
         sizes = torch.cat([counts.sum(0), counts.amax(0), wrong.any()[None]])

@@ -1,0 +1,60 @@
+"""What a model is that no adapter serves, and what would serve instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sttabt.errors import nearest
+
+_INSIDE = "prune what it holds, its .module, and wrap the result"
+_GRAPH = "a graph has no layers to step through: prune the model that it was made of, and export or trace the result"
+_ENCODER = "give a ForSequenceClassification of the same weights, or a model with a classifier"
+# By what the qualified name of a class, or of one that it extends, begins with; the first that fits.
+REASONS = {
+    "torch.nn.parallel.distributed.": _INSIDE,
+    "torch.nn.parallel.data_parallel.": _INSIDE,
+    "torch.optim.swa_utils.": _INSIDE,
+    "torch._dynamo.eval_frame.": "prune what was compiled, its ._orig_mod, and compile the result",
+    "torch.jit.": _GRAPH,
+    "torch.fx.": _GRAPH,
+    "peft.": "merge the adapters into the weights and prune that, model.merge_and_unload()",
+    "torch.nn.modules.container.Sequential": "prune the encoder in it, and put the result in its place",
+    "timm.models.naflexvit.": "it reads images as lists of patches: a VisionTransformer of that size serves",
+    "timm.models.eva.": "it has rotary positions or gated feed-forwards: a VisionTransformer of that size serves",
+    "timm.models.vision_transformer_relpos.": "its attention adds relative positions: a VisionTransformer serves",
+    "timm.models.beit.": "its attention adds relative positions: a VisionTransformer serves",
+    "timm.models.swin": "it attends in windows of a grid, which dropped patches would tear: a VisionTransformer serves",
+    "timm.models.": "it is no VisionTransformer of one width: timm.list_models('vit_*') names those that mostly serve",
+    "transformers.models.modernbert.": "it has rotary positions and local attention: BERT or RoBERTa serve",
+    "transformers.models.deberta": "its attention adds relative positions: BERT or RoBERTa serve",
+    "transformers.models.albert.": "its layers share their weights: BERT or RoBERTa serve",
+    "transformers.models.bert.": _ENCODER,
+    "transformers.models.roberta.": _ENCODER,
+    "transformers.models.xlm_roberta.": _ENCODER,
+    "transformers.models.camembert.": _ENCODER,
+    "transformers.models.electra.": _ENCODER,
+    "transformers.models.distilbert.": _ENCODER,
+    "transformers.models.vit.": "give its ForImageClassification",
+    "transformers.models.deit.": "give its ForImageClassification",
+    "transformers.models.dinov2": "give its ForImageClassification",
+    "transformers.models.clip.": "timm's vit_*_clip_* is that encoder as a VisionTransformer",
+    "transformers.models.siglip": "timm's vit_*_siglip_* is that encoder as a VisionTransformer",
+    "builtins.str": "it is a name: give the model, e.g. timm.create_model(name, pretrained=True)",
+}
+
+
+def refusal(model: Any, served: Iterable[str]) -> str:
+    """A line that says why a model cannot be pruned; served: qualified names of the classes that can."""
+    kind = type(model)
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+    for start, reason in REASONS.items():
+        if any(base.startswith(start) for base in bases):
+            return f"a {kind.__name__} cannot be pruned: {reason}"
+    by_library: dict[str, list[str]] = {}
+    for name in sorted(served):
+        by_library.setdefault(name.partition(".")[0], []).append(name.rpartition(".")[2])
+    near = nearest(kind.__name__, {name for names in by_library.values() for name in names})
+    hint = f" ({near})" if near.startswith("did you mean") else ""
+    known = "; ".join(f"{library}'s {', '.join(names)}" for library, names in by_library.items())
+    return f"a {kind.__name__} cannot be pruned{hint}: give one of {known}"

@@ -1,0 +1,87 @@
+"""Models of transformers beside BERT: called by keyword, answered as the library answers; or refused in a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import sttabt
+from conftest import BERT, make_text
+from sttabt.backbones import adapt
+from sttabt.errors import UserError
+
+SIZES = {**BERT, "type_vocab_size": 2, "pad_token_id": 0, "num_labels": 5}
+VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+VISION = ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters")
+TEXT = ("Roberta", "XLMRoberta", "Camembert", "Electra")
+
+
+def vision(family: str, **changes: Any) -> Any:
+    torch.manual_seed(2)
+    own = {"mlp_ratio": 2} if family.startswith("Dino") else {"intermediate_size": 48}
+    config = getattr(transformers, f"{family}Config")(**{**VIT, **own, "num_labels": 5, **changes})
+    return getattr(transformers, f"{family}ForImageClassification")(config).eval()
+
+
+def text_model(family: str) -> Any:
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}Config")(**SIZES)
+    return getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (4, 3, 32, 32)), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("family", VISION)
+@torch.inference_mode()
+def test_a_vision_model_is_called_and_answers_as_the_librarys(family: str) -> None:
+    model, labels = vision(family), torch.arange(4)
+    for method, settings in (("backtracking", {"approx": 2}), ("backtracking_actual", {}), ("random", {})):
+        pruned = sttabt.prune(model, method, keep_ratio=1.0, **settings)
+        found, expected = pruned(pixel_values=images(), labels=labels), model(pixel_values=images(), labels=labels)
+        assert type(found) is type(expected)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.loss, expected.loss)
+        (logits,) = pruned(images(), return_dict=False)
+        torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.3).run(images())
+    assert sparse.plan.occupancy().mean() < 0.6
+
+
+@pytest.mark.parametrize("family", TEXT)
+@torch.inference_mode()
+def test_a_text_model_is_called_and_answers_as_the_librarys(family: str) -> None:
+    model, text = text_model(family), make_text()
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    found, expected = (each(**given, labels=torch.arange(4)) for each in (pruned, model))
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_what_a_call_cannot_mean_is_refused() -> None:
+    pruned = sttabt.prune(vision("DeiT"), "random")
+    for given, message in (
+        ({"pixel_values": images(), "output_attentions": True}, "does not take output_attentions"),
+        ({"pixel_values": images(), "interpolate_pos_encoding": True}, "does not take interpolate_pos_encoding"),
+        ({"labels": torch.arange(4)}, "reads pixel_values"),
+        ({"pixel_values": images(2, 3, 40, 40)}, "images are 40x40 pixels, but the model reads 32x32: resize them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pruned(**given)
+    text = make_text()
+    with pytest.raises(UserError, match="input_ids holds 0, the id of padding, in a text"):
+        sttabt.prune(text_model("Roberta"), "random")(input_ids=torch.zeros_like(text.ids), attention_mask=text.real)
+
+
+def test_what_would_not_be_reproduced_is_refused() -> None:
+    with pytest.raises(UserError, match="is a Dinov2SwiGLUFFN, whose forward would not run: it must be a Dinov2MLP"):
+        adapt(vision("Dinov2", use_swiglu_ffn=True))
+    with pytest.raises(UserError, match="does not divide the feed-forward width 42"):
+        adapt(vision("ViT", intermediate_size=42)).narrow(4)
