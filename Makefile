@@ -61,7 +61,7 @@ $(FASHION):
 	touch $@
 
 docs: setup  ## the guides and the reference as pages, into site/, read without a network: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

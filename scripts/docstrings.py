@@ -11,7 +11,7 @@ from typing import Any
 
 import griffe
 
-ENTRY = re.compile(r"^((?:[a-z_]+, )*[a-z_]+): ", re.MULTILINE)
+ENTRY = re.compile(r"^((?:[a-z]\w*, )*[a-z]\w*): ", re.MULTILINE)
 RAISES = re.compile(r"^Raises ", re.MULTILINE)
 
 

@@ -23,7 +23,8 @@ from sttabt.models.approximate import ApproximateNetwork
 class PrunedModel(nn.Module):
     """A base model under a method. `approx` is the approximate network, where the method reads one.
 
-    `run` gives logits and what was kept; `forms` are other ways to compute the same.
+    `run` gives logits and what was kept; `forms` are other ways to compute the same. `calibration` says what was found
+    where a budget was asked for, and is None elsewhere.
     Raises UserError for a method that cannot prune this base model.
     """
 
@@ -34,7 +35,7 @@ class PrunedModel(nn.Module):
         method.check(base)
         method.fit_to(base)
         self.base, self.method, self.approx = base, method, approx
-        self.calibration: Calibration | None = None  # what was found, where a budget was asked for
+        self.calibration: Calibration | None = None
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Called as the base model's library is, and gives what that gives, from the tokens that are kept."""
