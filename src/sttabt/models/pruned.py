@@ -35,7 +35,7 @@ class PrunedModel(nn.Module):
         method.check(base)
         method.fit_to(base)
         self.base, self.method, self.approx = base, method, approx
-        self.calibration: Calibration | None = None
+        self.calibration: Calibration | None = None  # what was found, where a budget was asked for
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Called as the base model's library is, and gives what that gives, from the tokens that are kept."""
