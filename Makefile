@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench browser test test-long gpu gpu-wheels lint setup clean movie-reviews fashion-mnist
+.PHONY: run bench browser docs test test-long gpu gpu-wheels lint setup clean movie-reviews fashion-mnist
 
 run: setup  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
@@ -60,6 +60,9 @@ $(FASHION):
 	cp data/download/usr/share/datasets/fashion-mnist/*.gz $(@D)
 	touch $@
 
+docs: setup  ## the guides and the reference as pages, into site/, read without a network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +77,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist wheels src/*.egg-info
+	rm -rf .venv build dist site wheels src/*.egg-info

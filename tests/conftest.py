@@ -180,11 +180,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if missed := [report for report in skipped if report.longrepr[2].endswith(NO_GPU)]:
         terminalreporter.section("NOTHING RAN ON A GPU", red=True, bold=True)
         terminalreporter.write_line(f"{len(missed)} tests were skipped, as {NO_GPU}: DEVICE=cpu rehearses most of them")
-    if pages := [report for report in skipped if "test_report_page" in report.nodeid]:
-        terminalreporter.section("THE PAGE WAS NOT TESTED", red=True, bold=True)
+    if pages := [report for report in skipped if "no browser" in report.longrepr[2]]:
+        terminalreporter.section("PAGES WERE NOT TESTED", red=True, bold=True)
         terminalreporter.write_line(
-            f"{len(pages)} tests of the report's page in a browser were skipped: install chromium and chromium-driver,"
-            " or run `make browser` as root"
+            f"{len(pages)} tests of the report's page and of the docs in a browser were skipped: install chromium and"
+            " chromium-driver, or run `make browser` as root"
         )
     if DONE:
         terminalreporter.section("trials: rows of docs/RELIABILITY.md")

@@ -46,7 +46,7 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _sweep_jobs(experiment: str, *overrides: str) -> list[list[str]]:
+def sweep_jobs(experiment: str, *overrides: str) -> list[list[str]]:
     """The jobs of an experiment that is a sweep by itself, as Hydra would start them."""
     with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="sttabt"):
         from hydra.core.global_hydra import GlobalHydra
@@ -131,13 +131,13 @@ def test_every_experiment_composes_and_begins_with_its_card(experiment: str, tmp
     if "/dataset: imagenet" in text:
         for part in ("train", "val"):
             (tmp_path / part / "cat").mkdir(parents=True)
-    jobs = _sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]
+    jobs = sweep_jobs(experiment, *here) if "MULTIRUN" in text else [[f"experiment={experiment}", *here]]
     for job in _covering(jobs):
         assert compose_settings(job).name == experiment
 
 
 def test_the_quickstart_compares_methods_of_every_kind_with_a_control() -> None:
-    found = [compose_settings(job).sparsity for job in _sweep_jobs("quickstart")]
+    found = [compose_settings(job).sparsity for job in sweep_jobs("quickstart")]
     assert found[0].method == "dense", "cheap jobs come first"
     assert {"random", "concrete", "backtracking"} < {each.method for each in found} <= set(method_names())
     swept = {each.label for each in found if sum(other.label == each.label for other in found) > 1}
@@ -154,7 +154,7 @@ GRID = {  # jobs of a task, dense and others
 
 @pytest.mark.parametrize("experiment", GRID)
 def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(experiment: str) -> None:
-    jobs = _sweep_jobs(experiment)
+    jobs = sweep_jobs(experiment)
     tasks = Counter(override for job in jobs for override in job if override.startswith("dataset=glue_"))
     assert tasks == {f"dataset=glue_{task}": GRID[experiment] for task in GLUE_TASKS}
     for job in jobs:
@@ -166,7 +166,7 @@ def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(expe
             else [f"sparsity.training.grad_clip_norm={0.5 if clipped else 0}"]
         )
     for task in ("cola", "sst2"):  # one of each of the two grids
-        one = _sweep_jobs(experiment, f"dataset=glue_{task}", "dataset.path=.")
+        one = sweep_jobs(experiment, f"dataset=glue_{task}", "dataset.path=.")
         assert len(one) == GRID[experiment], "a task on the command line keeps its own grids alone"
         assert all("dataset.path=." in job and "dataset.path=''" not in job for job in one)
         assert "sparsity=dense" in one[0], "cheap jobs come first"
@@ -183,7 +183,7 @@ def test_an_experiment_on_glue_has_the_papers_grid_and_recipe_for_each_task(expe
 def test_an_experiment_on_imagenet_has_the_papers_grid_and_recipe(experiment: str, points: int, tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
-    jobs = _sweep_jobs(experiment, f"dataset.path={tmp_path}")
+    jobs = sweep_jobs(experiment, f"dataset.path={tmp_path}")
     assert len(jobs) == 1 + points and "sparsity=dense" in jobs[0]
     settings = compose_settings(jobs[-1])
     assert settings.dataset.image_size == 224 and update_size(settings, "prune") == 512
@@ -216,7 +216,7 @@ def test_what_a_sweep_chooses_is_a_setting_of_its_rows() -> None:
 
 
 def test_a_method_on_the_command_line_keeps_its_grid_alone() -> None:
-    jobs = _sweep_jobs("quickstart", "sparsity=random", "seed=0,1")
+    jobs = sweep_jobs("quickstart", "sparsity=random", "seed=0,1")
     settings = [compose_settings(job) for job in jobs]
     assert {one.sparsity.method for one in settings} == {"random"}
     assert sorted((one.sparsity.keep_ratio, one.seed) for one in settings) == [

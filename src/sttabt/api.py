@@ -109,7 +109,9 @@ def calibrate(pruned: PrunedModel, budget: float | Budget, batches: Iterable[Any
 
     budget: a share of multiply-adds, everything counted, or `Budget(time=0.5)` of time: of the frozen dense model's on
     a CPU, on which the pruned one is to be frozen, too, or with baseline="library" of the library's; batch and samples
-    are those of `batches`. batches: as `distil` takes them; data for training or validation, never for testing.
+    are those of `batches`.
+    batches: as `distil` takes them; data for training or validation, never for testing.
+
     `pruned.calibration` says what was asked, reached and found. One line is logged where the budget cannot be reached:
     the nearest that can is taken. Distil the approximate network first: another one plans otherwise.
     Raises UserError for a method without such a setting, a share out of its range, or batches that cannot be read.
@@ -123,9 +125,10 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     """Trains the approximate network of `pruned` to guess its base model's attention; gives back `pruned`.
 
     batches: an iterable that can be gone through `epochs` times, e.g. a DataLoader. A batch is images, a `text`, a
-    tokenizer's encoding, or a pair of one of these and labels, which are not used. The base model stays as it is.
-    AdamW at a constant rate on the losses of METHOD section 1, on the device where the model is; the stage `approx`
-    adds warm-up, validation and checkpoints.
+    tokenizer's encoding, or a pair of one of these and labels, which are not used.
+
+    The base model stays as it is. AdamW at a constant rate on the losses of METHOD section 1, on the device where the
+    model is; the stage `approx` adds warm-up, validation and checkpoints.
     Raises UserError when the method reads no approximate network, a batch cannot be read, `batches` is empty, or the
     training diverges; the network is then as it was before.
     """

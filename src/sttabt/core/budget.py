@@ -23,7 +23,8 @@ Cost = Callable[[float], float]
 class Calibration:
     """What was found for a budget: with the method's setting `dial` at `value` the share `of` is `reached`.
 
-    of: a cost as rows name it, macs_share, time_ratio or time_ratio_frozen; asked, reached: shares of the dense model;
+    of: a cost as rows name it, macs_share, time_ratio or time_ratio_frozen.
+    asked, reached: shares of the dense model's.
     kept: share of real tokens that layers write then, mean over layers.
     """
 

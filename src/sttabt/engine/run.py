@@ -11,8 +11,11 @@ from sttabt.core.plan import Kept, Scored
 
 @dataclass(frozen=True)
 class Run:
-    """logits (B, classes); plan: what was kept at each layer boundary; real: (B, N) bool, False on padding.
+    """What a batch gave, and what it was computed from.
 
+    logits: (B, classes).
+    plan: what was kept at each layer boundary.
+    real: (B, N) bool, False on padding.
     scored: rows of attention a sample that were computed to make the plan, by layer; () where none were.
     """
 

@@ -35,8 +35,10 @@ def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
     weights (`model.to(torch.bfloat16)` before) and replays CUDA graphs, which it captures as shapes of inputs come
     (models.graphed).
     model: a pruned model in evaluation mode, or a dense one: a Backbone, or a library's model as `prune` takes it.
-    Nothing is shared: the original may be trained on, changed or deleted. strict=False leaves to torch what the kernels
-    cannot reproduce, and logs it; `left_to_torch` of the result says what that is.
+    strict: False leaves to torch what the kernels cannot reproduce, and logs it; `left_to_torch` of the result says
+    what that is.
+
+    Nothing is shared: the original may be trained on, changed or deleted.
     Raises UserError, naming the modules, for what cannot be reproduced: hooks, subclasses such as LoRA's, dropout at
     work, other dtypes on CPUs, and where sttabt was installed without a C++ compiler. On CUDA: for texts, and for
     methods that decide layer by layer or on the host how many tokens are left.

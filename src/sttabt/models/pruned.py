@@ -23,7 +23,8 @@ from sttabt.models.approximate import ApproximateNetwork
 class PrunedModel(nn.Module):
     """A base model under a method. `approx` is the approximate network, where the method reads one.
 
-    `run` gives logits and what was kept; `forms` are other ways to compute the same.
+    `run` gives logits and what was kept; `forms` are other ways to compute the same. `calibration` says what was found
+    where a budget was asked for, and is None elsewhere.
     Raises UserError for a method that cannot prune this base model.
     """
 

@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written. counts: tokens at every boundary (L+1); difference: largest of its logits from torch's;
+    """A file that was written.
+
+    counts: tokens at every boundary (L+1).
+    difference: largest of its logits from torch's.
     agreement: share of the calibration inputs of which an int8 file predicts the same class, None for float32.
     """
 
@@ -64,12 +67,13 @@ def export(
     """`model` as a file for another runtime: planner included, really fewer tokens, the same number for each input.
 
     model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense.
-    format: "onnx", "openvino", "torch" (torch.export) or "executorch". counts: tokens that each layer reads (L); None:
-    those of the method, or the mean of what it keeps of `calibration`: an iterable of batches of inputs, alone or with
-    labels.
+    format: "onnx", "openvino", "torch" (torch.export) or "executorch".
+    counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`.
+    calibration: an iterable of batches of inputs, alone or with labels.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
-    opset: of onnx, 18 or later. class_names, preprocessing: go into the file; None: as the library's model says.
+    opset: of onnx, 18 or later.
+    class_names, preprocessing: go into the file; None: as the library's model says.
 
     The file takes `images` (B, C, height, width) float32, or `input_ids`, `attention_mask` and, where the model reads
     them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B
