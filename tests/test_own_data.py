@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,9 +25,12 @@ from sttabt.cli.composition import compose_settings
 from sttabt.data import load_splits
 from sttabt.data.base import Splits, split_classes
 from sttabt.errors import UserError
+from sttabt.lit.launch import found_hardware
 from sttabt.pipeline.stage import Context
-from sttabt.settings import DatasetSettings, ModelSettings
+from sttabt.pipeline.stages import run_stages
+from sttabt.settings import DatasetSettings, HardwareSettings, ModelSettings
 from sttabt.store.contents import digest
+from sttabt.store.job import Job
 from test_text_data import WORDS, make_tokenizer, sentences, texts_of
 
 SIZES = {"cat": 30, "dog": 20, "fox": 3}  # images a class
@@ -230,6 +234,28 @@ def test_a_job_has_the_number_that_was_counted(tmp_path: Path) -> None:
     )
     assert counted.settings == given.settings and counted.task == given.task and counted.task.classes == 3
     assert counted.contents == given.contents
+
+
+def test_the_base_alone_is_trained_on_ones_own_folder_on_the_hardware_that_is_there(tmp_path: Path, caplog) -> None:
+    root = _images(tmp_path / "mine", SIZES)
+    given = ["name=mine", "stages=[base]", "dataset=image_folder", f"dataset.path={root}", "hardware=auto"]
+    given += ["model=test_vit", "model.patch_size=4", "dataset.image_size=8", "model.training.epochs=1", "logger=none"]
+    given += ["hardware.workers=0", "dataset.augment=false", f"paths.artifacts={tmp_path / 'artifacts'}"]
+    there = "gpu" if torch.cuda.is_available() else "cpu"
+    for more in ([], ["dataset.classes=3", f"hardware={there}", "hardware.batch_size=64"]):
+        with caplog.at_level(logging.INFO):
+            run_stages(compose_settings([*given, *more]), Job("", "mine", False, "0"))
+    assert len(list((tmp_path / "artifacts" / "base").glob("[!.]*/artifact.json"))) == 1, "both are one"
+    assert not (tmp_path / "artifacts" / "approx").exists()
+    assert caplog.text.count(f"hardware.accelerator=auto is {there}") == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_accelerator_is_that_of_the_machine(there: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert found_hardware(HardwareSettings(accelerator="auto")).accelerator == ("gpu" if there else "cpu")
+    assert found_hardware(HardwareSettings(accelerator="cpu")).accelerator == "cpu"
 
 
 def test_a_table_without_a_test_split_is_cut(tmp_path: Path, monkeypatch, caplog) -> None:
