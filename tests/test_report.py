@@ -28,6 +28,7 @@ from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.reading import read_rows
 from sttabt.report.rows import Row
 from sttabt.report.table import format_table, table_columns, to_frame
+from sttabt.settings.methods import method_names
 
 LAYERS = 4
 SUFFIXES = ("png", "pdf", "svg", "csv")
@@ -401,15 +402,39 @@ def test_gallery_refuses_tokens_that_come_back():
         replace(gallery, alive=alive)
 
 
-def test_figure_shows_the_middle_of_both_methods():
+def test_figure_shows_the_middle_of_each_method():
     rows = [row for row in make_sweep() if row.seed == 0]
     chosen = choose([(row, make_gallery(row.occupancy)) for row in rows])
     assert [(row.label, round(row.occupancy, 2)) for row, _ in chosen] == [
         ("concrete", 0.5),
         ("back-tracking (approximate attention)", 0.5),
+        ("back-tracking (actual attention)", 0.3),  # its others are at 0.7
+        ("forward top-k", 0.5),
+        ("random", 0.5),
     ]
     others = [(row, make_gallery(row.occupancy)) for row in rows if row.method in ("dense", "random")]
     assert [row.method for row, _ in choose(others)] == ["random"]
+
+
+def test_every_method_has_its_line_in_the_figure_and_dropped_patches_are_explained(tmp_path):
+    rows = [make_row(name, 0.5) for name in method_names() if name != "dense"]
+    for index, row in enumerate(rows):
+        row.write(tmp_path / f"job-{index}" / "row.json")
+        make_gallery(row.occupancy).write(tmp_path / f"job-{index}" / "tokens.npz")
+    made = {
+        name: make_report([tmp_path / folder for folder in folders], tmp_path / name)
+        for name, folders in {"all": [""], "one": ["job-0"]}.items()
+    }
+    names = pd.read_csv(made["all"].figures["tokens"].with_suffix(".csv"))["model"].unique()
+    assert len(names) == len({row.label for row in rows}) == len(rows) > 10
+    for report in made.values():
+        drawn = report.figures["tokens"].with_suffix(".svg").read_text()
+        written = re.findall(r"<!-- (.*?) -->", drawn)
+        assert {"patches that the layer reads", "dropped before it, or merged into others"} <= set(written)
+    drawn = made["all"].figures["tokens"].with_suffix(".svg").read_text()
+    parts = re.findall(r"<!-- (.*?) -->", drawn)
+    assert all(row.label.partition(" ")[0] in " ".join(parts) for row in rows)
+    assert drawn.count("<image ") == 2 + 2 * len(rows) * LAYERS + 2, "two images, under each method, and the key"
 
 
 def test_stale_token_figures_are_removed(tmp_path):
