@@ -23,7 +23,7 @@ from sttabt.report.catalogue import CATALOGUE
 from sttabt.report.choice import best_by_validation
 from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.images import fade
-from sttabt.report.pareto import draw_pareto
+from sttabt.report.pareto import draw_pareto, heap
 from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.reading import read_rows
 from sttabt.report.rows import Row
@@ -400,6 +400,23 @@ def test_gallery_refuses_tokens_that_come_back():
     alive[0, LAYERS] = True
     with pytest.raises(ValueError, match="nested"):
         replace(gallery, alive=alive)
+
+
+def test_points_that_heap_up_have_panels_of_their_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.pareto.save", lambda figure, *_: figures.append(figure) or tmp_path)
+    rows = [make_row("random", share) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    heaped = [
+        replace(row, score=score) for row, score in zip(rows, (0.1, 0.5, 0.6, 0.9, 0.91, 0.92, 0.93, 0.94), strict=True)
+    ]
+    for given, expected in ((heaped, 0.91), (heaped[1:], None), ([replace(row, score=0.5) for row in rows], None)):
+        assert heap(points_by_dataset(given)["digits"]) == expected
+    draw_pareto(points_by_dataset(heaped), tmp_path)
+    panels = [axes for part in figures[0].subfigs for axes in part.axes]
+    assert len(panels) == 6
+    (low, high), (left, right) = panels[3].get_ylim(), panels[3].get_xlim()
+    assert 90 < low < 91 and 94 < high < 95 and 0.4 < left < 0.5 and 0.8 < right < 0.9
+    assert panels[0].get_ylim()[0] < 10 and panels[0].get_xlabel() == "" != panels[3].get_xlabel()
 
 
 def test_figure_shows_the_middle_of_each_method():
