@@ -23,11 +23,12 @@ from sttabt.report.catalogue import CATALOGUE
 from sttabt.report.choice import best_by_validation
 from sttabt.report.gallery import Gallery, ImageGallery, choose, read_galleries
 from sttabt.report.images import fade
-from sttabt.report.pareto import draw_pareto
+from sttabt.report.pareto import draw_pareto, heap
 from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.reading import read_rows
 from sttabt.report.rows import Row
 from sttabt.report.table import format_table, table_columns, to_frame
+from sttabt.settings.methods import method_names
 
 LAYERS = 4
 SUFFIXES = ("png", "pdf", "svg", "csv")
@@ -401,15 +402,56 @@ def test_gallery_refuses_tokens_that_come_back():
         replace(gallery, alive=alive)
 
 
-def test_figure_shows_the_middle_of_both_methods():
+def test_points_that_heap_up_have_panels_of_their_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("sttabt.report.pareto.save", lambda figure, *_: figures.append(figure) or tmp_path)
+    rows = [make_row("random", share) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    heaped = [
+        replace(row, score=score) for row, score in zip(rows, (0.1, 0.5, 0.6, 0.9, 0.91, 0.92, 0.93, 0.94), strict=True)
+    ]
+    for given, expected in ((heaped, 0.91), (heaped[1:], None), ([replace(row, score=0.5) for row in rows], None)):
+        assert heap(points_by_dataset(given)["digits"]) == expected
+    draw_pareto(points_by_dataset(heaped), tmp_path)
+    panels = [axes for part in figures[0].subfigs for axes in part.axes]
+    assert len(panels) == 6
+    (low, high), (left, right) = panels[3].get_ylim(), panels[3].get_xlim()
+    assert 90 < low < 91 and 94 < high < 95 and 0.4 < left < 0.5 and 0.8 < right < 0.9
+    assert panels[0].get_ylim()[0] < 10 and panels[0].get_xlabel() == "" != panels[3].get_xlabel()
+
+
+def test_figure_shows_the_middle_of_each_method():
     rows = [row for row in make_sweep() if row.seed == 0]
     chosen = choose([(row, make_gallery(row.occupancy)) for row in rows])
     assert [(row.label, round(row.occupancy, 2)) for row, _ in chosen] == [
         ("concrete", 0.5),
         ("back-tracking (approximate attention)", 0.5),
+        ("back-tracking (actual attention)", 0.3),  # its others are at 0.7
+        ("forward top-k", 0.5),
+        ("random", 0.5),
     ]
     others = [(row, make_gallery(row.occupancy)) for row in rows if row.method in ("dense", "random")]
     assert [row.method for row, _ in choose(others)] == ["random"]
+
+
+def test_every_method_has_its_line_in_the_figure_and_dropped_patches_are_explained(tmp_path):
+    rows = [make_row(name, 0.5) for name in method_names() if name != "dense"]
+    for index, row in enumerate(rows):
+        row.write(tmp_path / f"job-{index}" / "row.json")
+        make_gallery(row.occupancy).write(tmp_path / f"job-{index}" / "tokens.npz")
+    made = {
+        name: make_report([tmp_path / folder for folder in folders], tmp_path / name)
+        for name, folders in {"all": [""], "one": ["job-0"]}.items()
+    }
+    names = pd.read_csv(made["all"].figures["tokens"].with_suffix(".csv"))["model"].unique()
+    assert len(names) == len({row.label for row in rows}) == len(rows) > 10
+    for report in made.values():
+        drawn = report.figures["tokens"].with_suffix(".svg").read_text()
+        written = re.findall(r"<!-- (.*?) -->", drawn)
+        assert {"patches that the layer reads", "dropped before it, or merged into others"} <= set(written)
+    drawn = made["all"].figures["tokens"].with_suffix(".svg").read_text()
+    parts = re.findall(r"<!-- (.*?) -->", drawn)
+    assert all(row.label.partition(" ")[0] in " ".join(parts) for row in rows)
+    assert drawn.count("<image ") == 2 + 2 * len(rows) * LAYERS + 2, "two images, under each method, and the key"
 
 
 def test_stale_token_figures_are_removed(tmp_path):

@@ -304,6 +304,10 @@ def test_overheads_are_shares_of_the_dense_model(tmp_path):
     (own,) = frame[frame["model"] != OVERHEAD].to_dict("records")
     assert (own["approximate_network_macs"], own["planning_macs"]) == pytest.approx((0.1, 0.025))
     assert (own["approximate_network_time"], own["planning_time"], own["time"]) == pytest.approx((0.11, 0.07, 0.54))
+    assert not (frame["model"] == OVERHEAD).any(), "digits are not like BERT-base"
+    text = make_text_row("concrete")
+    write_overhead(points_by_dataset([*rows, replace(text, macs=text.macs | parts)]), tmp_path)
+    frame = pd.read_csv(tmp_path / "overhead.csv")
     published = frame[frame["model"] == OVERHEAD]
     assert published.set_index("factor")["approximate_network_macs"].loc[4] == pytest.approx(0.0686)
     masks = published[(published["method"] == "concrete masks") & (published["occupancy"] == 0.4)]

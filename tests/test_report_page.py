@@ -83,6 +83,58 @@ def test_the_table_sorts_both_ways_and_empty_cells_stay_last(browser):
         assert button.find_element(By.XPATH, "..").get_attribute("aria-sort") == order
 
 
+def test_settings_sort_by_their_name_and_then_by_their_number(browser):
+    button = find(browser, ".results:first-of-type thead th:nth-child(2) button")[0]
+    for sign in (1, -1):
+        button.click()
+        cells = [cell for cell in column(browser, 2) if cell != "-"]
+        found = [(name, float(number)) for name, _, number in (cell.rpartition(" ") for cell in cells)]
+        assert found == sorted(found)[::sign] and len({name for name, _ in found}) > 1
+        assert min(number for _, number in found) < -1, "numbers below 0 are among them"
+        assert column(browser, 2)[-1] == "-", "what has no setting stays last"
+
+
+def test_the_chart_zooms_to_the_better_half_and_back(browser):
+    marks = {mark.get_attribute("data-row"): float(mark.get_attribute("cy")) for mark in find(browser, ".chart circle")}
+    svg = find(browser, ".chart")[0]
+    whole = svg.find_elements(By.TAG_NAME, "circle")
+    kept = sorted(whole, key=lambda mark: marks[mark.get_attribute("data-row")])
+    names = [mark.get_attribute("data-row") for mark in kept]
+    find(browser, "#zoom")[0].click()
+    near = {
+        mark.get_attribute("data-row"): float(mark.get_attribute("cy"))
+        for mark in svg.find_elements("tag name", "circle")
+    }
+    assert len(names) / 2 <= len(near) < len(names) and set(near) == set(names[: len(near)])
+    spread = [max(places) - min(places) for places in (near.values(), [marks[name] for name in near])]
+    assert spread[0] > 1.5 * spread[1], "they are further apart than before"
+    find(browser, "#zoom")[0].click()
+    assert len(svg.find_elements(By.TAG_NAME, "circle")) == len(whole)
+
+
+def test_a_table_that_is_wider_than_the_page_says_so_and_scrolls(browser):
+    size = browser.get_window_size()
+    hints = "return [...document.querySelectorAll('.wide')].map(wide => [wide.scrollWidth > wide.clientWidth + 1,"
+    hints += " !wide.previousElementSibling.hidden, wide.tabIndex])"
+    try:
+        browser.set_window_size(3000, 900)
+        assert all(said == wide and (tab == 0) == wide for wide, said, tab in browser.execute_script(hints))
+        browser.set_window_size(520, 900)
+        WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(hints)[0] == [True, True, 0])
+        wide = find(browser, ".wide")[0]
+        first = wide.find_element(By.CSS_SELECTOR, "tbody td")
+        before = first.location["x"]
+        browser.execute_script("arguments[0].scrollLeft = 200", wide)
+        assert first.location["x"] == before, "the methods stay in sight"
+    finally:
+        browser.set_window_size(size["width"], size["height"])
+
+
+def test_what_is_dropped_is_explained_beside_the_pictures(browser):
+    key = find(browser, ".key")[0].text
+    assert "a patch that is faded to this is dropped" in key and "a word is the darker, the more layers read it" in key
+
+
 def test_the_filter_hides_rows_and_marks(browser):
     total = len(find(browser, ".results > tbody"))
     assert find(browser, "#count")[0].text == f"{total} of {total} shown"

@@ -18,6 +18,7 @@ from sttabt.data.sources.glue import GLUE_TASKS
 from sttabt.report.build import make_report
 from sttabt.report.curves import curve_styles
 from sttabt.report.gallery import TextGallery, choose
+from sttabt.report.glue import draw_glue
 from sttabt.report.labels import known_labels
 from sttabt.report.literature import LABEL, published_curves
 from sttabt.report.pareto import draw_pareto
@@ -196,6 +197,21 @@ def test_published_curves_of_methods_without_rows_are_left_out(tmp_path):
     assert set(frame[frame["from"] == LABEL]["curve"]) == {"dense", "concrete"}
 
 
+def test_what_was_published_of_bert_stands_beside_no_other_model(tmp_path):
+    own = [make_text_row(name, model=model) for name in ("dense", "concrete") for model in ("bert_base", "minilm_l6")]
+    for draw, name in ((draw_tasks, "tasks"), (draw_glue, "glue")):
+        drawn = {}
+        for model in ("bert_base", "minilm_l6"):
+            draw(points_by_dataset([row for row in own if row.model == model]), tmp_path)
+            drawn[model] = (pd.read_csv(tmp_path / f"{name}.csv")["from"] == LABEL).any()
+        assert drawn == {"bert_base": True, "minilm_l6": False}
+    draw_glue(points_by_dataset(own), tmp_path)
+    frame = pd.read_csv(tmp_path / "glue.csv")
+    assert set(frame["from"]) == {"rows", LABEL} and set(frame[frame["from"] == "rows"]["model"]) == {
+        *("bert_base", "minilm_l6")
+    }
+
+
 def test_nine_data_sets_have_a_panel_each_and_empty_ones_are_hidden(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("sttabt.report.tasks.save", lambda figure, *_: figures.append(figure) or tmp_path)
@@ -233,11 +249,13 @@ def test_figure_compares_texts_at_like_occupancy():
     assert [(row.label, round(row.occupancy, 2)) for row, _ in choose(galleries)] == [
         ("concrete", 0.4),
         ("back-tracking (approximate attention)", 0.45),
+        ("back-tracking (actual attention)", 0.4),
         ("LTP", 0.37),
+        ("forward top-k", 0.4),
     ]
     others = make_text_gallery(0.4, sentences=SENTENCES[:2])
     galleries = [(row, others if row.method == "ltp" else gallery) for row, gallery in galleries]
-    assert [row.method for row, _ in choose(galleries)] == ["concrete", "backtracking", "forward_topk"]
+    assert {row.label for row, _ in choose(galleries)} == {row.label for row, _ in galleries} - {"LTP"}
 
 
 def test_parts_of_a_word_are_joined():

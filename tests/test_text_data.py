@@ -602,9 +602,10 @@ def test_an_encoding_is_read_as_it_is_said(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_split_is_named(model: ModelSettings, tmp_path: Path) -> None:
-    write(table(), tmp_path / "train.csv")
-    with pytest.raises(UserError, match=r"has no test file: name it test.csv"):
+    write(table(), tmp_path / "test.csv")
+    with pytest.raises(UserError, match=r"has no train file: name it train.csv"):
         load_splits(settings(tmp_path), model)
+    write(table(), tmp_path / "train.csv")
     write(table(), tmp_path / "train.tsv")
     with pytest.raises(UserError, match=r"has train.csv and train.tsv: leave one"):
         load_splits(settings(tmp_path), model)
@@ -972,7 +973,7 @@ CHECKED = {
     "dataset.task=regression": "dataset.metric=accuracy is not for dataset.task=regression: set it to pearson or",
     "dataset.metric=pearson": "dataset.metric=pearson is not for dataset.task=classification",
     "dataset.metric=acuracy": "dataset.metric=acuracy is unknown: did you mean 'accuracy'?",
-    "dataset.task=regression dataset.metric=pearson": "dataset.classes=2: a score is one number, set dataset.classes=1",
+    "dataset.classes=2 dataset.task=regression dataset.metric=pearson": "classes=2: a score is one number, set dataset",
     "dataset.classes=1": "dataset.classes=1 is out of range: it must be at least 2",
     "dataset.classes=3 dataset.metric=f1": "dataset.metric=f1 is for two classes, not dataset.classes=3",
     "dataset.columns=[]": "dataset.columns=[]: name one column of text, or two",
@@ -981,7 +982,7 @@ CHECKED = {
     "dataset.label_column=": "dataset.label_column is missing",
     "dataset.header=false": "'sentence' is no number, but dataset.header=false",
     "dataset.max_tokens=0": "dataset.max_tokens=0 is out of range: it must be at least 1 for text",
-    "dataset.class_names=[a]": "are 1 names for dataset.classes=2",
+    "dataset.classes=2 dataset.class_names=[a]": "are 1 names for dataset.classes=2",
     "dataset.positive_above=0 dataset.classes=3": "dataset.positive_above=0.0 makes two classes",
     "dataset.encoding=utf9": "dataset.encoding=utf9 is unknown",
     "dataset.quoting=doubel": "dataset.quoting=doubel is unknown: did you mean 'double'?",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sttabt.bench.training import make_steps
 from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
 from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
+from sttabt.lit.launch import found_hardware
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
@@ -52,7 +53,8 @@ def run_benchmark(settings: SpeedSettings) -> Result:
 
     Raises UserError for a model, a device or a keep that is not there.
     """
-    bench, hardware = settings.bench, settings.hardware
+    bench, hardware = settings.bench, found_hardware(settings.hardware)
+    settings = replace(settings, hardware=hardware)
     torch.set_flush_denormal(True)  # as in every run: sttabt.lit.launch says why
     if hardware.threads:
         torch.set_num_threads(hardware.threads)

@@ -34,10 +34,10 @@ def check_files(folder: Path) -> None:
                 raise UserError(f"dataset.path={folder}: {path} {why}: take it out")
 
 
-def open_saved(folder: Path, split: str) -> Any:
+def open_saved(folder: Path, split: str, otherwise: str = "") -> Any:
     """The split of a folder that save_to_disk wrote, a `datasets.Dataset`; None where it did not write the folder.
 
-    Raises UserError for one that has no such split, no splits at all, or is damaged.
+    Raises UserError for one that has no such split, and says what to do `otherwise`; no splits at all, or is damaged.
     """
     from datasets import Dataset
 
@@ -58,5 +58,5 @@ def open_saved(folder: Path, split: str) -> Any:
         )
     if (folder / "dataset_dict.json").is_file():
         saved = [path.parent.name for path in folder.glob("*/state.json")]
-        raise UserError(f"dataset.path={folder} has no split {split}: {nearest(split, saved)}")
+        raise UserError(f"dataset.path={folder} has no split {split}: {nearest(split, saved)}{otherwise}")
     return None

@@ -23,6 +23,8 @@ from sttabt.errors import UserError
 from sttabt.system.signals import end_with_parent
 
 POOL = 64  # batches of sequences whose members are sorted by length together
+TEST_SEED = 0  # a test split that is cut from the data is the same for every split_seed
+PARTS = 3  # train, validation and test, each of which needs an item of every class
 
 
 class Batch(NamedTuple):
@@ -268,6 +270,42 @@ def split_indices(
             f"{setting}={share} does not split {len(labels)} {items} of {len(counts)} classes: {why}"
         ) from error
     return sorted(larger), sorted(smaller)
+
+
+def split_classes(
+    labels: Sequence[int], share: float, seed: int, same: Sequence[int], left: int = 1
+) -> tuple[list[int], list[int]]:
+    """Indices of a larger and of a smaller part, class by class: `share` of each, but one at least and not the last
+    `left` of them.
+
+    same: a number an item; items of one number are one thing, which goes into one part with its first label. Every
+    class needs left + 1 things (`check_three` says so to a user who has fewer).
+    """
+    first: dict[int, int] = {}
+    leaders = [first.setdefault(number, index) for index, number in enumerate(same)]
+    by_class: dict[int, list[int]] = {}
+    for index in first.values():
+        by_class.setdefault(labels[index], []).append(index)
+    held_out: set[int] = set()
+    for label, members in by_class.items():
+        count = min(max(round(share * len(members)), 1), len(members) - left)
+        order = np.random.default_rng((seed, label)).permutation(len(members))
+        held_out.update(members[place] for place in order[:count])
+    larger = [index for index, leader in enumerate(leaders) if leader not in held_out]
+    return larger, [index for index, leader in enumerate(leaders) if leader in held_out]
+
+
+def check_three(labels: Sequence[int], names: Sequence[str], where: str, items: str) -> None:
+    """Raises UserError for a class with fewer different items than parts; labels: of items that all differ."""
+    counts = Counter(labels)
+    few = [label for label in range(len(names)) if counts[label] < PARTS]
+    if few:
+        named = ", ".join(f"{names[label]} ({counts[label]})" for label in few[:PARTS])
+        more = f" and {len(few) - PARTS} classes more" if len(few) > PARTS else ""
+        raise UserError(
+            f"{where}: too few different {items} of {named}{more}: train, validation and test need one each, so give"
+            f" {PARTS} of every class at least, or take such classes out"
+        )
 
 
 def _loading(workers: int, pin_memory: bool) -> dict[str, Any]:

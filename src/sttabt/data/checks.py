@@ -6,8 +6,25 @@ import os
 from pathlib import Path
 
 from sttabt.errors import UserError
-from sttabt.settings import DatasetSettings
+from sttabt.settings import METRICS, DatasetSettings
 from sttabt.system.paths import not_a_file, not_a_folder
+
+
+def check_classes(dataset: DatasetSettings) -> None:
+    """As many classes as the task and its metric take. `classes` of 0 are not counted yet."""
+    if dataset.metric not in METRICS[dataset.task]:
+        fitting = " or ".join(METRICS[dataset.task])
+        raise UserError(f"dataset.metric={dataset.metric} is not for dataset.task={dataset.task}: set it to {fitting}")
+    if not dataset.classes:
+        return
+    if dataset.task == "regression" and dataset.classes != 1:
+        raise UserError(f"dataset.classes={dataset.classes}: a score is one number, set dataset.classes=1")
+    if dataset.task == "classification" and dataset.classes < 2:
+        raise UserError(f"dataset.classes={dataset.classes} is out of range: it must be at least 2")
+    if dataset.metric == "top5" and dataset.classes <= 5:
+        raise UserError(f"dataset.metric=top5 says nothing of dataset.classes={dataset.classes}: set accuracy")
+    if dataset.metric == "f1" and dataset.classes != 2:
+        raise UserError(f"dataset.metric=f1 is for two classes, not dataset.classes={dataset.classes}: set accuracy")
 
 
 def check_columns(dataset: DatasetSettings) -> None:
@@ -22,7 +39,7 @@ def check_columns(dataset: DatasetSettings) -> None:
     if dataset.max_tokens < 1:
         raise UserError(f"dataset.max_tokens={dataset.max_tokens} is out of range: it must be at least 1 for text")
     check_class_names(dataset)
-    if dataset.positive_above is not None and (dataset.task, dataset.classes) != ("classification", 2):
+    if dataset.positive_above is not None and (dataset.task != "classification" or dataset.classes not in (0, 2)):
         raise UserError(
             f"dataset.positive_above={dataset.positive_above} makes two classes: set dataset.task=classification and"
             " dataset.classes=2, or dataset.positive_above=null"
@@ -35,7 +52,7 @@ def check_label_column(dataset: DatasetSettings) -> None:
 
 
 def check_class_names(dataset: DatasetSettings) -> None:
-    if dataset.class_names and len(dataset.class_names) != dataset.classes:
+    if dataset.class_names and dataset.classes not in (0, len(dataset.class_names)):
         raise UserError(
             f"dataset.class_names={dataset.class_names} are {len(dataset.class_names)} names for"
             f" dataset.classes={dataset.classes}: give as many"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sttabt.data.base import Batch, Splits, same_draws, split_indices
+from sttabt.data.base import PARTS, TEST_SEED, Batch, Splits, check_three, same_draws, split_classes, split_indices
 from sttabt.data.labelled import UNREADABLE, LabelledImages
 from sttabt.errors import UserError
 from sttabt.settings import AugmentationSettings, DatasetSettings, ModelSettings
 
 STRONGEST = 10  # of timm's RandAugment without mmax
+
+log = logging.getLogger(__name__)
 
 
 class Images(Dataset):
@@ -88,31 +91,82 @@ class AugmentedImages(Images):
 
 
 def image_splits(
-    settings: DatasetSettings, model: ModelSettings, train: LabelledImages, test: LabelledImages
+    settings: DatasetSettings,
+    model: ModelSettings,
+    train: LabelledImages,
+    test: LabelledImages | None,
+    validation: LabelledImages | None = None,
 ) -> Splits:
-    """Validation is a stratified share of train. Images become `image_size` pixels wide and high, by bicubic
-    interpolation.
+    """Splits that are not there are cut from train by class: validation, or test and validation. Images become
+    `image_size` pixels wide and high, by bicubic interpolation.
 
-    Raises UserError naming the setting when classes, shares or augmentation do not fit.
+    validation: None where test is. Raises UserError naming the setting when classes, shares or augmentation do not fit.
     """
-    for part, images in (("train", train), ("test", test)):
-        if not len(images.labels):
+    given = {"train": train, "validation": validation, "test": test}
+    for part, images in given.items():
+        if images is not None and not len(images.labels):
             raise UserError(f"{settings.name}: its {part} split holds no image: give one that does")
-    share, seed = settings.validation_share, settings.split_seed
-    train_indices, validation_indices = split_indices(train.labels, share, seed, names=train.class_names)
+    parts = _parts(settings, train, test, validation)
     mean, std = normalisation(settings, model)
     common: dict[str, Any] = {"interpolation": "bicubic", "mean": mean, "std": std}
     plain = create_transform(settings.image_size, crop_pct=model.crop, **common)
     augmented = _augmentation(settings, common) if settings.augment else plain
+    seed, broken_share = settings.split_seed, settings.broken_share
+    contents: Mapping[str, Any] = {part: images.contents() for part, images in given.items() if images is not None}
     return Splits(
-        train=AugmentedImages(train, train_indices, augmented, seed=seed, broken_share=settings.broken_share),
-        validation=Images(train, validation_indices, plain),
-        test=Images(test, range(len(test.labels)), plain),
+        train=AugmentedImages(*parts["train"], augmented, seed=seed, broken_share=broken_share),
+        validation=Images(*parts["validation"], plain),
+        test=Images(*parts["test"], plain),
         class_names=train.class_names,
         mean=mean,
         std=std,
-        contents={"train": train.contents(), "test": test.contents()},
+        contents=contents if test is not None else {"all": contents["train"]},
     )
+
+
+def _parts(
+    settings: DatasetSettings, train: LabelledImages, test: LabelledImages | None, validation: LabelledImages | None
+) -> dict[str, tuple[LabelledImages, Sequence[int]]]:
+    """Where the images of each split are, and which they are; said in one line."""
+    share, seed, names = settings.validation_share, settings.split_seed, train.class_names
+    parts: dict[str, tuple[LabelledImages, Sequence[int]]]
+    if test is None:
+        kept, tested, validated = _cut_in_three(settings, train)
+        parts = {"train": (train, kept), "validation": (train, validated), "test": (train, tested)}
+        how = f"split by class here (dataset.test_share={settings.test_share:g}, validation_share={share:g})"
+    elif validation is None:
+        kept, validated = split_indices(train.labels, share, seed, names=names)
+        parts = {"train": (train, kept), "validation": (train, validated), "test": (test, range(len(test.labels)))}
+        how = f"validation is cut from train (dataset.validation_share={share:g})"
+    else:
+        parts = {
+            part: (images, range(len(images.labels)))
+            for part, images in (("train", train), ("validation", validation), ("test", test))
+        }
+        how = "as they were given"
+    sizes = ", ".join(f"{len(places)} {part}" for part, (_, places) in parts.items())
+    log.info("%s: %s images of %d classes, %s", settings.name, sizes, len(names), how)
+    return parts
+
+
+def _cut_in_three(settings: DatasetSettings, images: LabelledImages) -> tuple[list[int], list[int], list[int]]:
+    """Indices for training, for testing and for validation: of every class, each image once.
+
+    Raises UserError naming classes that have too few images.
+    """
+    labels, same = images.labels, images.same()
+    first = dict(zip(reversed(same), reversed(labels), strict=True))
+    check_three(list(first.values()), images.class_names, settings.name, "images")
+    if doubles := len(labels) - len(first):
+        log.info("%s: %d images are copies of others, and stay in one split with them", settings.name, doubles)
+    rest, tested = split_classes(labels, settings.test_share, TEST_SEED, same, left=PARTS - 1)
+    inner, outer = split_classes(
+        [labels[index] for index in rest],
+        settings.validation_share,
+        settings.split_seed,
+        [same[index] for index in rest],
+    )
+    return [rest[index] for index in inner], tested, [rest[index] for index in outer]
 
 
 def normalisation(settings: DatasetSettings, model: ModelSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -39,6 +39,10 @@ class LabelledImages(ABC):
     def where(self, index: int) -> str:
         """What a user finds the image by, mostly its path."""
 
+    def same(self) -> Sequence[int]:
+        """A number an image, the same for images that are one; they go into one split where one is cut off."""
+        return range(len(self.labels))
+
     @abstractmethod
     def contents(self) -> str | Mapping[str, Path]:
         """What `Splits.contents` says of all of them: a hash, or files by a name with place and label."""

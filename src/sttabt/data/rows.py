@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,52 @@ class Rows:
 
 def read_rows(path: Path, settings: DatasetSettings) -> Rows:
     """Texts and labels of a file. Raises UserError naming the file, and the line and the column if it is one cell."""
-    return parse_table(
-        read_table(path, settings.encoding, settings.header, settings.separator, settings.quoting), path, settings
-    )
+    return parse_table(_read(path, settings), path, settings)
+
+
+def count_classes(path: Path, settings: DatasetSettings) -> DatasetSettings:
+    """The settings with the classes of the file's labels, and their names unless they are 0, 1, ...
+
+    Words and numbers are classes in their order. Raises UserError where labels can hardly be classes.
+    """
+    table = _read(path, settings)
+    _check_names(table, path, settings)
+    column = table[settings.label_column]
+    labels = [cell for cell in column if _shown(cell)]  # a row without a label is named when it is read
+    named = [isinstance(label, bool | np.bool_) or not math.isfinite(_number(label)) for label in labels]
+    numbers = sorted({_number(label) for label, word in zip(labels, named, strict=True) if not word})
+    words = sorted({str(label).strip() for label, word in zip(labels, named, strict=True) if word})
+    if numbers and words:
+        strange = next(place for place, cell in enumerate(column) if _shown(cell) and str(cell).strip() == words[0])
+        raise UserError(
+            f"{_cell(table, path, strange, settings.label_column)}: '{_shown(words[0])}' stands among numbers: correct"
+            " it, or name all classes in dataset.class_names=[...]"
+        )
+    if fractions := [number for number in numbers if number != round(number)]:
+        raise UserError(
+            f"{path}, column '{settings.label_column}' holds {fractions[0]:g}, which is a score and no class: set"
+            " dataset.task=regression and dataset.metric=pearson, or name the column of classes in dataset.label_column"
+        )
+    names = words or [f"{number:.0f}" for number in numbers]
+    if len(names) < 2:
+        raise UserError(
+            f"{path}, column '{settings.label_column}' has one class alone, {', '.join(names) or 'none'}: give texts of"
+            " two classes at least"
+        )
+    if 2 * len(names) > len(labels) and len(names) > NAMEABLE:
+        raise UserError(
+            f"{path}, column '{settings.label_column}' has {len(names)} different labels in {len(labels)} rows, so that"
+            " they are hardly classes: name another column in dataset.label_column, or set"
+            f" dataset.classes={len(names)}"
+        )
+    if names == list(map(str, range(len(names)))):
+        return replace(settings, classes=len(names))
+    return replace(settings, classes=len(names), class_names=names)
 
 
 def parse_table(table: pd.DataFrame, where: Path | str, settings: DatasetSettings, empty_texts: bool = False) -> Rows:
     """The columns that the settings name, as texts and labels. Raises UserError naming the cell that does not fit."""
-    if not len(table):
-        raise UserError(f"{where} has no rows: give a file with texts and labels")
-    for key, names in (("columns", settings.columns), ("label_column", [settings.label_column])):
-        for name in names:
-            if name not in table.columns:
-                raise UserError(f"dataset.{key}: {where} has no column '{name}': {_columns(table, where, name)}")
-            if (count := list(table.columns).count(name)) > 1:
-                raise UserError(f"dataset.{key}: {where} has {count} columns '{name}': give each a name of its own")
+    _check_names(table, where, settings)
     for name in settings.columns:
         wrong = np.flatnonzero([not isinstance(cell, str) or not (empty_texts or cell.strip()) for cell in table[name]])
         if len(wrong):
@@ -103,6 +134,22 @@ def check_class_count(rows: Rows, settings: DatasetSettings) -> None:
 def normalised(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Texts that differ in case and white space alone are the same to a model without case."""
     return tuple(re.sub(r"\s+", " ", text.strip()).casefold() for text in texts)
+
+
+def _read(path: Path, settings: DatasetSettings) -> pd.DataFrame:
+    return read_table(path, settings.encoding, settings.header, settings.separator, settings.quoting)
+
+
+def _check_names(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) -> None:
+    """The table has rows, and each of the columns that the settings name, once."""
+    if not len(table):
+        raise UserError(f"{where} has no rows: give a file with texts and labels")
+    for key, names in (("columns", settings.columns), ("label_column", [settings.label_column])):
+        for name in names:
+            if name not in table.columns:
+                raise UserError(f"dataset.{key}: {where} has no column '{name}': {_columns(table, where, name)}")
+            if (count := list(table.columns).count(name)) > 1:
+                raise UserError(f"dataset.{key}: {where} has {count} columns '{name}': give each a name of its own")
 
 
 def _classes(table: pd.DataFrame, where: Path | str, settings: DatasetSettings) -> np.ndarray:

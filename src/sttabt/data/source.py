@@ -17,6 +17,8 @@ COMMON = ("name", "source", "image_size", "classes", "task", "metric", "validati
 IMAGES = ("channels", "augment")  # every source of images reads these, too
 PREPARED = (*IMAGES, "augmentation", "mean", "std", "broken_share")  # and these if sttabt.data.images prepares them
 TEXT = ("columns", "label_column", "class_names", "max_tokens", "positive_above")  # every source of text
+# What the files or folders of a split are called; what of these is not there is split off.
+SPLIT_NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 PUBLISHED = ("imagenet", "glue_")  # how the names begin that figures show published results of
 
 

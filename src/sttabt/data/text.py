@@ -14,13 +14,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from sttabt.core.text import Text
-from sttabt.data.base import Batch, Sequences, Splits, hash_of, split_indices
+from sttabt.data.base import TEST_SEED, Batch, Sequences, Splits, hash_of, split_indices
 from sttabt.data.rows import Rows, check_class_count, normalised
 from sttabt.errors import UserError
 from sttabt.pretrained.hub import find_pretrained, use_hub
 from sttabt.settings import DatasetSettings, ModelSettings
 
-TEST_SEED = 0  # the test split of a file is the same for every split_seed
 CHUNK = 10_000  # texts that are tokenised at once
 SIGNS = 20  # characters a token, of which there are seldom as many
 WORD = 100  # tokens of a word at most (WordPiece gives up on longer ones): so many may change where a text is cut
@@ -82,6 +81,8 @@ def text_splits(
     """Tokenised splits; those that are not there are held out of train: test first, then validation."""
     check_class_count(train, settings)
     given = [rows for rows in (train, validation, test) if rows is not None]
+    shares = ("test", test, settings.test_share), ("validation", validation, settings.validation_share)
+    cut = {part: share for part, rows, share in shares if rows is None}
     if test is None:
         train, test = hold_out(train, settings.test_share, TEST_SEED, "dataset.test_share")
     if validation is None:
@@ -94,6 +95,13 @@ def text_splits(
     names = tuple(settings.class_names) or tuple(map(str, range(settings.classes)))
     contents = {part: each.contents() for part, each in datasets.items()}
     own = () if settings.task == "regression" else names
+    log.info(
+        "%s: %s texts%s%s",
+        settings.name,
+        ", ".join(f"{len(each)} {part}" for part, each in datasets.items()),
+        f" of {len(own)} classes" if own else "",
+        "".join(f", {part} is split off here (dataset.{part}_share={share:g})" for part, share in cut.items()),
+    )
     return Splits(**datasets, class_names=own, mean=(), std=(), contents=contents)
 
 

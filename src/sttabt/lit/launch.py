@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import active_children
 from pathlib import Path
@@ -57,6 +57,16 @@ def prepare_process(hardware: HardwareSettings) -> None:
     torch.set_flush_denormal(True)
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
+
+
+def found_hardware(hardware: HardwareSettings) -> HardwareSettings:
+    """The same with a GPU or the CPU in the place of `auto`, said in one line."""
+    if hardware.accelerator != "auto":
+        return hardware
+    chosen = "gpu" if torch.cuda.is_available() else "cpu"
+    called = torch.cuda.get_device_name() if chosen == "gpu" else "CUDA finds no GPU here"
+    log.info("hardware.accelerator=auto is %s (%s)", chosen, called)
+    return replace(hardware, accelerator=chosen)
 
 
 class Nodes:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sttabt.data import load_splits
+from sttabt.data import counted, load_splits
 from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.lit.fit import fit
@@ -36,11 +36,12 @@ class Context:
     """
 
     def __init__(self, settings: Settings, job: Job, loggers: JobLoggers, nodes: Nodes = ALONE) -> None:
-        self.settings, self.job, self.loggers, self.nodes = settings, job, loggers, nodes
+        self.job, self.loggers, self.nodes = job, loggers, nodes
         self.store = Store(Path(settings.paths.artifacts))
         self.device = find_device(settings.hardware.accelerator, settings.hardware.devices)
         self.splits = load_splits(settings.dataset, settings.model)
-        self.task = Task.of(settings.dataset)
+        self.settings = replace(settings, dataset=counted(settings.dataset, self.splits))
+        self.task = Task.of(self.settings.dataset)
 
     def under(self, sparsity: MethodSettings) -> Context:
         """The same with other settings of the method."""

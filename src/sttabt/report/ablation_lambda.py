@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sttabt.report.ablation import ablations
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
-from sttabt.report.literature import published_lambdas
+from sttabt.report.literature import MODEL, published_lambdas
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS
 
@@ -40,7 +40,8 @@ def draw_ablation_lambda(datasets: dict[str, list[Point]], folder: Path) -> Path
             lines.append(
                 (f"{each.title}: {first.model} on {first.dataset}", f"{metric.title} ({metric.unit})", score, keep)
             )
-        if own and (published := published_lambdas(first.dataset, first.metric)):
+        like = first.model == MODEL
+        if own and like and (published := published_lambdas(first.dataset, first.metric)):
             theirs = {pair: 100 * value for pair, value in published.score.items()}
             lines.append((LABEL, f"{metric.title} ({metric.unit})", theirs, published.keep))
     if not lines:

@@ -16,7 +16,7 @@ from sttabt.report.ablation import Ablation, ablations
 from sttabt.report.curves import DASHED, LINES, MARKERS
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.labels import colours
-from sttabt.report.literature import Curve, published_propagation
+from sttabt.report.literature import MODEL, Curve, published_propagation
 from sttabt.report.points import Point
 from sttabt.report.rows import METRICS, Row
 from sttabt.report.table import heading
@@ -37,7 +37,7 @@ def draw_ablation_p(datasets: dict[str, list[Point]], folder: Path) -> Path | No
     """Writes ablation_p.*: score and keep ratio against p; None without rows of several p."""
 
     def published(row: Row) -> Published:
-        return published_propagation(row.dataset, row.metric)
+        return published_propagation(row.dataset, row.metric) if row.model == MODEL else {}
 
     return _draw(datasets, folder, "ablation_p", ("propagation", "p"), ("score", "occupancy"), published)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from sttabt.report.arrays import check_array, read_arrays
-from sttabt.report.labels import from_elsewhere, rank
+from sttabt.report.labels import rank
 from sttabt.report.rows import DENSE, Row
 from sttabt.system.files import reason, write_atomically
 
 GALLERY_FILE = "tokens.npz"
-SHOWN_IMAGES, SHOWN_TEXTS = 2, 3  # methods that the figure has room for
 
 log = logging.getLogger(__name__)
 
@@ -164,33 +163,22 @@ def read_galleries(rows: Sequence[Row]) -> tuple[list[tuple[Row, Gallery]], list
 def choose(galleries: Sequence[tuple[Row, Gallery]]) -> list[tuple[Row, Gallery]]:
     """Those of one data set that the figure compares: one a method, in the order of tables.
 
-    Of the first method it is the one of middle occupancy, of the others the one that comes nearest to that. Where there
-    are more methods than room, the first one and those from elsewhere stay, then the others in their order.
+    Of the first method it is the one of middle occupancy, of the others the one that comes nearest to that.
     """
     pruned = [each for each in galleries if each[0].method != DENSE]
-    room = SHOWN_TEXTS if any(isinstance(gallery, TextGallery) for _, gallery in pruned) else SHOWN_IMAGES
     chosen: list[tuple[Row, Gallery]] = []
-    for label in _compared(pruned):
+    for label in sorted({row.label for row, _ in pruned}, key=rank):
         own = [each for each in pruned if each[0].label == label and _same_samples(each, chosen)]
         if not chosen:
             chosen += _middle(own)
-        elif own and len(chosen) < room:
+        elif own:
             goal = chosen[0][0].occupancy
             chosen.append(min(_ordered(own), key=lambda each: abs(each[0].occupancy - goal)))
-    return sorted(chosen, key=lambda each: rank(each[0].label)) or _middle(galleries)
+    return chosen or _middle(galleries)
 
 
 def _kind(arrays: Sequence[str]) -> type[TextGallery] | type[ImageGallery]:
     return TextGallery if "words" in arrays else ImageGallery
-
-
-def _compared(galleries: Sequence[tuple[Row, Gallery]]) -> list[str]:
-    """The labels that are compared, the most wanted first; of the labels of one method the first."""
-    labels: dict[str, str] = {}  # by method
-    for row, _ in sorted(galleries, key=lambda each: rank(each[0].label)):
-        labels.setdefault(row.method, row.label)
-    ordered = list(labels.values())
-    return [*ordered[:1], *sorted(ordered[1:], key=from_elsewhere, reverse=True)]
 
 
 def _same_samples(one: tuple[Row, Gallery], chosen: Sequence[tuple[Row, Gallery]]) -> bool:

@@ -17,7 +17,7 @@ from sttabt.report.curves import (
     published_handles,
 )
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
-from sttabt.report.literature import LABEL, curve_lines, glue_tasks, published_curves
+from sttabt.report.literature import LABEL, MODEL, curve_lines, glue_tasks, published_curves
 from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 from sttabt.report.tasks import PADDED
@@ -29,7 +29,8 @@ HEIGHT = 1.75  # inches of a panel
 def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     """Writes glue.*, a panel a task and model; None without rows of GLUE.
 
-    Tasks without rows show what was published of them alone, and say so.
+    BERT-base has what was published of it beside its rows; tasks without rows show that alone, and say so. Other models
+    stand alone.
     """
     of_glue = {name: points for name, points in datasets.items() if points[0].rows[0].dataset in glue_tasks()}
     if not of_glue or not all(point.value(PADDED) for points in of_glue.values() for point in points):
@@ -37,9 +38,11 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     every = [point for points in of_glue.values() for point in points]
     with_rows = {points[0].rows[0].dataset for points in of_glue.values()}
     panels = [(points[0].rows[0].dataset, points) for points in of_glue.values()]
-    panels += [(dataset, []) for dataset in glue_tasks() if dataset not in with_rows]
+    like = any(points[0].rows[0].model == MODEL for points in of_glue.values())
+    panels += [(dataset, []) for dataset in glue_tasks() if like and dataset not in with_rows]
     panels.sort(key=lambda panel: panel[0])
-    found = {dataset: own for dataset, metric in glue_tasks().items() if (own := published_curves(dataset, metric))}
+    shown = [dataset for dataset, points in panels if _like(dataset, points)]
+    found = {dataset: own for dataset in shown if (own := published_curves(dataset, glue_tasks()[dataset]))}
     lines = -(-len(panels) // COLUMNS)
     colour = palette(every, found.values())
     styles = curve_styles(every, colour)
@@ -50,7 +53,7 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
         for panel, (dataset, points) in zip(axes, panels, strict=False):
             metric = points[0].rows[0].metric if points else glue_tasks()[dataset]
-            if metric == glue_tasks()[dataset]:
+            if _like(dataset, points):
                 draw_published(panel, found[dataset], colour)
             draw_curves(panel, points, styles, PADDED)
             task = dataset.removeprefix("glue_")
@@ -72,3 +75,8 @@ def draw_glue(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         frames.append(pd.DataFrame([common | line for line in curve_lines(published, PADDED)]))
     pd.concat(frames).astype({"seeds": "Int64"}).to_csv(folder / "glue.csv", index=False)
     return path
+
+
+def _like(dataset: str, points: list[Point]) -> bool:
+    """Whether a panel has what was published: of the same model in the same metric, or no rows at all."""
+    return all((row.model, row.metric) == (MODEL, glue_tasks()[dataset]) for point in points for row in point.rows)

@@ -20,11 +20,12 @@ LABELS = 0.75  # what the images are, on the left
 GAP = 0.16  # between methods
 BETWEEN = 0.03  # between tiles
 TITLE, HEADS, FOOT = 0.28, 0.62, 0.2  # heights: the block's title, its heads, under an image
+KEY, SWATCH = 0.34, 0.22  # the height of the key, and the side of its tiles
 
 
 def images_size(columns: Sequence[tuple[str, ImageGallery]], images: int) -> tuple[float, float]:
     """Width and height in inches of a block with so many images."""
-    return FULL_WIDTH, TITLE + HEADS + images * (_tile(columns) + FOOT) + MARGIN
+    return FULL_WIDTH, TITLE + HEADS + images * (_tile(columns) + FOOT) + MARGIN + KEY
 
 
 def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageGallery]], images: int) -> None:
@@ -36,19 +37,16 @@ def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageG
     page.text(MARGIN, TITLE / 2, title, fontsize=9, va="center", parse_math=False)
     tile = _tile(columns)
 
-    def show(image: np.ndarray, left: float, top: float) -> None:
-        _show(part.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height)), image)
-
     first = columns[0][1]
     left = MARGIN + LABELS
     for index in range(images):
         top = TITLE + HEADS + index * (tile + FOOT)
         label = fill(shorten(first.caption(index).label, 36, placeholder="…"), 12)
         page.text(MARGIN, top + tile / 2, f"label:\n{label}", fontsize=7.5, va="center", parse_math=False)
-        show(fade(first.images[index], np.ones_like(first.patches_alive[index, 0])), left, top)
+        show(part, fade(first.images[index], np.ones_like(first.patches_alive[index, 0])), left, top, tile)
     for name, gallery in columns:
         left += tile + GAP
-        layers = _layers(gallery, len(columns))
+        layers = layers_shown(gallery, MOST_TILES // len(columns))
         heading = fill(shorten(name, 100, placeholder="…"), int(14 * len(layers) * (tile + BETWEEN)))
         page.text(left, TITLE + 0.02, heading, fontsize=7.5, va="top", weight="bold", parse_math=False)
         for number, layer in enumerate(layers):
@@ -58,7 +56,7 @@ def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageG
             page.text(x + tile / 2, TITLE + HEADS - 0.04, head, fontsize=7, ha="center", va="bottom")
             for index in range(images):
                 patches = gallery.patches_alive[index, layer - 1]
-                show(fade(gallery.images[index], patches), x, TITLE + HEADS + index * (tile + FOOT))
+                show(part, fade(gallery.images[index], patches), x, TITLE + HEADS + index * (tile + FOOT), tile)
         for index in range(images):
             caption = gallery.caption(index)
             mark = {True: "✓ ", False: "✗ ", None: ""}[caption.right]
@@ -68,6 +66,33 @@ def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageG
                 fontsize=7, va="top", color=WRONG if caption.right is False else "#555555", parse_math=False,
             )  # fmt: skip
         left += (len(layers) - 1) * (tile + BETWEEN)
+    draw_key(part, page, first.images[0], MARGIN + LABELS, height - KEY)
+
+
+def layers_shown(gallery: ImageGallery, most: int) -> list[int]:
+    """So many layers at most, counted from 1, evenly; layer l reads what is alive at boundary l - 1."""
+    layers = int(gallery.layers)
+    return sorted({round(place) for place in np.linspace(1, layers, min(layers, most))})
+
+
+def show(part: SubFigure, image: np.ndarray, left: float, top: float, side: float) -> None:
+    """A tile with its upper left corner at so many inches from that of the block."""
+    width, height = part.bbox.width / part.dpi, part.bbox.height / part.dpi
+    axes = part.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+    axes.imshow(image, interpolation="nearest" if image.shape[0] <= 64 else "antialiased", aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, linewidth=0.5, color="#BBBBBB")
+
+
+def draw_key(part: SubFigure, page: Axes, image: np.ndarray, left: float, top: float) -> None:
+    """What whole and faded patches are, by an image of the block."""
+    for faded, meaning in ((False, "patches that the layer reads"), (True, "dropped before it, or merged into others")):
+        show(part, fade(image, np.full((1, 1), not faded)), left, top + 0.04, SWATCH)
+        page.text(left + SWATCH + 0.07, top + 0.04 + SWATCH / 2, meaning, fontsize=7.5, va="center")
+        left += 2.0
 
 
 def faded_colour(image: np.ndarray) -> tuple[int, int, int]:
@@ -87,23 +112,8 @@ def fade(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
     return np.where(kept, colours, np.round(faded)).astype(np.uint8)
 
 
-def _layers(gallery: ImageGallery, methods: int) -> list[int]:
-    """The layers shown, counted from 1; layer l reads what is alive at boundary l - 1."""
-    layers = int(gallery.layers)
-    return sorted({round(place) for place in np.linspace(1, layers, min(layers, MOST_TILES // methods))})
-
-
 def _tile(columns: Sequence[tuple[str, ImageGallery]]) -> float:
     """The side of a tile: all fit into the width, the image itself before them."""
-    counts = [len(_layers(gallery, len(columns))) for _, gallery in columns]
+    counts = [len(layers_shown(gallery, MOST_TILES // len(columns))) for _, gallery in columns]
     room = FULL_WIDTH - 2 * MARGIN - LABELS - len(columns) * GAP - sum(count - 1 for count in counts) * BETWEEN
     return min(0.85, room / (1 + sum(counts)))
-
-
-def _show(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, interpolation="nearest" if image.shape[0] <= 64 else "antialiased", aspect="auto")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.5, color="#BBBBBB")

@@ -19,12 +19,6 @@ def known_labels() -> dict[str, str]:
     return {label: colour for name in method_names() for label, colour in method_settings(name).labels().items()}
 
 
-def from_elsewhere(label: str) -> bool:
-    """Whether it is of a method that does not come with this package."""
-    own = [method_settings(name) for name in method_names() if method_settings(name).__module__.startswith("sttabt.")]
-    return not any(label in settings.labels() for settings in own)
-
-
 def rank(label: str) -> tuple[int, str]:
     """What labels are sorted by: known ones in the order of their methods, then the others by name."""
     known = list(known_labels())

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 LABEL = "published (BERT-base, padded keep ratio)"
+MODEL = "bert_base"  # whose results on texts these are: they stand beside its rows alone
 METRIC_NAMES = {"acc": "accuracy", "matthews_correlation": "matthews", "pearson": "pearson"}
 # Their names of the methods that rows have, too; the masks before training (concrete_untrained) are none of them.
 CURVE_NAMES = {

@@ -6,10 +6,18 @@ const byId = id => document.getElementById(id);
 const tables = [...document.querySelectorAll(".results")];
 const bodies = tables.flatMap(table => [...table.tBodies]);
 
+// Words by the alphabet, numbers among them by their value: keep_ratio 0.25 before keep_ratio 0.5, p_logit -2 before -1.
+const NUMBER = /(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)/i;
+
 function compare(a, b) {
   if (a === "" || b === "") return (a === "") - (b === "");
-  const numbers = [Number(a), Number(b)];
-  return numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1];
+  const [left, right] = [a.split(NUMBER), b.split(NUMBER)];
+  for (let index = 0; index < Math.min(left.length, right.length); index++) {
+    const [one, other] = [left[index], right[index]];
+    const order = index % 2 ? Number(one) - Number(other) : one.localeCompare(other);
+    if (order) return order;
+  }
+  return left.length - right.length;
 }
 
 tables.forEach(table => {
@@ -67,6 +75,12 @@ function ticks(low, high) {
   return Array.from({length: Math.floor(high / step + 1e-9) - first + 1}, (_, index) => Number(((first + index) * step).toPrecision(6)));
 }
 
+// The better half of the points, which lie close together where some are far below.
+function heap(points) {
+  const scores = points.map(point => point.score).sort((a, b) => a - b);
+  return points.filter(point => point.score >= scores[Math.floor(scores.length / 2)]);
+}
+
 function drawChart(svg, chart, cost) {
   svg.replaceChildren();
   const visible = chart.points.filter(point => !byId(point.row).hidden && cost in point.costs);
@@ -74,13 +88,15 @@ function drawChart(svg, chart, cost) {
     element("text", {x: 470, y: 180, "text-anchor": "middle"}, svg, "nothing to show: not measured, or filtered out");
     return;
   }
-  const scores = visible.map(point => point.score);
+  const near = byId("zoom").checked ? heap(visible) : visible;
+  const [scores, costs] = [near.map(point => point.score), near.map(point => point.costs[cost])];
   const [low, high] = [Math.min(...scores), Math.max(...scores)];
   const margin = 0.06 * (high - low) || 1;
-  const widest = 1.05 * Math.max(...visible.map(point => point.costs[cost]));
-  const across = value => AREA.left + value / widest * (AREA.right - AREA.left);
+  const space = 0.05 * (Math.max(...costs) - Math.min(...costs)) || 0.05;
+  const [begin, widest] = [near === visible ? 0 : Math.max(0, Math.min(...costs) - space), Math.max(...costs) + space];
+  const across = value => AREA.left + (value - begin) / (widest - begin) * (AREA.right - AREA.left);
   const up = value => AREA.bottom - (value - low + margin) / (high - low + 2 * margin) * (AREA.bottom - AREA.top);
-  ticks(0, widest).forEach(tick => {
+  ticks(begin, widest).forEach(tick => {
     element("line", {x1: across(tick), x2: across(tick), y1: AREA.top, y2: AREA.bottom}, svg);
     element("text", {x: across(tick), y: AREA.bottom + 18, "text-anchor": "middle"}, svg, tick);
   });
@@ -91,16 +107,18 @@ function drawChart(svg, chart, cost) {
   element("text", {x: 470, y: AREA.bottom + 42, "text-anchor": "middle"}, svg, byId("cost").selectedOptions[0].textContent);
   element("text", {x: 0, y: 0, transform: "translate(14 172) rotate(-90)", "text-anchor": "middle"}, svg, chart.metric);
   const path = points => points.map(point => `${across(point.costs[cost])},${up(point.score)}`).join(" ");
+  const shown = element("svg", {x: AREA.left - 8, y: 0, width: AREA.right - AREA.left + 16, height: AREA.bottom + 8,
+    viewBox: `${AREA.left - 8} 0 ${AREA.right - AREA.left + 16} ${AREA.bottom + 8}`}, svg);  // what lies outside is cut off
   const byCost = [...visible].sort((a, b) => a.costs[cost] - b.costs[cost]);
   chart.curves.forEach((curve, index) => {
     const own = byCost.filter(point => point.curve === index);
-    element("polyline", {points: path(own), stroke: curve.colour, class: "curve"}, svg);
+    element("polyline", {points: path(own), stroke: curve.colour, class: "curve"}, shown);
   });
-  element("polyline", {points: path(byCost.filter(point => point.front.includes(cost))), class: "front"}, svg);
-  visible.forEach(point => {
+  element("polyline", {points: path(byCost.filter(point => point.front.includes(cost))), class: "front"}, shown);
+  near.forEach(point => {
     const colour = chart.curves[point.curve].colour;
     const [cx, cy] = [across(point.costs[cost]), up(point.score)];
-    const mark = element("circle", {cx, cy, r: 6, fill: colour, tabindex: 0, "data-row": point.row}, svg);
+    const mark = element("circle", {cx, cy, r: 6, fill: colour, tabindex: 0, "data-row": point.row}, shown);
     ["mouseenter", "focus"].forEach(kind => mark.addEventListener(kind, () => showHint(point, mark)));
     ["mouseleave", "blur"].forEach(kind => mark.addEventListener(kind, () => showHint(null)));
   });
@@ -128,8 +146,22 @@ function drawCharts() {
 }
 
 byId("cost").addEventListener("change", drawCharts);
+byId("zoom").addEventListener("change", drawCharts);
 byId("filter").addEventListener("input", filter);
 filter();
+
+// --- tables that are wider than the page say so, and scroll by the keyboard, too
+
+function markWide() {
+  document.querySelectorAll(".wide").forEach(wide => {
+    const scrolls = wide.scrollWidth > wide.clientWidth + 1;
+    wide.tabIndex = scrolls ? 0 : -1;
+    wide.previousElementSibling.hidden = !scrolls;
+  });
+}
+
+addEventListener("resize", markWide);
+markWide();
 
 // --- the gallery: tokens disappear as the slider goes through the layers
 

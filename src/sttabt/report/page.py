@@ -79,6 +79,7 @@ def write_page(
                 if path.suffix == ".png"
             ],
             galleries=_galleries(galleries, start),
+            token_key=_token_key([gallery for _, gallery in galleries]),
         ),
         encoding="utf-8",
     )
@@ -141,6 +142,17 @@ def _galleries(galleries: Sequence[tuple[str, Gallery]], start: str) -> dict[str
         sets.append(shown)
     first = next((index for index, each in enumerate(sets) if each["name"] == start), 0)
     return {"images": images, "sets": sets, "first": first}
+
+
+def _token_key(galleries: Sequence[Gallery]) -> list[tuple[str, str]]:
+    """(colour, meaning) of what is drawn over images and behind words."""
+    images = [image for each in galleries if isinstance(each, ImageGallery) for image in each.images]
+    colours = list(dict.fromkeys(faded_colour(image) for image in images))
+    meaning = "a patch that is faded to this is dropped, or merged into others"
+    found = [(f"rgb{colour}", meaning) for colour in colours]
+    if any(isinstance(gallery, TextGallery) for gallery in galleries):
+        found.append(("rgba(var(--mark), .6)", "a word is the darker, the more layers read it; a pale one is dropped"))
+    return found
 
 
 def _keep(image: Any, images: dict[str, str]) -> str:

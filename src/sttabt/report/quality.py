@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
-from sttabt.report.literature import published_attention
+from sttabt.report.literature import MODEL, published_attention
 from sttabt.report.points import Point
 from sttabt.report.rows import Row
 
@@ -92,7 +92,7 @@ def quality_frame(rows: Iterable[Row]) -> pd.DataFrame:
                     | {f"{kind}_std": statistics.stdev(v) if len(v) > 1 else None for kind, v in own.items()}
                 )
     for place in sorted({place for place, _, _ in found}):
-        published = published_attention(place[0])
+        published = published_attention(place[0]) if place[1] == MODEL else {}
         for start in STARTS:
             own_values = {
                 kind: published[start, place[2], kind] for kind in KINDS if (start, place[2], kind) in published

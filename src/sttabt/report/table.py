@@ -56,7 +56,7 @@ def table_columns(points: Sequence[Point]) -> list[Column]:
     metric = METRICS[points[0].rows[0].metric]
     columns = [
         Column("method", lambda p: p.series, lambda p: p.series, number=False),
-        Column("setting", lambda p: p.setting or "-", lambda p: _moved(p), number=False),
+        Column("setting", lambda p: p.setting or "-", lambda p: p.setting or None, number=False),
         Column("seeds", lambda p: str(len(p.rows)), lambda p: len(p.rows)),
         _column(f"{metric.title} {metric.unit}", "score", 100, 2),
         *(_column(f"{other.title} {other.unit}", f"other_scores.{name}", 100, 2) for name, other in METRICS.items()),
@@ -207,10 +207,6 @@ def _found(point: Point) -> str:
 
 def _found_value(point: Point) -> str | None:
     return _found(point) if point.rows[0].found else None
-
-
-def _moved(point: Point) -> float | str | None:
-    return point.rows[0].knob_value
 
 
 def _comparable(row: Row) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published, palette
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
-from sttabt.report.literature import LABEL, Published, curve_lines, published_curves
+from sttabt.report.literature import LABEL, MODEL, Published, curve_lines, published_curves
 from sttabt.report.points import Point, point_frame
 from sttabt.report.rows import METRICS
 from sttabt.report.table import report_heading
@@ -72,8 +72,9 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
 
 
 def _published(points: list[Point]) -> Published | None:
-    """What was published of the data set and the methods that it has rows of."""
-    found = published_curves(points[0].rows[0].dataset, points[0].rows[0].metric)
+    """What was published of the data set, this model, and the methods that it has rows of."""
+    first = points[0].rows[0]
+    found = published_curves(first.dataset, first.metric) if first.model == MODEL else None
     labels = {point.label for point in points}
     return found and Published(found.dense, {label: own for label, own in found.curves.items() if label in labels})
 

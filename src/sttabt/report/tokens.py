@@ -12,11 +12,15 @@ from matplotlib.figure import Figure, SubFigure
 
 from sttabt.report.figures import figure_style, save
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
+from sttabt.report.image_rows import draw_rows, rows_size
 from sttabt.report.images import draw_images, images_size
 from sttabt.report.texts import draw_texts, texts_size
 
 MOST_IMAGES = 4  # of a block
+BESIDE = 2  # methods of images that fit beside each other; more have a line each, with MOST_IN_LINES images
+MOST_IN_LINES = 2
 MOST_TEXTS = 3  # of the figure, but at least one a block
+TEXTS_BESIDE = 3  # methods of texts beside each other; more go into blocks below
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,19 @@ def draw_tokens(blocks: Sequence[Block], folder: Path) -> Path:
         images = [(name, gallery) for name, gallery in block.galleries if isinstance(gallery, ImageGallery)]
         if texts:
             count = min(len(texts[0][1].labels), max(1, MOST_TEXTS // len(blocks)))
-            drawn.append((texts_size(texts, count), partial(draw_texts, title=block.title, columns=texts, texts=count)))
+            count = count if len(texts) <= TEXTS_BESIDE else 1
+            for start in range(0, len(texts), TEXTS_BESIDE):
+                some = texts[start : start + TEXTS_BESIDE]
+                title = block.title if start == 0 else f"{block.title} (continued)"
+                drawn.append((texts_size(some, count), partial(draw_texts, title=title, columns=some, texts=count)))
             shown += [(block.title, name, gallery, count) for name, gallery in texts]
         if images:
             title = f"{block.title}: patches that each layer reads"
-            count = min(len(images[0][1].labels), MOST_IMAGES)
-            drawn.append((images_size(images, count), partial(draw_images, title=title, columns=images, images=count)))
+            beside = len(images) <= BESIDE
+            count = min(len(images[0][1].labels), MOST_IMAGES if beside else MOST_IN_LINES)
+            size = (images_size if beside else rows_size)(images, count)
+            draw = partial(draw_images if beside else draw_rows, title=title, columns=images, images=count)
+            drawn.append((size, draw))
             shown += [(block.title, name, gallery, count) for name, gallery in images]
     with figure_style():
         width, height = max(width for (width, _), _ in drawn), sum(height for (_, height), _ in drawn)

@@ -54,7 +54,7 @@ class DatasetSettings:
     path: str = setting("", "where the files are, for sources that read files")
     image_size: int = setting(0, "side in pixels after resizing; 0 for text", at_least(0))
     channels: int = setting(3, "channels of images: 1 (grey) or 3 (coloured)", at_least(1))
-    classes: int = setting(MISSING, "number of classes; 1 for regression", at_least(1))
+    classes: int = setting(0, "number of classes, which the data must have; 0: counted; 1 for regression", at_least(0))
     task: str = setting("classification", "what is predicted; regression is for text", choices=METRICS)
     metric: str = setting(
         "accuracy",
@@ -79,7 +79,7 @@ class DatasetSettings:
     hub_id: str = setting("", "source image_table: a data set of the hub; path is a local copy instead")
     configuration: str = setting("", "source image_table: of the data set on the hub, where it has several")
     train_split: str = setting("train", "source image_table: the split for training and validation")
-    test_split: str = setting("test", "source image_table: the split for testing")
+    test_split: str = setting("test", 'source image_table: the split for testing; "": test_share of train_split')
     image_column: str = setting("image", "source image_table: the column of images")
     label_column: str = setting(
         "", "image_table and text: the column of labels, a class 0, 1, ..., a name of class_names, or a score"
@@ -105,4 +105,6 @@ class DatasetSettings:
     positive_above: float | None = setting(
         None, "source text_file: makes two classes of a score; scores exactly there are left out"
     )
-    test_share: float = setting(0.1, "source text_file: share of a single file, stratified", INNER_SHARE)
+    test_share: float = setting(
+        0.1, "share of data without a test split, stratified, the same for every seed", INNER_SHARE
+    )

@@ -11,7 +11,11 @@ from sttabt.settings.fields import at_least, setting
 class HardwareSettings:
     """Where and how fast a job runs."""
 
-    accelerator: str = setting("cpu", "in Lightning's names", choices=("cpu", "gpu", "cuda"))
+    accelerator: str = setting(
+        "cpu",
+        "in Lightning's names; auto: a GPU where CUDA finds one, else the CPU",
+        choices=("cpu", "gpu", "cuda", "auto"),
+    )
     devices: int = setting(1, "devices of a node that train together, a process each", at_least(1))
     nodes: int = setting(1, "machines that train together", at_least(1))
     precision: str = setting(

@@ -66,5 +66,5 @@ def _check_stages(stages: list[str]) -> None:
 
 def _check_precision(settings: Settings) -> None:
     precision, accelerator = settings.evaluation.precision, settings.hardware.accelerator
-    if precision != "float32" and accelerator == "cpu":
+    if precision != "float32" and accelerator in ("cpu", "auto"):
         raise UserError(f"evaluation.precision={precision} is for GPUs: set float32, or hardware=gpu")

@@ -5,25 +5,16 @@ from __future__ import annotations
 import math
 
 from sttabt.cli.checks.training import mixing, trainings
+from sttabt.data.checks import check_classes
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
-from sttabt.settings import METRICS, DatasetSettings, Settings
+from sttabt.settings import DatasetSettings, Settings
 
 
 def check_task(dataset: DatasetSettings) -> None:
     if dataset.task == "regression" and find_source(dataset.source).holds == "images":
         raise UserError("dataset.task=regression is for text: set dataset.task=classification for images")
-    if dataset.metric not in METRICS[dataset.task]:
-        fitting = " or ".join(METRICS[dataset.task])
-        raise UserError(f"dataset.metric={dataset.metric} is not for dataset.task={dataset.task}: set it to {fitting}")
-    if dataset.task == "regression" and dataset.classes != 1:
-        raise UserError(f"dataset.classes={dataset.classes}: a score is one number, set dataset.classes=1")
-    if dataset.task == "classification" and dataset.classes < 2:
-        raise UserError(f"dataset.classes={dataset.classes} is out of range: it must be at least 2")
-    if dataset.metric == "top5" and dataset.classes <= 5:
-        raise UserError(f"dataset.metric=top5 says nothing of dataset.classes={dataset.classes}: set accuracy")
-    if dataset.metric == "f1" and dataset.classes != 2:
-        raise UserError(f"dataset.metric=f1 is for two classes, not dataset.classes={dataset.classes}: set accuracy")
+    check_classes(dataset)
 
 
 def check_images(settings: Settings) -> None:

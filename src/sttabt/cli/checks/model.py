@@ -77,7 +77,7 @@ def check_weights(settings: Settings) -> None:
     given = model.pretrained or bool(model.checkpoint)
     if model.pretrained and model.checkpoint:
         raise UserError(f"model.checkpoint={model.checkpoint} needs model.pretrained=false: one of them gives weights")
-    if model.class_names and len(model.class_names) != settings.dataset.classes:
+    if model.class_names and settings.dataset.classes not in (0, len(model.class_names)):
         raise UserError(
             f"model.class_names={model.class_names} are {len(model.class_names)} names for"
             f" dataset.classes={settings.dataset.classes}: give as many"

@@ -66,7 +66,7 @@ class IdxImages(LabelledImages):
             raise UserError(f"{paths[0]} has images of {self.images.shape[1:]} pixels: fetch it again")
         self.labels = labels.tolist()
         found = int(labels.max()) + 1 if len(labels) else 0
-        if found > settings.classes:
+        if 0 < settings.classes < found:
             raise UserError(
                 f"dataset.classes={settings.classes} but {paths[1]} has labels up to {found - 1}:"
                 f" set dataset.classes={found}"

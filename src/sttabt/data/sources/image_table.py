@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from io import BytesIO
@@ -28,12 +29,12 @@ NO_NUMBERS = (float("inf"), float("-inf"))
 
 
 class ImageTableSource(Source):
-    """`test_split` is the test split; validation is a stratified share of `train_split`."""
+    """`test_split` is the test split, or where it is empty a share of `train_split`, as validation is."""
 
     holds = "images"
     reads = (
         *PREPARED,
-        *("path", "hub_id", "configuration", "train_split", "test_split", "image_column", "label_column"),
+        *("path", "hub_id", "configuration", "train_split", "test_split", "test_share", "image_column", "label_column"),
     )
 
     def check(self, dataset: DatasetSettings) -> None:
@@ -49,10 +50,13 @@ class ImageTableSource(Source):
         from sttabt.data.images import image_splits
 
         train = TableImages(dataset.train_split, dataset)
-        return image_splits(dataset, model, train, TableImages(dataset.test_split, dataset, train.class_names))
+        test = TableImages(dataset.test_split, dataset, train.class_names) if dataset.test_split else None
+        return image_splits(dataset, model, train, test)
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
         own = {"class_names": "source image_table has its own"}
+        if dataset.test_split:
+            own["test_share"] = "dataset.test_split is the test split"
         return own | ({"hub_id": "dataset.path gives a local copy"} if dataset.path else {})
 
 
@@ -114,6 +118,13 @@ class TableImages(LabelledImages):
         stored = self.images[index][self.column] or {}
         return f"{self.name}, row {index}" + (f" ({stored['path']})" if stored.get("path") else "")
 
+    def same(self) -> list[int]:
+        """Rows of the same bytes are one image, as are those that name the same file."""
+        found: dict[object, int] = {}
+        rows = (row[self.column] or {"bytes": None, "path": str(place)} for place, row in enumerate(self.images))
+        keys = (row["path"] if row["bytes"] is None else hashlib.sha256(row["bytes"]).digest() for row in rows)
+        return [found.setdefault(key, place) for place, key in enumerate(keys)]
+
     def contents(self) -> dict[str, Path]:
         """The files of the table, and the images that it only names."""
         from sttabt.data.base import hash_of
@@ -137,8 +148,9 @@ def open_split(settings: DatasetSettings, split: str) -> Any:
     from datasets import load_dataset  # after the line above, which may tell it to stay offline
 
     folder = Path(settings.path)
+    cut = " (or dataset.test_split= for a share of train)" if split == settings.test_split else ""
     try:
-        if settings.path and (saved := open_saved(folder, split)) is not None:
+        if settings.path and (saved := open_saved(folder, split, cut)) is not None:
             return saved
         return load_dataset(
             str(folder) if settings.path else settings.hub_id, settings.configuration or None, split=split
@@ -150,7 +162,7 @@ def open_split(settings: DatasetSettings, split: str) -> Any:
             why = "is not in the cache and the hub is out of reach (or HF_HUB_OFFLINE=1)"
         raise UserError(
             f"{where}, split {split}: {why} ({reason(error)}): set dataset.train_split and"
-            " dataset.test_split to splits that are there, or give a local copy with dataset.path=FOLDER"
+            f" dataset.test_split to splits that are there{cut}, or give a local copy with dataset.path=FOLDER"
         ) from error
 
 

