@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,29 @@ def test_counts_are_the_mean_of_what_the_method_keeps(tmp_path: Path) -> None:
     assert made.counts == [*mean, 1]
 
 
+@pytest.mark.parametrize("name, method", [("digits", "backtracking"), ("digits", "concrete"), ("bert", "backtracking")])
+def test_a_budget_is_kept_by_the_file_and_leaves_the_model_as_it_was(name: str, method: str, tmp_path: Path) -> None:
+    pruned, _ = _pruned(name, method)
+    before, inputs = pruned.method.settings, make_inputs(name)
+    made = export(
+        pruned, tmp_path / "model.pt2", format="torch", budget=0.8, calibration=[inputs], tokens=_tokens(pruned)
+    )
+    assert open_exported(made.path).metadata["macs_share"] == made.macs_share
+    if name == "digits":  # samples of texts are shorter than what the file pads to
+        assert made.macs_share == pytest.approx(0.8, abs=0.05)  # of whole tokens
+        settings = replace(pruned.method.settings, **_as_counts(pruned, made.counts[:-1]))
+        fixed = PrunedModel(pruned.base, type(pruned.method)(settings, pruned.base.layers, 1), pruned.approx).eval()
+        if method == "backtracking":  # whose rows are counted as they run
+            run = fixed.run(inputs)
+            counted = sum(fixed.macs(run).values()) / sum(fixed.dense_macs(run.real).values())
+            assert made.macs_share == pytest.approx(counted, rel=1e-6)
+    assert pruned.method.settings == before
+
+
+def _as_counts(pruned: PrunedModel, counts: list[int]) -> dict[str, Any]:
+    return {"counts": counts} if hasattr(pruned.method.settings, "counts") else {}
+
+
 def test_a_librarys_model_is_exported_dense_and_torch_alone_runs_it(tmp_path: Path) -> None:
     model, images = make_backbone("digits").model, make_inputs("digits")
     path = sttabt.export(model, tmp_path / "model.pt2", format="torch", class_names=list("abcde")).path
@@ -180,6 +204,10 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused("training mode.*eval", make_pruned(make_example("digits"), "dense").train(), tmp_path)
     _refused("float64.*float", make_pruned(make_example("digits"), "dense").double(), tmp_path)
     _refused("keeps every token", make_pruned(make_example("digits"), "dense"), tmp_path, counts=counts)
+    _refused(r"budget=0.5 is found on inputs: give calibration", pruned, tmp_path, budget=0.5)
+    _refused("say the same", pruned, tmp_path, budget=0.5, counts=counts, calibration=[make_inputs("digits")])
+    _refused("budget=50 is no share", pruned, tmp_path, budget=50, calibration=[make_inputs("digits")])
+    _refused("budget=0.5 has no effect on a dense", make_pruned(make_example("digits"), "dense"), tmp_path, budget=0.5)
     text, counts = _pruned("bert")
     _refused("tokens=99 is out of range: texts have 2 to 24", text, tmp_path, counts=counts, tokens=99)
     _refused("begin with more tokens than tokens=4", text, tmp_path, counts=counts, tokens=4)
@@ -273,10 +301,14 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
     assert main([f"model={artifacts['prune']}", "format=torch", "calibration=40"]) == 0
     (file,) = Path().glob("prune-*.pt2")
     found = open_exported(file)
-    said = re.match(r"(\S+): \[(.*)\] tokens; logits within", capsys.readouterr().out)
+    said = re.match(
+        r"(\S+): \[(.*)\] tokens, 0\.\d+ of the dense multiply-adds; logits within", capsys.readouterr().out
+    )
     assert said and found.metadata["counts"] == list(map(int, said[2].split(",")))
     assert found.metadata["classes"] == list("0123456789") and found.metadata["method"] == "concrete"
     assert found.metadata["preprocessing"]["mean"] and found.metadata["preprocessing"]["height"] == 28
+    assert main([f"model={artifacts['prune']}", "format=torch", "budget=0.9", "calibration=40", "out=part.pt2"]) == 0
+    assert open_exported("part.pt2").metadata["macs_share"] < 1
     assert main([f"model={artifacts['base']}", "format=torch", "out=dense.pt2"]) == 0
     assert set(open_exported("dense.pt2").metadata["counts"]) == {sttabt.load(artifacts["base"]).base.tokens}
 
@@ -290,6 +322,7 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
         (["model=nowhere", "formt=onnx"], "did you mean 'format'?"),
         (["model=nowhere", "counts=[4,b]"], "counts=[4,b]: give whole numbers"),
         (["model=nowhere", "int8=yes"], "int8=yes is neither true nor false"),
+        (["model=nowhere", "budget=half"], "budget=half is no share"),
         (["model=nowhere", "calibration=0"], "calibration=0 is no whole number above 0"),
     ],
 )

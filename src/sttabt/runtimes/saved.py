@@ -31,6 +31,7 @@ def export_saved(
     out: Path | None,
     format: str,
     counts: Sequence[int] | None,
+    budget: float | None,
     samples: int,
     tokens: int | None,
     int8: bool,
@@ -46,7 +47,9 @@ def export_saved(
     pruned = load(folder)
     record = read_record(folder.absolute() / RECORD)
     dataset, model = _settings(record["notes"]["settings"])
-    needed = int8 or (counts is None and pruned.method.takes_counts and pruned.method.counts is None)
+    needed = (
+        int8 or budget is not None or (counts is None and pruned.method.takes_counts and pruned.method.counts is None)
+    )
     splits = _splits(dataset, model, needed)
     base = pruned.base
     if not base.may_pad:
@@ -64,6 +67,7 @@ def export_saved(
         out,
         format=format,
         counts=counts,
+        budget=budget,
         calibration=_batches(splits, samples) if splits and needed else None,
         tokens=tokens or (dataset.max_tokens if base.may_pad else None),
         int8=int8,
