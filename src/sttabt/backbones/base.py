@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -54,6 +54,15 @@ class Backbone(nn.Module, ABC):
     def examples(cls) -> dict[str, Callable[[], Example]]:
         """Small models of this kind by name, random weights, on which sttabt.testing runs every method."""
         return {}
+
+    def configuration(self) -> dict[str, Any]:
+        """What `rebuilt` makes this encoder of, in the library's own form where it has one; what JSON can say."""
+        raise UserError(f"a {type(self).__name__} cannot be saved: it has no configuration")
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        """The encoder of that configuration, random weights. Raises whatever a configuration that is none leads to."""
+        raise UserError(f"a {cls.__name__} cannot be made of a configuration")
 
     @property
     def class_prefixes(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -59,6 +60,17 @@ class TextBackbone(Backbone):
     def from_config(cls, config: PreTrainedConfig) -> Self:
         """Random weights, fused attention."""
         return cls(cls.library()._from_config(config, attn_implementation="sdpa"))
+
+    def configuration(self) -> dict[str, Any]:
+        """As transformers' config.json."""
+        found: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
+        found.pop("_name_or_path", None)  # of the machine where it was made
+        return found
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        kind: Any = cls.library().config_class
+        return cls.from_config(kind.from_dict(dict(configuration)))
 
     @abstractmethod
     def problems(self) -> Mapping[str, bool]:

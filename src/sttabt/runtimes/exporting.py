@@ -20,7 +20,7 @@ from sttabt.core.text import Text
 from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
-from sttabt.runtimes.description import class_names_of, preprocessing_of
+from sttabt.pretrained.description import class_names_of, preprocessing_of
 from sttabt.runtimes.formats import find_runtime
 from sttabt.runtimes.graph import Graph, check_model
 from sttabt.runtimes.reading import ExportedModel
