@@ -15,11 +15,12 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import AutoConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import AutoConfig, BertForSequenceClassification
 
 import sttabt
 from conftest import make_inputs
 from hub_server import hub_server
+from made_runs import make_runs, make_tokenizer
 from sttabt.errors import UserError
 from sttabt.models.pruned import PrunedModel
 from sttabt.store.artifacts import MODEL_STAGES
@@ -32,18 +33,11 @@ CASES = [
     *(("digits", method) for method in ("dense", "concrete", "ltp", "dynamicvit", "diffrate", "power_bert", "tome")),
     *(("bert", method) for method in ("concrete", "dynamicvit")),
 ]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "book", "the", "very", "##ly"]
 
 
 def _logits(model: PrunedModel, inputs: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model.run(inputs).logits
-
-
-def _tokenizer(folder: Path) -> BertTokenizerFast:
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return BertTokenizerFast(str(folder / "vocab.txt"))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -102,7 +96,7 @@ def test_what_a_library_has_lies_beside_as_it_knows_it(tmp_path: Path) -> None:
     bert: Any = make_example("bert").model.model
     names = ["one", "two", "three", "four", "five"]
     own = sttabt.prune(bert, "forward_topk")
-    folder = own.save_pretrained(tmp_path / "bert", tokenizer=_tokenizer(tmp_path / "words"), class_names=names)
+    folder = own.save_pretrained(tmp_path / "bert", tokenizer=make_tokenizer(tmp_path / "words"), class_names=names)
     config = AutoConfig.from_pretrained(folder)
     assert config.id2label == dict(enumerate(names)) and config.hidden_size == bert.config.hidden_size
     model = BertForSequenceClassification(config)
@@ -202,7 +196,7 @@ def _use_block(card: Path) -> str:
 def test_the_cards_lines_run_as_they_stand(tmp_path: Path) -> None:
     make_pruned(make_example("distilled"), "backtracking").save_pretrained(tmp_path / "vit")
     text = make_pruned(make_example("bert"), "ltp")
-    text.save_pretrained(tmp_path / "bert", tokenizer=_tokenizer(tmp_path / "words"))
+    text.save_pretrained(tmp_path / "bert", tokenizer=make_tokenizer(tmp_path / "words"))
     text.save_pretrained(tmp_path / "ids")
     code = "\n".join(_use_block(tmp_path / name / "README.md") for name in ("vit", "bert", "ids"))
     assert code.count("sttabt.load(") == 3 and "load_tokenizer()" in code
@@ -210,6 +204,52 @@ def test_the_cards_lines_run_as_they_stand(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "vit" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("sttabt", "image-classification")
     assert "back-tracking top-k" in card.text and "keep_ratio" in card.text
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with artifacts, and what the runs logged."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, make_runs(folder)
+
+
+def test_what_a_run_says_of_its_models_runs_as_it_stands(runs: tuple[Path, list[str]]) -> None:
+    """The last line of each run, and the lines of all cards, in one process."""
+    folder, lines = runs
+    cards = sorted(folder.glob("artifacts/*/*/README.md"))
+    assert sorted(path.parts[-3] for path in cards) == ["approx", "base", "base", "prune", "prune"]
+    said = [line.removeprefix("model: ") for line in lines if line.startswith("model: ")]
+    assert len(said) == 4 and lines[-1] == f"model: {said[-1]}"
+    assert said[1].endswith('method="backtracking", keep_ratio=0.3)') and 'load("artifacts/approx/' in said[1]
+    assert said[2].endswith('method="forward_topk", keep_ratio=0.4)') and 'load("artifacts/base/' in said[2]
+    for line in (said[0], said[3]):
+        assert re.fullmatch(r'sttabt\.load\("artifacts/prune/[0-9a-f]{16}"\)', line)
+    code = "\n".join([*map(_use_block, cards), *said, f"assert {said[1]}.method.settings.keep_ratio == 0.3"])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+def test_a_model_of_a_run_is_saved_with_what_the_run_knew(
+    runs: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs[0])
+    for record in sorted(Path("artifacts", "prune").glob("*/artifact.json")):
+        made = sttabt.load(record.parent)
+        folder = made.save_pretrained(tmp_path / "saved")
+        found = sttabt.load(folder)
+        assert found.preparation is not None and made.preparation is not None
+        assert found.preparation.class_names == made.preparation.class_names
+        assert found.preparation.inputs == made.preparation.inputs
+        card = (folder / "README.md").read_text()
+        assert "](../" not in card and 'sttabt.load("saved")' in card and card.count("## Use") == 1
+        assert "## Results" in card, "what was measured goes on"
+        inputs = make_inputs("bert" if made.base.may_pad else "digits")
+        assert torch.equal(_logits(found, inputs), _logits(made, inputs))
+        if made.base.may_pad:
+            assert found.preparation.class_names == ("bad", "good") and found.preparation.inputs["tokens"] == 16
+            assert found.preparation.load_tokenizer()("good")["input_ids"] == [2, 6, 3]
+        else:
+            assert found.preparation.class_names == tuple("0123456789")
+            assert found.preparation.inputs["interpolation"] == "bilinear", "digits have a preparation of their own"
 
 
 HUB = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -54,27 +53,29 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
 def use_lines(name: str, pruned: PrunedModel, preparation: Preparation, tokenizer: bool) -> str:
     """Python that runs as it stands, beside the folder."""
     if pruned.base.may_pad:
-        return text_lines(f'"{name}"', tokenizer, pruned.base.model.config.vocab_size)
+        return text_lines(f'"{name}"', None if tokenizer else pruned.base.model.config.vocab_size)
     inputs = preparation.inputs
-    shape = (pruned.base.model.in_chans, inputs["height"], inputs["width"])
-    return image_lines(f'"{name}"', shape, inputs.get("mean"), inputs.get("std"))
+    return image_lines(f'"{name}"', (pruned.base.model.in_chans, inputs["height"], inputs["width"]))
 
 
-def image_lines(arguments: str, shape: tuple[int, int, int], mean: Any, std: Any) -> str:
-    """arguments: of `sttabt.load`, as Python writes them; mean, std: of the images, None where they are not known."""
-    normalised = f", (pixels - {list(mean)}) / {list(std)}" if mean and std else ""
-    return (
-        f"import sttabt\nimport torch\n\nmodel = sttabt.load({arguments})\n"
-        f"images = torch.rand(1, {', '.join(map(str, shape))})  # yours{normalised}\n"
-        "with torch.inference_mode():\n    logits = model(images)"
+def image_lines(arguments: str, shape: tuple[int, int, int]) -> str:
+    """arguments: of `sttabt.load`, as Python writes them; shape: of an image, channels first."""
+    return _lines(
+        arguments,
+        f"images = torch.randn(1, {', '.join(map(str, shape))})  # yours, made as model.preparation.inputs says",
+        "model(images)",
     )
 
 
-def text_lines(arguments: str, tokenizer: bool, vocabulary: int) -> str:
-    """As `image_lines`, with the model's own tokenizer; without one, of ids at random."""
-    start = f"import sttabt\nimport torch\n\nmodel = sttabt.load({arguments})\n"
-    end = "with torch.inference_mode():\n    logits = model(**encoding).logits"
-    if not tokenizer:
-        return f'{start}encoding = {{"input_ids": torch.randint({vocabulary}, (1, 8))}}  # your tokenizer\'s\n{end}'
+def text_lines(arguments: str, vocabulary: int | None = None) -> str:
+    """As `image_lines`, with the model's own tokenizer; where it has none, with ids of that vocabulary at random."""
     call = 'tokenizer(["A text.", "Another one."], padding=True, return_tensors="pt")'
-    return f"{start}tokenizer = model.preparation.load_tokenizer()\nencoding = {call}\n{end}"
+    given = f"tokenizer = model.preparation.load_tokenizer()\nencoding = {call}"
+    if vocabulary is not None:
+        given = f'encoding = {{"input_ids": torch.randint({vocabulary}, (1, 8))}}  # yours, by the model\'s tokenizer'
+    return _lines(arguments, given, "model(**encoding).logits")
+
+
+def _lines(arguments: str, given: str, call: str) -> str:
+    start = f"import sttabt\nimport torch\n\nmodel = sttabt.load({arguments})"
+    return f"{start}\n{given}\nwith torch.inference_mode():\n    logits = {call}"
