@@ -366,6 +366,7 @@ def _preparation(folder: Path, record: dict[str, Any]) -> Preparation:
         return Preparation(tuple(names), size | source.prepares(dataset, model), card=card)
     given = () if dataset.task == "regression" else tuple(dataset.class_names or names)
     inputs = {"tokens": dataset.max_tokens, "truncation": True, "padding": "behind the text"}
+    inputs["columns"] = list(dataset.columns)
     return Preparation(given, inputs, model.huggingface, card)
 
 
