@@ -201,6 +201,7 @@ WRONG = [
     (["model=bert", "photos"], "photos is a folder, but the model reads texts"),
     (["model=bert", "texts.csv", "column=sentense"], "did you mean 'sentence'?"),
     (["model=bert", "texts.csv"], "has the columns id, sentence: say which holds the texts, column=NAME"),
+    (["model=bert", "texts.csv", "column=id,sentence,id"], "column=id,sentence,id: the model reads one or two columns"),
     (["model=vit", "photos", "column=a"], "column=a has no effect on images"),
     (["model=vit", "photos", "batch=0"], "batch=0 is no whole number above 0"),
     (["model=vit", "photos", "bach=3"], "did you mean 'batch'?"),
@@ -282,14 +283,15 @@ def test_a_reader_that_goes_is_no_failure(folder: Folder) -> None:
     assert json.loads(done.stdout)["line"] == 1 and not done.stderr
 
 
-def test_the_readmes_lines_run(tmp_path: Path) -> None:
+def test_the_readmes_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     section = readme.partition("## Save, share, predict")[2].partition("\n## ")[0]
     code = section.partition("```python\n")[2].partition("```")[0]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     shutil.copytree("photos", tmp_path / "photos")
     (command,) = section.partition("```sh\n")[2].partition("```")[0].splitlines()
-    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command.startswith("python -m sttabt.predict ") and main(shlex.split(command)[3:]) == 0
     found = [json.loads(line) for line in (tmp_path / "photos.jsonl").read_text().splitlines()]
     assert len(found) == len(list((tmp_path / "kept").glob("*.png"))) == 7
     shown = json.loads(re.findall(r"`(\{[^`]*\})`", section.replace("\n", " "))[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from hub_server import hub_server
 from made_runs import make_runs, make_tokenizer
 from sttabt.errors import UserError
 from sttabt.models.pruned import PrunedModel
-from sttabt.store.artifacts import MODEL_STAGES
+from sttabt.store.artifacts import MODEL_STAGES, Claim, load_folder
 from sttabt.testing.models import make_example, make_pruned
 
 CASES = [
@@ -250,6 +251,39 @@ def test_a_model_of_a_run_is_saved_with_what_the_run_knew(
         else:
             assert found.preparation.class_names == tuple("0123456789")
             assert found.preparation.inputs["interpolation"] == "bilinear", "digits have a preparation of their own"
+
+
+def test_a_trained_model_loads_without_what_it_is_made_of(runs: tuple[Path, list[str]], tmp_path: Path) -> None:
+    (folder,) = (each for each in runs[0].glob("artifacts/prune/*/") if "images" in (each / "README.md").read_text())
+    shutil.copytree(folder, tmp_path / "prune" / folder.name)
+    found = sttabt.load(tmp_path / "prune" / folder.name)
+    assert found.preparation is not None and found.preparation.class_names == tuple("0123456789")
+
+
+def test_a_configuration_that_is_none_is_one_line(tmp_path: Path) -> None:
+    """Whoever wrote the checksums, too."""
+    folder = make_pruned(make_example("digits"), "ltp").save_pretrained(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    tensors, record = load_folder(folder)
+    for changed in (
+        {},
+        {**config, "model_args": {**config["model_args"], "depth": 2}},
+        {**config, "model_args": {**config["model_args"], "patch_size": [0, 0]}},
+        {**config, "model_args": {**config["model_args"], "embed_dim": 49}},
+        {**config, "layers": {**config["layers"], "norm": "os.system"}},
+        {**config, "global_pool": "none"},
+    ):
+        (folder / "config.json").write_text(json.dumps(changed))
+        Claim(folder, "saved", record["description"]).finish(tensors, record["notes"])
+        with pytest.raises(UserError) as caught:
+            sttabt.load(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    (folder / "config.json").write_text(json.dumps(config))
+    for notes in ({**record["notes"], "format": 2}, {**record["notes"], "backbone": "Popen"}, {}):
+        Claim(folder, "saved", record["description"]).finish(tensors, notes)
+        with pytest.raises(UserError) as caught:
+            sttabt.load(folder)
+        assert "\n" not in str(caught.value)
 
 
 HUB = """

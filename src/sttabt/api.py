@@ -31,22 +31,19 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
 from sttabt.pretrained.description import Preparation
 from sttabt.runtimes.exporting import export as export
+from sttabt.settings import BudgetSettings as Budget
 from sttabt.settings import (
-    AugmentationSettings,
-    DatasetSettings,
     MethodSettings,
-    ModelSettings,
     Settings,
     TrainedSettings,
-    TrainingSettings,
     TunedSettings,
     check_budget,
     method_names,
     method_settings,
 )
-from sttabt.settings import BudgetSettings as Budget
 from sttabt.settings.effects import no_effect
 from sttabt.settings.fields import describe
+from sttabt.settings.noted import noted_dataset, noted_model
 from sttabt.settings.values import check_value, check_values
 from sttabt.sharing.folder import STAGE as SAVED
 from sttabt.sharing.folder import restore
@@ -205,7 +202,9 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
             return restore(folder, tensors, record)
         preparation = _preparation(folder, record)
         base, network, pruned = _restored(folder, tensors, record)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a record or a configuration that is none, libraries raise anything
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder}: its record does not describe its weights ({type(error).__name__} {reason}): make it again"
@@ -353,34 +352,31 @@ def _network(base: Backbone, approx: Any) -> ApproximateNetwork:
     return network
 
 
-def _preparation(folder: Path, record: dict[str, Any]) -> Preparation:
-    """What a run knew of its inputs and classes, from the records of what the artifact is made of."""
+def _preparation(folder: Path, record: dict[str, Any]) -> Preparation | None:
+    """What a run knew of its inputs and classes; None where its source of data is not here.
+
+    Names of classes stand in the record of the artifact, or in those of which it is made, as far as they are there.
+    """
     settings, made_of = record["notes"]["settings"], parents(record["description"])
-    dataset, model = _of_dataset(settings), _of_model(settings)
-    source = find_source(dataset.source)
-    records = [record, *(read_record(folder.parents[1] / part / key / RECORD) for part, key in made_of.items())]
-    names = next((found for each in records if (found := each["notes"].get("class_names"))), ())
+    dataset, model = noted_dataset(settings), noted_model(settings)
+    try:
+        source = find_source(dataset.source)
+    except UserError as error:
+        log.warning("%s does not say how inputs are prepared: %s", folder, error)
+        return None
+    others = [folder.parents[1] / part / key / RECORD for part, key in made_of.items()]
+    records = [record, *(read_record(path) for path in others if path.is_file())]
+    names = tuple(next((found for each in records if (found := each["notes"].get("class_names"))), ()))
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     if source.holds == "images":
         size = {"height": dataset.image_size, "width": dataset.image_size, "pixels": "0 to 1"}
-        return Preparation(tuple(names), size | source.prepares(dataset, model), card=card)
-    given = () if dataset.task == "regression" else tuple(dataset.class_names or names)
+        return Preparation(names, size | source.prepares(dataset, model), card=card)
+    given = () if dataset.task == "regression" else tuple(dataset.class_names) or names
     inputs = {"tokens": dataset.max_tokens, "truncation": True, "padding": "behind the text"}
-    inputs["columns"] = list(dataset.columns)
-    return Preparation(given, inputs, model.huggingface, card)
-
-
-def _of_dataset(settings: Mapping[str, Any]) -> DatasetSettings:
-    data = settings["dataset"]
-    return DatasetSettings(**{**data, "augmentation": AugmentationSettings(**data["augmentation"])})
-
-
-def _of_model(settings: Mapping[str, Any]) -> ModelSettings:
-    model = settings["model"]
-    return ModelSettings(**{**model, "training": TrainingSettings(**model["training"])})
+    return Preparation(given, inputs | {"columns": list(dataset.columns)}, model.huggingface, card)
 
 
 def _saved_base(settings: Mapping[str, Any]) -> Backbone:
     data = settings["dataset"]
-    model = _of_model(settings)
+    model = noted_model(settings)
     return build_base(model, data["classes"], data["channels"], data["image_size"], pretrained=False).base

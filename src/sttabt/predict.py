@@ -70,8 +70,8 @@ def _predict(given: Sequence[str], options: dict[str, str]) -> int:
     if model.base.may_pad:
         columns = tuple(name for name in options.get("column", "").split(",") if name)
         reading = Reading(columns, options.get("encoding", "utf-8"), options.get("separator", ""))
-        assert model.preparation is not None, "of a saved model"
-        items, left_out = find_texts(given, reading, model.preparation.inputs.get("columns", ()))
+        usual = model.preparation.inputs.get("columns", ()) if model.preparation else ()
+        items, left_out = find_texts(given, reading, usual)
     else:
         for name in ("column", "encoding", "separator"):
             if name in options:

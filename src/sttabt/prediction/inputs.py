@@ -7,15 +7,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sttabt.data.labelled import image_suffixes
+from sttabt.data.rows import HALF
 from sttabt.data.tables import SEPARATORS, decode, read_table, table_format
 from sttabt.errors import UserError, nearest
 from sttabt.system.paths import not_a_file, not_a_folder
 
 STDIN = "-"
-LINES = (".txt", ".text", ".md")  # files that hold a text a line
+LINES = (".txt", ".text")  # files that hold a text a line
+MOST_COLUMNS = 2  # that tokenizers take
 SHOWN = 5  # columns in a message
 
 
@@ -85,8 +87,13 @@ def find_texts(given: Sequence[str], reading: Reading, usual: Sequence[str]) -> 
     """
     found: list[Item] = []
     left_out: list[str] = []
+    if reading.columns and len(reading.columns) != (len(usual) or min(len(reading.columns), MOST_COLUMNS)):
+        wanted = len(usual) or "one or two"
+        raise UserError(f"column={','.join(reading.columns)}: the model reads {wanted} columns")
     for name in given:
         path = Path(name)
+        if len(usual) > 1 and (name == STDIN or path.suffix.lower() in LINES):
+            raise UserError(f"{name} has a text a line, but the model reads pairs: give a table and column=A,B")
         if name == STDIN:
             found += _lines(_stdin(reading.encoding), STDIN)
         elif path.is_dir():
@@ -115,7 +122,7 @@ def _rows(path: Path, reading: Reading, usual: Sequence[str]) -> Iterator[Item]:
         raise UserError(_plain(error)) from error
     names = [str(name) for name in table.columns]
     columns = reading.columns or (tuple(usual) if set(usual) <= set(names) else ())
-    if not columns and len(names) == 1:
+    if not columns and len(names) == 1 and len(usual) < MOST_COLUMNS:
         columns = (names[0],)
     if not columns:
         shown = ", ".join(names[:SHOWN])
@@ -128,6 +135,8 @@ def _rows(path: Path, reading: Reading, usual: Sequence[str]) -> Iterator[Item]:
     for line, cells in zip(table.index, zip(*(table[name] for name in columns), strict=True), strict=True):
         if not all(isinstance(cell, str) and cell.strip() for cell in cells):
             raise UserError(f"{path}, {what} {line}: column {', '.join(columns)} holds no text: complete it")
+        if any(HALF.search(cell) for cell in cells):
+            raise UserError(f"{path}, {what} {line} holds half of a character (a surrogate): write the text anew")
         yield Item(tuple(cells), str(path), int(line))
 
 
@@ -140,9 +149,13 @@ def _stdin(encoding: str) -> str:
 
 def _below(folder: str) -> Iterator[str]:
     """The visible files of a folder and of those inside."""
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (f"{place}{os.sep}{name}" for name in sorted(names) if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): allow it, or take it out") from error
 
 
 def _is_text(path: Path) -> bool:

@@ -52,7 +52,8 @@ class Pictures:
         for each in predictions[: max(0, MOST - self.count)]:
             self.count += 1
             said = ", ".join(f"{name} {each.said[name]}" for name in SAID if name in each.said)
-            title = f"{each.item.where[-LONGEST:]}: {said}"
+            where = each.item.where[-LONGEST:].encode("utf-8", "replace").decode()  # names of files may be any bytes
+            title = f"{where}: {said}"
             name = re.sub(r"[^\w.-]+", "_", Path(each.item.file or each.item.content[0]).stem)[:60]
             line = f"-{each.item.line}" if each.item.line else ""
             with figure_style():

@@ -21,7 +21,7 @@ from sttabt.errors import UserError
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
 from sttabt.prediction.inputs import Item
-from sttabt.pretrained.description import Preparation
+from sttabt.pretrained.description import Preparation, preparation_of
 
 POOL = 16  # batches of texts that are sorted by length together
 DIGITS = 4  # of probabilities: of more the last would differ from one size of batches to another
@@ -50,7 +50,7 @@ class Predictor:
 
     def __init__(self, model: PrunedModel, batch: int) -> None:
         self.batch, self.left_out = batch, list[str]()
-        self.preparation: Preparation = model.preparation or Preparation()
+        self.preparation = model.preparation or preparation_of(model.base)
         self.reads_text = model.base.may_pad
         self.tokenizer: Any = self.preparation.load_tokenizer() if self.reads_text else None
         self.longest = min(int(self.preparation.inputs["tokens"]), model.base.tokens) if self.reads_text else 0

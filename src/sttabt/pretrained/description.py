@@ -36,7 +36,7 @@ class Preparation:
         source = find_pretrained(self.tokenizer)
         use_hub()
         try:
-            return AutoTokenizer.from_pretrained(source)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"the tokenizer {self.tokenizer} cannot be read ({reason}): fetch it again") from error

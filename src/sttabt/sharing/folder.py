@@ -149,10 +149,10 @@ def _named(base: Backbone, configuration: dict[str, Any], preparation: Preparati
         return configuration
     own = {
         "input_size": [base.model.in_chans, inputs["height"], inputs["width"]],
-        "mean": inputs["mean"],
-        "std": inputs["std"],
-        "crop_pct": inputs["crop"],
-        "interpolation": inputs["interpolation"],
+        "mean": inputs.get("mean"),
+        "std": inputs.get("std"),
+        "crop_pct": inputs.get("crop"),
+        "interpolation": inputs.get("interpolation"),
         "num_classes": base.architecture.classes,
     }
     return configuration | {"label_names": names, "pretrained_cfg": own}

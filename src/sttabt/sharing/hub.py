@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ def fetch(name: str) -> Path:
         if record["stage"] != STAGE:
             raise UserError(f"{name} on the hub is an artifact of a run, no saved model: see save_pretrained")
         for file in (WEIGHTS, *record["files"]):
+            if Path(file).name != file:
+                raise UserError(f"{name} on the hub names a file {file!r}, which no saved model has: do not use it")
             hf_hub_download(name, file, revision=folder.name)  # the same state of the repository
+        with suppress(EntryNotFoundError):
+            hf_hub_download(name, CARD, revision=folder.name)
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{name} is no folder of an artifact here, and the hub's cache has none: load it once with a network"
