@@ -87,6 +87,11 @@ class Backbone(nn.Module, ABC):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches of the model's own image size; (0, 0) for text."""
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the model is made for. Raises UserError where it reads none."""
+        raise UserError(f"a {type(self).__name__} does not say which images it reads")
+
     def grid_of(self, inputs: Any) -> tuple[int, int]:
         """Rows and columns of patches of these inputs; raises UserError for images that the model does not take."""
         return self.grid

@@ -94,6 +94,7 @@ class ViT(Backbone):
                 "num_heads": sizes.heads,
                 "mlp_ratio": sizes.feed_forward / sizes.width,
                 "qkv_bias": block.attn.qkv.bias is not None,
+                "qk_norm": not isinstance(block.attn.q_norm, nn.Identity),
                 "proj_bias": block.attn.proj.bias is not None,
                 "init_values": None if isinstance(block.ls1, nn.Identity) else 1.0,
                 "class_token": model.has_class_token,
@@ -139,6 +140,11 @@ class ViT(Backbone):
     @property
     def grid(self) -> tuple[int, int]:
         return self.model.patch_embed.grid_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width = self.model.patch_embed.img_size
+        return self.model.in_chans, height, width
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
         """Rows and columns of patches; of another image size where the model was made with `dynamic_img_size`.

@@ -163,7 +163,7 @@ class Predictor:
 
 def _transform(model: PrunedModel, preparation: Preparation) -> tuple[Any, int]:
     """From an image of Pillow to what the model reads, and of how many channels."""
-    inputs, channels = preparation.inputs, model.base.model.in_chans
+    inputs, (channels, height, width) = preparation.inputs, model.base.image_shape
     if inputs.get("mean") is None or inputs.get("std") is None:
         raise UserError(
             "the model does not say how its images are normalised: save it with"
@@ -172,7 +172,7 @@ def _transform(model: PrunedModel, preparation: Preparation) -> tuple[Any, int]:
     if channels not in MODES:
         raise UserError(f"the model reads images of {channels} channels, which files of images do not have")
     made = create_transform(
-        (inputs["height"], inputs["width"]),
+        (height, width),
         crop_pct=inputs.get("crop"),
         interpolation=inputs.get("interpolation") or "bicubic",
         mean=tuple(inputs["mean"]),

@@ -54,13 +54,13 @@ def preprocessing_of(base: Backbone, tokens: int) -> dict[str, Any]:
         padding = getattr(base.model.config, "pad_token_id", None) or 0
         return {"tokens": tokens, "truncation": True, "padding": "behind the text", "pad_token_id": padding}
     cfg: dict[str, Any] = getattr(base.model, "pretrained_cfg", None) or {}
-    height, width = base.model.patch_embed.img_size
+    channels, height, width = base.image_shape
     return {
         "height": height,
         "width": width,
         "pixels": "0 to 1",
-        "mean": _listed(cfg.get("mean"), base.model.in_chans),
-        "std": _listed(cfg.get("std"), base.model.in_chans),
+        "mean": _listed(cfg.get("mean"), channels),
+        "std": _listed(cfg.get("std"), channels),
         "crop": cfg.get("crop_pct"),
         "interpolation": cfg.get("interpolation"),
     }

@@ -18,7 +18,7 @@ OWN_LINES = "## Use\n\n```python\n{}\n```\n"
 
 def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, name: str) -> str:
     """name: of the folder or of the hub's repository, which its lines load."""
-    use = OWN_LINES.format(use_lines(name, pruned, preparation, tokenizer))
+    use = OWN_LINES.format(use_lines(name, pruned, tokenizer))
     if preparation.card:  # what was measured still holds
         return AWAY.sub(r"\1", USE.sub(lambda _: use, preparation.card))
     base, settings = pruned.base, asdict(pruned.method.settings)
@@ -50,12 +50,11 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
     )
 
 
-def use_lines(name: str, pruned: PrunedModel, preparation: Preparation, tokenizer: bool) -> str:
+def use_lines(name: str, pruned: PrunedModel, tokenizer: bool) -> str:
     """Python that runs as it stands, beside the folder."""
     if pruned.base.may_pad:
         return text_lines(f'"{name}"', None if tokenizer else pruned.base.model.config.vocab_size)
-    inputs = preparation.inputs
-    return image_lines(f'"{name}"', (pruned.base.model.in_chans, inputs["height"], inputs["width"]))
+    return image_lines(f'"{name}"', pruned.base.image_shape)
 
 
 def image_lines(arguments: str, shape: tuple[int, int, int]) -> str:

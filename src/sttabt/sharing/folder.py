@@ -113,8 +113,8 @@ def _given(
             raise UserError(f"preprocessing has an entry {name}: {nearest(name, known)}")
     for name in ("mean", "std"):
         values = (preprocessing or {}).get(name)
-        if values is not None and len(values) != base.model.in_chans:
-            raise UserError(f"preprocessing: {name}={values} must be {base.model.in_chans} numbers, one a channel")
+        if values is not None and len(values) != base.image_shape[0]:
+            raise UserError(f"preprocessing: {name}={values} must be {base.image_shape[0]} numbers, one a channel")
     return replace(found, inputs={**found.inputs, **(preprocessing or {})})
 
 
@@ -136,6 +136,7 @@ def _write(pruned: PrunedModel, folder: Path, preparation: Preparation, tokenize
     }
     description = {"backbone": notes["backbone"], "configuration": configuration, "method": method}
     Claim(folder, STAGE, description).finish(pruned.state_dict(), notes)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read them
     (folder / CARD).write_text(saved_card(pruned, preparation, tokenizer is not None, name), encoding="utf-8")
 
 
@@ -148,7 +149,7 @@ def _named(base: Backbone, configuration: dict[str, Any], preparation: Preparati
             configuration["label2id"] = {each: place for place, each in enumerate(names)}
         return configuration
     own = {
-        "input_size": [base.model.in_chans, inputs["height"], inputs["width"]],
+        "input_size": list(base.image_shape),
         "mean": inputs.get("mean"),
         "std": inputs.get("std"),
         "crop_pct": inputs.get("crop"),
@@ -200,8 +201,7 @@ def _inputs(base: Backbone, first: Tensor) -> Any:
     """Random ones, the same each time."""
     generator = torch.Generator().manual_seed(0)
     if not base.may_pad:
-        shape = (COMPARED, base.model.in_chans, *base.model.patch_embed.img_size)
-        return torch.randn(shape, generator=generator).to(first.device, first.dtype)
+        return torch.randn(COMPARED, *base.image_shape, generator=generator).to(first.device, first.dtype)
     shape = (COMPARED, min(base.tokens, 16))
     ids = torch.randint(base.model.config.vocab_size, shape, generator=generator)
     real = torch.arange(shape[1]) < torch.tensor([[shape[1]], [shape[1] // 2]])
