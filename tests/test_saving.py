@@ -194,19 +194,6 @@ def _use_block(card: Path) -> str:
     return text.partition("```python\n")[2].partition("```")[0]
 
 
-def test_the_cards_lines_run_as_they_stand(tmp_path: Path) -> None:
-    make_pruned(make_example("distilled"), "backtracking").save_pretrained(tmp_path / "vit")
-    text = make_pruned(make_example("bert"), "ltp")
-    text.save_pretrained(tmp_path / "bert", tokenizer=make_tokenizer(tmp_path / "words"))
-    text.save_pretrained(tmp_path / "ids")
-    code = "\n".join(_use_block(tmp_path / name / "README.md") for name in ("vit", "bert", "ids"))
-    assert code.count("sttabt.load(") == 3 and "load_tokenizer()" in code
-    subprocess.run([sys.executable, "-c", f"{code}\nassert logits.shape == (1, 5)"], check=True, cwd=tmp_path)
-    card = ModelCard.load(tmp_path / "vit" / "README.md")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("sttabt", "image-classification")
-    assert "back-tracking top-k" in card.text and "keep_ratio" in card.text
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with artifacts, and what the runs logged."""
@@ -214,9 +201,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, make_runs(folder)
 
 
-def test_what_a_run_says_of_its_models_runs_as_it_stands(runs: tuple[Path, list[str]]) -> None:
-    """The last line of each run, and the lines of all cards, in one process."""
+def test_what_cards_and_runs_say_runs_as_it_stands(runs: tuple[Path, list[str]]) -> None:
+    """The lines of all cards, and the last line of each run, in one process."""
     folder, lines = runs
+    make_pruned(make_example("distilled"), "backtracking").save_pretrained(folder / "vit")
+    text = make_pruned(make_example("bert"), "ltp")
+    text.save_pretrained(folder / "bert", tokenizer=make_tokenizer(folder / "own_words"))
+    text.save_pretrained(folder / "ids")
+    saved = "\n".join(_use_block(folder / name / "README.md") for name in ("vit", "bert", "ids"))
+    assert saved.count("sttabt.load(") == 3 and "load_tokenizer()" in saved
+    card = ModelCard.load(folder / "vit" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sttabt", "image-classification")
+    assert "back-tracking top-k" in card.text and "keep_ratio" in card.text
     cards = sorted(folder.glob("artifacts/*/*/README.md"))
     assert sorted(path.parts[-3] for path in cards) == ["approx", "base", "base", "prune", "prune"]
     said = [line.removeprefix("model: ") for line in lines if line.startswith("model: ")]
@@ -225,7 +221,7 @@ def test_what_a_run_says_of_its_models_runs_as_it_stands(runs: tuple[Path, list[
     assert said[2].endswith('method="forward_topk", keep_ratio=0.4)') and 'load("artifacts/base/' in said[2]
     for line in (said[0], said[3]):
         assert re.fullmatch(r'sttabt\.load\("artifacts/prune/[0-9a-f]{16}"\)', line)
-    code = "\n".join([*map(_use_block, cards), *said, f"assert {said[1]}.method.settings.keep_ratio == 0.3"])
+    code = "\n".join([saved, *map(_use_block, cards), *said, f"assert {said[1]}.method.settings.keep_ratio == 0.3"])
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
 
 
