@@ -38,6 +38,7 @@ GRAPHS = [  # a graph takes seconds to make
     *(("digits", method) for method in ("dense", "backtracking", "concrete")),
     *(("bert", method) for method in ("dense", "backtracking", "concrete")),
     *(("lvvit", "concrete"), ("distilled", "backtracking"), ("distilbert", "backtracking")),
+    *(("mean_of_patches", "concrete"), ("attention_pool", "backtracking"), ("dinov2_registers", "backtracking")),
 ]
 
 

@@ -19,8 +19,8 @@ from sttabt.errors import UserError
 from sttabt.methods import find_method
 from sttabt.methods.dense import Dense
 from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.description import class_names_of, preprocessing_of
 from sttabt.runtimes.counting import counts_at_budget, counts_of, macs_share
-from sttabt.runtimes.description import class_names_of, preprocessing_of
 from sttabt.runtimes.formats import find_runtime
 from sttabt.runtimes.graph import Graph, check_model
 from sttabt.runtimes.reading import ExportedModel

@@ -63,8 +63,7 @@ class Graph(nn.Module):
     def inputs(self) -> list[Input]:
         """What the file takes, in this order."""
         if not isinstance(self.base, TextBackbone):
-            model = self.base.model
-            return [Input("images", (model.in_chans, *model.patch_embed.img_size), "float32")]
+            return [Input("images", self.base.image_shape, "float32")]
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.base.token_types else [])]
         return [Input(name, (self.tokens,), "int64") for name in names]
 
