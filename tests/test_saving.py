@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, BertForSequenceClassification
 
 import sttabt
-from conftest import make_inputs
+from conftest import TEXTS, VISION, make_inputs
 from hub_server import hub_server
 from made_runs import make_runs, make_tokenizer
 from sttabt.errors import UserError
@@ -28,10 +28,8 @@ from sttabt.store.artifacts import MODEL_STAGES, Claim, load_folder
 from sttabt.testing.models import make_example, make_pruned
 
 CASES = [
-    *((name, "backtracking") for name in ("test_vit", "layer_scale_registers", "no_bias", "distilled", "lvvit")),
-    *(("lvvit_shared_stem", "backtracking"), ("lvvit_auxiliary", "concrete")),
-    *((name, "concrete") for name in ("mean_of_patches", "attention_pool", "transformers_deit", "dinov2_registers")),
-    *(("bert", "backtracking"), ("distilbert", "concrete"), ("electra", "ltp")),
+    *((name, "backtracking") for name in (*VISION, *TEXTS)),
+    *(("lvvit_auxiliary", "concrete"), ("distilbert", "concrete"), ("electra", "ltp")),
     *(("digits", method) for method in ("dense", "concrete", "ltp", "dynamicvit", "diffrate", "power_bert", "tome")),
     *(("bert", method) for method in ("concrete", "dynamicvit")),
 ]
@@ -209,8 +207,10 @@ def test_what_cards_and_runs_say_runs_as_it_stands(runs: tuple[Path, list[str]])
     text = make_pruned(make_example("bert"), "ltp")
     text.save_pretrained(folder / "bert", tokenizer=make_tokenizer(folder / "own_words"))
     text.save_pretrained(folder / "ids")
-    saved = "\n".join(_use_block(folder / name / "README.md") for name in ("vit", "bert", "ids"))
-    assert saved.count("sttabt.load(") == 3 and "load_tokenizer()" in saved
+    own = next(name for name in VISION if type(make_example(name).model).__module__.endswith("transformers_vit"))
+    make_pruned(make_example(own), "ltp").save_pretrained(folder / "own")
+    saved = "\n".join(_use_block(folder / name / "README.md") for name in ("vit", "bert", "ids", "own"))
+    assert saved.count("sttabt.load(") == 4 and saved.count("model(images).logits") == 1 and "load_tokenizer()" in saved
     card = ModelCard.load(folder / "vit" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("sttabt", "image-classification")
     assert "back-tracking top-k" in card.text and "keep_ratio" in card.text

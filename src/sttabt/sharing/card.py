@@ -54,15 +54,18 @@ def use_lines(name: str, pruned: PrunedModel, tokenizer: bool) -> str:
     """Python that runs as it stands, beside the folder."""
     if pruned.base.may_pad:
         return text_lines(f'"{name}"', None if tokenizer else pruned.base.model.config.vocab_size)
-    return image_lines(f'"{name}"', pruned.base.image_shape)
+    of_transformers = "model_type" in pruned.base.configuration()
+    return image_lines(f'"{name}"', pruned.base.image_shape, ".logits" if of_transformers else "")
 
 
-def image_lines(arguments: str, shape: tuple[int, int, int]) -> str:
-    """arguments: of `sttabt.load`, as Python writes them; shape: of an image, channels first."""
+def image_lines(arguments: str, shape: tuple[int, int, int], entry: str = "") -> str:
+    """arguments: of `sttabt.load`, as Python writes them; shape: of an image, channels first; entry: where the logits
+    are in what the library's model returns.
+    """
     return _lines(
         arguments,
         f"images = torch.randn(1, {', '.join(map(str, shape))})  # yours, made as model.preparation.inputs says",
-        "model(images)",
+        f"model(images){entry}",
     )
 
 

@@ -143,7 +143,7 @@ def _write(pruned: PrunedModel, folder: Path, preparation: Preparation, tokenize
 def _named(base: Backbone, configuration: dict[str, Any], preparation: Preparation) -> dict[str, Any]:
     """The configuration with names of classes, and of images with their preparation, where its library has them."""
     names, inputs = list(preparation.class_names), preparation.inputs
-    if base.may_pad:
+    if "model_type" in configuration:  # of transformers
         if names:
             configuration["id2label"] = dict(enumerate(names))
             configuration["label2id"] = {each: place for place, each in enumerate(names)}
@@ -203,7 +203,10 @@ def _inputs(base: Backbone, first: Tensor) -> Any:
     if not base.may_pad:
         return torch.randn(COMPARED, *base.image_shape, generator=generator).to(first.device, first.dtype)
     shape = (COMPARED, min(base.tokens, 16))
-    ids = torch.randint(base.model.config.vocab_size, shape, generator=generator)
+    config = base.model.config
+    ids = torch.randint(config.vocab_size, shape, generator=generator)
+    if (padding := config.pad_token_id) is not None:  # which RoBERTa refuses in a text
+        ids[ids == padding] = (padding + 1) % config.vocab_size
     real = torch.arange(shape[1]) < torch.tensor([[shape[1]], [shape[1] // 2]])
     return Text(*(field.to(first.device) for field in (ids, torch.zeros_like(ids), real)))
 
