@@ -20,6 +20,7 @@ from sttabt.bench.training import make_steps
 from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
 from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
+from sttabt.lit.launch import choose_threads
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
@@ -54,8 +55,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
     """
     bench, hardware = settings.bench, settings.hardware
     torch.set_flush_denormal(True)  # as in every run: sttabt.lit.launch says why
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
+    choose_threads(hardware)
     device = find_device(hardware.accelerator)
     bases = {size: _build(settings.model, size, bench) for size in bench.image_sizes}
     folder = Path(bench.out).absolute()
