@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -20,7 +19,7 @@ from sttabt.store.artifacts import CARD, RECORD, WEIGHTS, read_record
 from sttabt.system.scratch import scratch
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*\w")
-UNREACHABLE = (OSError, HfHubHTTPError, httpx.HTTPError)
+UNREACHABLE = (OSError, *HfHubHTTPError.__bases__)  # among the bases is that of its HTTP library
 
 
 def push(pruned: PrunedModel, name: str, private: bool, token: str | None, saved: Mapping[str, Any]) -> str:
