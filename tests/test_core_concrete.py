@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference import concrete_loss as slow_concrete_loss
 from reference import concrete_masks as slow_concrete_masks
 from reference import random_trace, trace_scores
-from sttabt.core.concrete import concrete_loss, concrete_plan
+from sttabt.core.concrete import concrete_loss, concrete_plan, plan_concrete
 from sttabt.core.plan import SoftPlan
 from sttabt.core.trace import AttentionTrace
 
@@ -237,3 +237,13 @@ def test_negligible_rows_hardly_move_a_hard_mask(seed: int) -> None:
     assert sum(skipped.scored) < sum(full.scored), "some rows were skipped"
     assert (full.plan.alive - skipped.plan.alive).abs().max() < 40 * 1e-5 / 0.1 * 10
     assert (full.plan.harden().alive == skipped.plan.harden().alive).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_under_a_head_that_pools_one_token_behind_the_outputs_lives_however_low_the_logits_are(outputs: int) -> None:
+    trace = replace(random_trace(4, [7, 5], layers=3, heads=2, padding=2), pools=True)
+    p_logit = torch.full((3,), -60.0)
+    plan = plan_concrete(trace, p_logit, 0.1, 0.1, outputs, 1e-5).plan
+    last = concrete_plan(trace, p_logit, outputs=outputs).plan.alive[:, -2, outputs:]
+    alive = plan.alive[:, -2, outputs:]
+    assert torch.equal(alive.sum(-1), torch.ones(len(alive))) and torch.equal(alive.int().argmax(-1), last.argmax(-1))

@@ -16,14 +16,17 @@ from sttabt.errors import UserError
 
 SIZES = {**BERT, "type_vocab_size": 2, "pad_token_id": 0, "num_labels": 5}
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-VISION = ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters")
+VISION = ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters", "CLIP", "Siglip")
 TEXT = ("Roberta", "XLMRoberta", "Camembert", "Electra")
 
 
 def vision(family: str, **changes: Any) -> Any:
     torch.manual_seed(2)
     own = {"mlp_ratio": 2} if family.startswith("Dino") else {"intermediate_size": 48}
-    config = getattr(transformers, f"{family}Config")(**{**VIT, **own, "num_labels": 5, **changes})
+    sizes: dict[str, Any] = {**VIT, **own, **changes}
+    if family in ("CLIP", "Siglip"):
+        sizes = {"vision_config": sizes, "text_config": {"bos_token_id": 0, "eos_token_id": 1}}
+    config = getattr(transformers, f"{family}Config")(**sizes, num_labels=5)
     return getattr(transformers, f"{family}ForImageClassification")(config).eval()
 
 

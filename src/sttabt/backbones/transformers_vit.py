@@ -46,26 +46,27 @@ class TransformersViT(Backbone):
         super().__init__()
         self.model = model
         self.check()
-        config, block, tables = model.config, self._block(0), model.base_model.embeddings
-        if block.attention.q_proj.out_features != config.hidden_size:
+        config, block = self.sizes, self._block(0)
+        if self._attention(block).q_proj.out_features != config.hidden_size:
             raise UserError("this vision transformer cannot be pruned: its heads are not as wide as its layers")
         self.architecture = Architecture(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=config.num_attention_heads,
             feed_forward=block.mlp.fc1.out_features,
-            classes=config.num_labels,
-            patch_inputs=tables.patch_embeddings.projection.weight[0].numel(),
+            classes=self.classes,
+            patch_inputs=self.projection.weight[0].numel(),
             head_inputs=self.head_inputs,
         )
         self.outputs = sum(token.shape[1] for token in self._prefix())
 
-    head_inputs: ClassVar[int] = 1  # vectors that the classifier reads behind each other
+    head_inputs: int = 1  # vectors that the classifier reads behind each other
+    answers: ClassVar[str] = "logits"  # what the library calls the result
 
     @classmethod
     def example(cls, served: int = 0, **changes: Any) -> Example:
         """A small model for tests, of that class of `serves`, with changes to its configuration."""
-        library = _class_of(cls.serves[served])
+        library = class_of(cls.serves[served])
         config = library.config_class(**{**EXAMPLE_SIZES, **changes})
         return Example(cls(library._from_config(config, attn_implementation="sdpa")), example_images(3, 32))
 
@@ -78,6 +79,41 @@ class TransformersViT(Backbone):
         kinds = {kind.config_class.model_type: kind for kind in map(_class_of, cls.serves)}
         kind = kinds[configuration["model_type"]]
         return cls(kind._from_config(kind.config_class.from_dict(dict(configuration)), attn_implementation="sdpa"))
+
+    @property
+    def encoder(self) -> Any:
+        """The library's model without its head."""
+        return self.model.base_model
+
+    @property
+    def sizes(self) -> Any:
+        """The encoder's configuration."""
+        return self._sizes_in(self.model.config)
+
+    @staticmethod
+    def _sizes_in(config: Any) -> Any:
+        """The encoder's configuration in that of the model."""
+        return config
+
+    @property
+    def classes(self) -> int:
+        return self.model.config.num_labels
+
+    @property
+    def projection(self) -> Any:
+        """The convolution that embeds patches."""
+        return self.encoder.embeddings.patch_embeddings.projection
+
+    @property
+    def positions(self) -> Tensor:
+        """The table of positions, (N, D), those of prefix tokens in front."""
+        return self.encoder.embeddings.position_embeddings[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model reads."""
+        height, width = self.encoder.embeddings.patch_embeddings.image_size
+        return height, width
 
     @property
     @abstractmethod
@@ -99,8 +135,7 @@ class TransformersViT(Backbone):
 
     @property
     def grid(self) -> tuple[int, int]:
-        patches = self.model.base_model.embeddings.patch_embeddings
-        (height, width), (rows, columns) = patches.image_size, patches.patch_size
+        (height, width), (rows, columns) = self.image_size, self.projection.weight.shape[-2:]
         return height // rows, width // columns
 
     @property
@@ -110,7 +145,7 @@ class TransformersViT(Backbone):
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
         """Raises UserError for images of another size than the model's own."""
-        own, found = tuple(self.model.base_model.embeddings.patch_embeddings.image_size), tuple(inputs.shape[-2:])
+        own, found = self.image_size, tuple(inputs.shape[-2:])
         if found != own:
             raise UserError(
                 f"images are {found[0]}x{found[1]} pixels, but the model reads {own[0]}x{own[1]}: resize them"
@@ -151,25 +186,25 @@ class TransformersViT(Backbone):
         if images is None:
             raise UserError("a pruned model of images reads pixel_values: give an image processor's tensors")
 
-        def answer(logits: Tensor) -> Any:
-            from transformers.modeling_outputs import ImageClassifierOutput
+        return images, lambda logits: self._answer(logits, labels, return_dict)
 
-            loss = None if labels is None else self.model.loss_function(labels, logits, config)
-            return answer_of(ImageClassifierOutput(loss=loss, logits=logits), config, return_dict)
+    def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
+        from transformers.modeling_outputs import ImageClassifierOutput
 
-        return images, answer
+        loss = None if labels is None else self.model.loss_function(labels, logits, self.model.config)
+        return answer_of(ImageClassifierOutput(loss=loss, logits=logits), self.model.config, return_dict)
 
     def check_inputs(self, inputs: Any) -> None:
-        check_images(inputs, self.model.config.num_channels, self.model.base_model.embeddings.position_embeddings)
+        check_images(inputs, self.sizes.num_channels, self.positions)
         self.grid_of(inputs)
 
     def attention_dropout(self, layer: int) -> float:
-        attention = self._block(layer).attention
+        attention = self._attention(self._block(layer))
         return attention.attention_dropout if attention.training else 0.0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
-        return self.model(pixel_values=inputs, return_dict=True).logits
+        return self.model(pixel_values=inputs, return_dict=True)[self.answers]
 
     def real(self, inputs: Tensor) -> Tensor:
         rows, columns = self.grid_of(inputs)
@@ -177,36 +212,34 @@ class TransformersViT(Backbone):
 
     def embed(self, inputs: Any) -> Tensor:
         self.grid_of(inputs)
-        tables, places = self.model.base_model.embeddings, self._places()
-        patches = tables.patch_embeddings.projection(inputs).flatten(2).transpose(1, 2)
+        places, patches = self._places(), self.projection(inputs).flatten(2).transpose(1, 2)
         prefix = places[: self.outputs].expand(patches.shape[0], -1, -1)
-        return tables.dropout(torch.cat([prefix, patches + places[self.outputs :]], 1))
+        return self._embedded(torch.cat([prefix, patches + places[self.outputs :]], 1))
 
     def embed_tokens(self, inputs: Tensor, sample: Tensor, token: Tensor) -> Tensor:
-        grid, tables = self.grid_of(inputs), self.model.base_model.embeddings
+        grid = self.grid_of(inputs)
         if self.embeds_whole:
             return self.embed(inputs)[sample, token]
-        projection = tables.patch_embeddings.projection
-        return tables.dropout(embed_picked(inputs, grid, sample, token, self.outputs, projection, self._places()))
+        rows = embed_picked(inputs, grid, sample, token, self.outputs, self.projection, self._places())
+        return self._embedded(rows)
 
     @property
     def embeds_whole(self) -> bool:
-        projection = self.model.base_model.embeddings.patch_embeddings.projection
-        return type(projection) is not nn.Conv2d or has_hooks(projection)
+        return type(self.projection) is not nn.Conv2d or has_hooks(self.projection)
 
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         block = self._block(layer)
-        attention, x = block.attention, self._norms(block)[0](x)
+        attention, x = self._attention(block), self._norms(block)[0](x)
         return attention.q_proj(x if written is None else written(x)), attention.k_proj(x), attention.v_proj(x)
 
     def queries_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self._block(layer)
-        x = self._norms(block)[0](x)
-        return block.attention.q_proj(x), block.attention.k_proj(x)
+        attention, x = self._attention(block), self._norms(block)[0](x)
+        return attention.q_proj(x), attention.k_proj(x)
 
     def project(self, layer: int, x: Tensor, attended: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
-        return x + self._branch(block, 0, block.attention.o_proj(attended), gate)
+        return x + self._branch(block, 0, self._join(block)(attended), gate)
 
     def feed_forward(self, layer: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
         block = self._block(layer)
@@ -217,8 +250,8 @@ class TransformersViT(Backbone):
         return [
             EncoderLayer(
                 block,
-                (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj),
-                block.attention.o_proj,
+                (self._attention(block).q_proj, self._attention(block).k_proj, self._attention(block).v_proj),
+                self._join(block),
                 block.mlp.fc1,
                 block.mlp.activation_fn,
                 block.mlp.fc2,
@@ -231,36 +264,50 @@ class TransformersViT(Backbone):
         ]
 
     def embeddings(self) -> list[nn.Parameter]:
-        tables = self.model.base_model.embeddings
+        tables = self.encoder.embeddings
         return [parameter for name, parameter in tables.named_parameters(recurse=False) if name != "mask_token"]
 
     def narrow(self, factor: int, share_stem: bool = False) -> Self:
         check_factor(self.architecture, factor)
         config = copy.deepcopy(self.model.config)
-        config.hidden_size //= factor
-        if wide := getattr(config, "intermediate_size", 0):
+        sizes = self._sizes_in(config)
+        sizes.hidden_size //= factor
+        if wide := getattr(sizes, "intermediate_size", 0):
             if wide % factor:
                 raise UserError(
                     f"approx.factor={factor} does not divide the feed-forward width {wide}: choose a divisor"
                 )
-            config.intermediate_size = wide // factor
+            sizes.intermediate_size = wide // factor
         narrow = type(self.model)._from_config(config, attn_implementation="sdpa")
-        return like_weights(type(self)(narrow), self.model.base_model)
+        return like_weights(type(self)(narrow), self.encoder)
 
     def _branch(self, block: Any, place: int, rows: Tensor, gate: Tensor | None) -> Tensor:
         """What a branch adds to its residual; the gate stands in front of layer scale and drop path, as timm's."""
         dropouts, scales = self._around(block)
         rows = scales[place](gated(rows, gate)) if scales else gated(rows, gate)
-        return dropouts[0](rows)
+        for dropout in dropouts:
+            rows = dropout(rows)
+        return rows
+
+    def _attention(self, block: Any) -> Any:
+        return block.attention
+
+    def _join(self, block: Any) -> nn.Module:
+        """What projects the attention's output."""
+        return block.attention.o_proj
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        """Tokens as the first layer reads them, from the sum of patch and position."""
+        return self.encoder.embeddings.dropout(rows)
 
     def _prefix(self) -> list[Tensor]:
         """The tokens in front of the patches, (1, n, D) each; those with a position first."""
-        tables, names = self.model.base_model.embeddings, ("cls_token", "distillation_token", "register_tokens")
+        tables, names = self.encoder.embeddings, ("cls_token", "distillation_token", "register_tokens")
         return [token for name in names if (token := getattr(tables, name, None)) is not None]
 
     def _places(self) -> Tensor:
         """What a patch is added to, (N, D), and the prefix tokens in front."""
-        position, prefix = self.model.base_model.embeddings.position_embeddings[0], torch.cat(self._prefix(), 1)[0]
+        position, prefix = self.positions, torch.cat(self._prefix(), 1)[0]
         placed = len(position) - self.grid[0] * self.grid[1]
         return torch.cat([prefix[:placed] + position[:placed], prefix[placed:], position[placed:]])
 
@@ -289,7 +336,7 @@ class TransformersDeiT(TransformersViT):
 
     @property
     def blocks(self) -> Any:
-        return self.model.base_model.layers
+        return self.encoder.layers
 
     def _norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
         return block.layernorm_before, block.layernorm_after
@@ -298,7 +345,7 @@ class TransformersDeiT(TransformersViT):
         return (block.dropout,), ()
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        return self.model.classifier(self.model.base_model.layernorm(x[:, 0]))
+        return self.model.classifier(self.encoder.layernorm(x[:, 0]))
 
 
 class TransformersDinov2(TransformersViT):
@@ -317,12 +364,12 @@ class TransformersDinov2(TransformersViT):
 
     @property
     def blocks(self) -> Any:
-        return self.model.base_model.encoder.layer
+        return self.encoder.encoder.layer
 
     def repeated(self) -> Iterator[Repeated]:
         yield from super().repeated()
         library, family = self._family()
-        encoder = self.model.base_model.encoder
+        encoder = self.encoder.encoder
         yield Repeated(f"{self.model.base_model_prefix}.encoder", encoder, (getattr(library, f"{family}Encoder"),))
 
     def _norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
@@ -332,11 +379,11 @@ class TransformersDinov2(TransformersViT):
         return (block.drop_path,), (block.layer_scale1, block.layer_scale2)
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        rows = self.model.base_model.layernorm(x)
+        rows = self.encoder.layernorm(x)
         here = None if alive is None else alive[:, self.outputs :]
         return self.model.classifier(torch.cat([rows[:, 0], mean_of(rows[:, self.outputs :], here)], 1))
 
 
-def _class_of(name: str) -> Any:
+def class_of(name: str) -> Any:
     module, _, kind = name.rpartition(".")
     return getattr(import_module(module), kind)

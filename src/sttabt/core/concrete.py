@@ -49,7 +49,7 @@ def concrete_plan(
     tokens and 0 elsewhere. negligible: rows that weigh no more than this are not scored, which moves a token's
     importance (before it is divided by the largest) by at most N * negligible; None scores every row. Under a head that
     pools (`trace.pools`) the first step weighs all that a dense model's head reads alike, and the largest importance is
-    that of a token behind the output tokens, of which one is always kept.
+    that of a token behind the output tokens.
     """
     real, padding = trace.real, trace.padding
     first = output_tokens(real, outputs)
@@ -89,7 +89,19 @@ def plan_concrete(
     """
     p_logit = p_logit.to(torch.promote_types(p_logit.dtype, torch.float32))
     found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
-    return Planned(found.plan.harden(), found.scored)
+    return harden_plan(trace, found, outputs)
+
+
+def harden_plan(trace: AttentionTrace, found: ConcretePlan, outputs: int) -> Planned:
+    """The hard plan of a soft one. Under a head that pools the likeliest token of the last layer lives in all layers,
+    however low the logits are: the head reads one at least.
+    """
+    alive = found.plan.alive
+    if trace.pools:
+        behind = trace.real & ~output_tokens(trace.real, outputs)
+        best = alive[:, -2].masked_fill(~behind, -1).argmax(-1)
+        alive = alive.scatter(2, best[:, None, None].expand(-1, trace.layers, 1), 1.0)
+    return Planned(SoftPlan(alive).harden(), found.scored)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone, Finish, Rows
 from sttabt.core.backtrack import DYNAMIC_RANGE, DYNAMIC_SHARE, Keep, backtrack, backtrack_fixed, plan_topk
-from sttabt.core.concrete import concrete_plan, plan_concrete
+from sttabt.core.concrete import concrete_plan, harden_plan, plan_concrete
 from sttabt.core.counts import check_counts
 from sttabt.core.plan import MergeRecord, Planned, TokenPlan
 from sttabt.core.received import Selection
@@ -318,7 +318,7 @@ def _(
 ) -> Planned:
     if trace.pools:
         found = concrete_plan(trace, p_logit, propagation, temperature, outputs, negligible)
-        return Planned(found.plan.harden(), found.scored)
+        return harden_plan(trace, found, outputs)
     lifetime, scored = kernels.plan_concrete(
         trace.embedded, trace.encoder.buffer, trace.encoder.sizes, trace.counts, trace.real.shape[1], outputs,
         p_logit.detach(), propagation, temperature, negligible,
