@@ -76,7 +76,7 @@ class TransformersViT(Backbone):
 
     @classmethod
     def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
-        kinds = {kind.config_class.model_type: kind for kind in map(_class_of, cls.serves)}
+        kinds = {kind.config_class.model_type: kind for kind in map(class_of, cls.serves)}
         kind = kinds[configuration["model_type"]]
         return cls(kind._from_config(kind.config_class.from_dict(dict(configuration)), attn_implementation="sdpa"))
 
@@ -140,8 +140,7 @@ class TransformersViT(Backbone):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        height, width = self.model.base_model.embeddings.patch_embeddings.image_size
-        return self.model.config.num_channels, height, width
+        return self.sizes.num_channels, *self.image_size
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
         """Raises UserError for images of another size than the model's own."""

@@ -67,10 +67,7 @@ def concrete_plan(
         importance = importance.clamp_max(1) if trace.pools else importance
         importance = (FLOOR + (1 - FLOOR) * importance) * real
         logit = _logit(torch.sigmoid(p_logit[layer])) + _logit(importance)
-        mask = torch.sigmoid(logit / temperature) * real
-        if trace.pools and layer == trace.layers - 1:  # the head must find one, however few the logits allow
-            mask = mask.scatter(-1, ranked.argmax(-1, keepdim=True), 1.0)
-        mask = kept = torch.maximum(mask, kept)
+        mask = kept = torch.maximum(torch.sigmoid(logit / temperature) * real, kept)
         boundaries.append(mask)
         weights.append(weight)
     scored: Scored = (float(real.shape[-1]),) * trace.layers

@@ -19,7 +19,9 @@ from sttabt.store.artifacts import CARD, RECORD, WEIGHTS, read_record
 from sttabt.system.scratch import scratch
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*\w")
-UNREACHABLE = (OSError, *HfHubHTTPError.__bases__)  # among the bases is that of its HTTP library
+# Among the bases is what its HTTP library raises, whichever that is.
+UNREACHABLE: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
+REFUSED: tuple[type[BaseException], ...] = (*UNREACHABLE, HFValidationError)
 
 
 def push(pruned: PrunedModel, name: str, private: bool, token: str | None, saved: Mapping[str, Any]) -> str:
@@ -66,7 +68,7 @@ def fetch(name: str) -> Path:
         ) from error
     except EntryNotFoundError as error:
         raise UserError(f"{name} on the hub is no saved model of sttabt: {_reason(error)}") from error
-    except (*UNREACHABLE, HFValidationError) as error:
+    except REFUSED as error:
         raise UserError(f"{name} is no folder of an artifact here, and the hub gives none: {_reason(error)}") from error
     return folder
 
