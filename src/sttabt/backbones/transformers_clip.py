@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Example
+from sttabt.backbones.patches import example_images, mean_of
 from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.transformers_vit import EXAMPLE_SIZES, LIBRARY, TransformersViT, class_of
-from sttabt.backbones.vit import example_images, mean_of
 
 
 class ContrastiveViT(TransformersViT):
