@@ -158,7 +158,7 @@ ALL_ROWS = [
 
 
 def test_every_figure_repeats_byte_for_byte(tmp_path):
-    names = [name for name in CATALOGUE if name not in ("tokens", "overhead")]
+    names = [name for name in CATALOGUE if name not in ("tokens", "overhead", "rivals")]
     made = []
     for out, rows in (("a", ALL_ROWS), ("b", ALL_ROWS[::-1])):
         folder = write_rows(tmp_path / out, rows)

@@ -14,6 +14,7 @@ from sttabt.report.overhead import write_overhead
 from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import Point
 from sttabt.report.quality import draw_attention_quality
+from sttabt.report.rivals import write_rivals
 from sttabt.report.search import draw_search
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
@@ -55,6 +56,12 @@ CATALOGUE: dict[str, Entry] = {
         "at all",
         (f"{RUN} experiment=quickstart",),
         _of_points(draw_pareto),
+    ),
+    "rivals": Entry(
+        "table: methods under one budget, the best, paired tests, agreement with dense",
+        "of two methods under one budget",
+        (f"{RUN} experiment=rivals_digits",),
+        _of_points(write_rivals),
     ),
     "tasks": Entry(
         "text tasks against tokens kept, counted in two ways, and multiply-adds",

@@ -25,6 +25,8 @@ from sttabt.report.overhead import TITLE as OVERHEAD
 from sttabt.report.overhead import overhead_frame, overhead_lines
 from sttabt.report.pareto import panel_axes
 from sttabt.report.points import Point
+from sttabt.report.rivals import NOTES as RIVAL_NOTES
+from sttabt.report.rivals import rival_tables
 from sttabt.report.rows import METRICS
 from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
 
@@ -73,6 +75,8 @@ def write_page(
             overhead_heads=overhead_heads,
             overhead=overhead_cells,
             notes=notes(points),
+            rivals=rival_tables(datasets),
+            rivals_notes=RIVAL_NOTES,
             figures=[
                 (name, CATALOGUE[name].title, _address(path.read_bytes()))
                 for name, path in figures.items()
