@@ -37,7 +37,7 @@ USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value 
   threads=2
   out=FOLDER                by default runs/runtimes_NAME
 
-On Linux. Writes runtimes.jsonl and runtimes.md at the end: latency, its ratio to dense torch and to the same runtime's
+On Linux. Writes runtimes.jsonl and runtimes.md, batch by batch: latency, its ratio to dense torch and to the same runtime's
 dense, peak memory and size of the file.
 """
 DEFAULTS: dict[str, Any] = {
@@ -147,9 +147,9 @@ def measure(
         for variant, found in time_in_turn(variants, batches, rounds, threads):
             own = {name: value for name, value in asdict(variant).items() if name != "path"}
             rows.append(RuntimeRow(**common, **own, **asdict(found)))
-    write_atomically(out / "runtimes.jsonl", "".join(row.to_json() + "\n" for row in rows).encode())
-    table = format_rows(rows)
-    write_atomically(out / "runtimes.md", table.encode())
+            table = format_rows(rows)  # of what is measured so far: a later batch may end it
+            write_atomically(out / "runtimes.jsonl", "".join(row.to_json() + "\n" for row in rows).encode())
+            write_atomically(out / "runtimes.md", table.encode())
     return f"{table}\n{out / 'runtimes.jsonl'}\n{out / 'runtimes.md'}\n"
 
 
