@@ -60,7 +60,7 @@ CATALOGUE: dict[str, Entry] = {
     "rivals": Entry(
         "table: methods under one budget, the best, paired tests, agreement with dense",
         "of two methods under one budget",
-        (f"{RUN} experiment=rivals_digits",),
+        tuple(f"{RUN} experiment=rivals_{name}" for name in ("digits", "fashion_mnist", "movie_reviews")),
         _of_points(write_rivals),
     ),
     "tasks": Entry(
