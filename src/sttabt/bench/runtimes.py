@@ -37,8 +37,8 @@ USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value 
   threads=2
   out=FOLDER                by default runs/runtimes_NAME
 
-On Linux. Writes runtimes.jsonl and runtimes.md, batch by batch: latency, its ratio to dense torch and to the same runtime's
-dense, peak memory and size of the file.
+On Linux. Writes runtimes.jsonl and runtimes.md, batch by batch: latency, its ratio to dense torch and to the same
+runtime's dense, peak memory and size of the file.
 """
 DEFAULTS: dict[str, Any] = {
     "model": "deit_small",
