@@ -271,7 +271,8 @@ def test_remove_takes_groups_and_no_artifact_that_is_being_made(
     [
         ([], "say what to do: list, verify, remove"),
         (["lst"], "lst is unknown: did you mean 'list'?"),
-        (["list", "artefacts=x"], "artefacts=x: there is no option artefacts, did you mean 'artifacts'?"),
+        (["list", "artefacts=x"], "artefacts=x is not a setting of this command: did you mean 'artifacts'?"),
+        (["list", "stage=base", "stage=prune"], "cannot read 'stage=prune': give stage=VALUE once"),
         (["list", "artifacts=nowhere"], "artifacts=nowhere is no folder: give the one that paths.artifacts names"),
         (["list", "stage=pruned", "artifacts=."], "stage=pruned is unknown: did you mean 'prune'?"),
         (["verify", "0123"], "0123 has no effect with verify"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sttabt.cli.pairs import read_names_and_pairs
 from sttabt.errors import UserError, nearest
 from sttabt.store.artifacts import STAGES
 from sttabt.store.inventory import FINISHED, Entry, chosen, dependents, entries, remove
@@ -114,17 +115,10 @@ def _size(count: float) -> str:
 def _read(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, str]]:
     if not arguments:
         raise UserError(f"say what to do: {', '.join(COMMANDS)} (python -m sttabt.artifacts --help)")
-    command, keys, options = arguments[0], [], {}
+    command = arguments[0]
     if command not in COMMANDS:
         raise UserError(f"{command} is unknown: {nearest(command, COMMANDS)}")
-    for argument in arguments[1:]:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            keys.append(argument)
-        elif name not in OPTIONS:
-            raise UserError(f"{argument}: there is no option {name}, {nearest(name, OPTIONS)}")
-        else:
-            options[name] = value
+    keys, options = read_names_and_pairs(arguments[1:], OPTIONS, lambda _: False)
     if keys and command != "remove":
         raise UserError(f"{keys[0]} has no effect with {command}: keys are for remove")
     if options.get("stage", STAGES[0]) not in STAGES:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError, nearest
+from sttabt.cli.pairs import read_names_and_pairs
+from sttabt.errors import UserError
 from sttabt.system.faults import tell
 from sttabt.system.signals import run_command
 
@@ -117,18 +118,7 @@ def _go(predictor: Any, items: Sequence[Any], lines: Any, left_out: list[str], s
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    inputs: list[str] = []
-    options: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or Path(argument).exists():
-            inputs.append(argument)
-        elif key not in KEYS:
-            raise UserError(f"{argument} is neither a file nor a setting of this command: {nearest(key, KEYS)}")
-        elif not value or key in options:
-            raise UserError(f"cannot read '{argument}': give {key}=VALUE once")
-        else:
-            options[key] = value
+    inputs, options = read_names_and_pairs(arguments, KEYS, lambda argument: Path(argument).exists())
     if "model" not in options:
         raise UserError("model is missing: give model=FOLDER (python -m sttabt.predict --help)")
     _batch(options)

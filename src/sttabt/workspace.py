@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sttabt.errors import UserError, nearest
+from sttabt.cli.pairs import read_pairs
+from sttabt.errors import UserError
 from sttabt.settings import STAGES
 from sttabt.system.faults import tell
 from sttabt.system.signals import run_command
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"{__doc__}")
         return 0
     try:
-        _apply(_parse(arguments))
+        _apply(read_pairs(arguments, OPTIONS))
     except Exception as error:
         return tell(error)
     return 0
@@ -104,16 +105,6 @@ def _curves(wr: Any, stage: str) -> list[Any]:
         wr.LinePlot(title=f"{stage}: loss", x=step, y=[f"{stage}/loss"]),
         wr.LinePlot(title=f"{stage}: validation", x=step, y=[], metric_regex=f"{stage}/validation_.*"),
     ]
-
-
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or name not in OPTIONS:
-            raise UserError(f"{argument}: there is no option {name}, {nearest(name, OPTIONS)}")
-        options[name] = value
-    return options
 
 
 if __name__ == "__main__":

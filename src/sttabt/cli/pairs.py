@@ -1,8 +1,8 @@
-"""Commands that take key=value pairs and nothing else."""
+"""Arguments of commands that read no Hydra configuration: key=value pairs, and for some names beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sttabt.errors import UserError, nearest
 
@@ -18,3 +18,11 @@ def read_pairs(arguments: Sequence[str], keys: Collection[str], value: str = "VA
             raise UserError(f"cannot read '{argument}': give {key}={value} once")
         given[key] = text
     return given
+
+
+def read_names_and_pairs(
+    arguments: Sequence[str], keys: Collection[str], is_name: Callable[[str], bool]
+) -> tuple[list[str], dict[str, str]]:
+    """What has no = in it or is a name all the same, in its order, and the pairs among the others. Raises UserError."""
+    names = [argument for argument in arguments if "=" not in argument or is_name(argument)]
+    return names, read_pairs([argument for argument in arguments if argument not in names], keys)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest
+from sttabt.cli.pairs import read_names_and_pairs
+from sttabt.errors import UserError
 from sttabt.system.faults import tell
 from sttabt.system.signals import run_command
 
@@ -67,22 +68,18 @@ def usage() -> str:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    folders: list[str] = []
-    options: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in OPTIONS:
-            options[name] = value
-        # The folders of a sweep's jobs have = in their names too.
-        elif equals and re.fullmatch(r"[a-z_]+", name) and not Path(argument).exists():
-            raise UserError(f"{argument}: there is no option {name}, {nearest(name, OPTIONS)}")
-        else:
-            folders.append(argument)
+    # The folders of a sweep's jobs have = in their names, too.
+    folders, options = read_names_and_pairs(arguments, OPTIONS, _is_folder)
     if "title" in options and options.get("figure"):
         raise UserError("title= has no effect with figure=: figures alone have no page")
     if not folders:
         raise UserError("give a folder with result rows: python -m sttabt.report FOLDER... [out=FOLDER] [title=TEXT]")
     return folders, options
+
+
+def _is_folder(argument: str) -> bool:
+    key = argument.partition("=")[0]
+    return key not in OPTIONS and (Path(argument).exists() or not re.fullmatch(r"[a-z_]+", key))
 
 
 def _split(names: str) -> list[str]:
