@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,50 @@ def test_what_would_not_be_reproduced_is_refused() -> None:
         adapt(vision("Dinov2", use_swiglu_ffn=True))
     with pytest.raises(UserError, match="does not divide the feed-forward width 42"):
         adapt(vision("ViT", intermediate_size=42)).narrow(4)
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@torch.inference_mode()
+def test_an_encoder_of_text_gives_one_vector(family: str, pooler: bool) -> None:
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}Config")(**SIZES)
+    model, text = getattr(transformers, f"{family}Model")(config, add_pooling_layer=pooler).eval(), make_text()
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    expected = model(**given).pooler_output
+    if not pooler:
+        rows = model(**given).last_hidden_state
+        expected = torch.stack([own[real].mean(0) for own, real in zip(rows, text.real, strict=True)])
+    found = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)(**given)
+    torch.testing.assert_close(found.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    assert isinstance(found, transformers.modeling_outputs.BaseModelOutputWithPooling) and list(found) == [
+        "pooler_output"
+    ]
+    sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.4)
+    assert sparse.run(text).plan.occupancy().mean() < 0.8
+    assert (sparse(**given).pooler_output - expected).abs().max() > 1e-4
+
+
+def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> None:
+    text = make_text()
+    pruned = sttabt.prune(transformers.BertModel(transformers.BertConfig(**BERT)), "backtracking", approx=4)
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    answer = pruned(**given)
+    for read in (lambda: answer.last_hidden_state, lambda: answer[0], lambda: answer["last_hidden_state"]):
+        with pytest.raises(UserError, match="has no last_hidden_state, as dropped tokens have no row"):
+            read()
+    with pytest.raises(UserError, match="has no last_hidden_state"):
+        pruned(**given, return_dict=False)
+    with pytest.raises(UserError, match="does not take labels: leave them out"):
+        pruned(**given, labels=torch.arange(4))
+    with pytest.raises(UserError, match="this model has no classifier"):
+        sttabt.export(pruned, tmp_path / "model.onnx", counts=[4, 3, 2])
+    assert "pooler_output" in repr(answer)
+
+
+def test_the_approximate_network_of_an_encoder_learns_its_attention_alone() -> None:
+    pruned = sttabt.prune(transformers.BertModel(transformers.BertConfig(**BERT)), "backtracking", approx=4)
+    before = {name: value.clone() for name, value in pruned.approx.backbone.named_parameters()}
+    sttabt.distil(pruned, [make_text()], epochs=2)
+    moved = {name for name, value in pruned.approx.backbone.named_parameters() if not torch.equal(value, before[name])}
+    assert any("attention.self.query" in name for name in moved) and not any("pooler" in name for name in moved)

@@ -49,6 +49,7 @@ class Backbone(nn.Module, ABC):
     may_pad: bool = False  # whether samples of a batch may differ in length
     pools: bool = False  # the head reads the tokens behind the first `outputs` that are left, and not these
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
+    embeds: bool = False  # gives a vector a sample, and no logits: nothing is to be predicted
     _checked: tuple[nn.Module, ...] = ()
 
     @classmethod

@@ -25,7 +25,7 @@ from sttabt.core.text import Text
 from sttabt.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 EXAMPLE_WIDTHS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -140,23 +140,29 @@ class BertFamily(TextBackbone):
                 raise UserError(f"approx.factor={factor} does not divide the {what} {width}: choose a divisor")
             if width:
                 setattr(config, setting, width // factor)
-        return like_weights(self.from_config(config), self.model.base_model)
+        return like_weights(self.like(config), self.model.base_model)
+
+    def like(self, config: PreTrainedConfig) -> Self:
+        """Another of this kind, of that configuration; random weights."""
+        return self.from_config(config)
 
     def repeated(self) -> Iterator[Repeated]:
         """Of the classes that the library names after the family: ElectraModel, ElectraLayer, ..."""
         module, _, served = self.serves[0].rpartition(".")
-        library, family = import_module(module), served.removesuffix("ForSequenceClassification")
+        library, family = import_module(module), served.removesuffix("ForSequenceClassification").removesuffix("Model")
 
         def found(name: str, kind: str) -> Repeated:
             return Repeated(name, self.model.get_submodule(name), (getattr(library, family + kind),))
 
-        encoder = self.model.base_model_prefix
+        inside = ""
         yield Repeated("the model", self.model, (self.library(),))
-        yield found(encoder, "Model")
-        yield found(f"{encoder}.embeddings", "Embeddings")
-        yield found(f"{encoder}.encoder", "Encoder")
+        if self.model.base_model is not self.model:
+            inside = f"{self.model.base_model_prefix}."
+            yield found(self.model.base_model_prefix, "Model")
+        yield found(f"{inside}embeddings", "Embeddings")
+        yield found(f"{inside}encoder", "Encoder")
         for place in range(len(self.model.base_model.encoder.layer)):
-            name = f"{encoder}.encoder.layer.{place}"
+            name = f"{inside}encoder.layer.{place}"
             yield found(name, "Layer")
             yield found(f"{name}.attention", "Attention")
             yield found(f"{name}.attention.self", "SelfAttention")
