@@ -1,13 +1,16 @@
-# Two commands do everything: `make run` and `make test`. Both set up .venv first.
+# Two commands do everything: `make run` and `make test`. Each installs into .venv first what it needs.
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run bench browser docs test test-long gpu gpu-wheels lint setup clean movie-reviews fashion-mnist
+.PHONY: run demo bench browser docs test test-long gpu gpu-wheels lint setup quickstart clean movie-reviews fashion-mnist
 
-run: setup  ## the main job: the whole method on real images, on two CPU cores
+run: quickstart  ## the main job: the whole method on real images, on two CPU cores
 	$(BIN)/python -m sttabt.run experiment=quickstart
 
-bench: setup  ## what dropping tokens saves on this machine: some minutes on two CPU cores
+demo: quickstart  ## a small part of it with its page: under two minutes on two CPU cores
+	$(BIN)/python -m sttabt.run experiment=demo
+
+bench: quickstart  ## what dropping tokens saves on this machine: some minutes on two CPU cores
 	$(BIN)/python -m sttabt.bench $(ARGS)
 
 test: setup browser  ## everything that must hold; two processes, one thread each
@@ -68,12 +71,23 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+CONSTRAINED := $(BIN)/python -m pip install --constraint requirements.lock --editable
+SOURCES := pyproject.toml requirements.lock setup.py $(wildcard src/sttabt/native/cpp/*)
+
 setup: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock setup.py $(wildcard src/sttabt/native/cpp/*)
+quickstart: $(if $(wildcard .venv/installed),.venv/installed,.venv/quickstart)
+
+.venv/quickstart: $(SOURCES)
+	@echo "installing what the quickstart needs: 6 GB, 1.5 GB with torch's build for CPUs (README); some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(CONSTRAINED) '.[vision]'
+	touch $@
+
+.venv/installed: $(SOURCES)
+	@echo "installing everything: 7 GB, 3 GB with torch's build for CPUs (README); some minutes"
+	$(PYTHON) -m venv .venv
+	$(CONSTRAINED) '.[dev]'
 	touch $@
 
 clean:

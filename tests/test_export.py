@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import sttabt
 from conftest import make_backbone, make_inputs
 from sttabt.cli.composition import compose_settings
+from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
 from sttabt.export import main
 from sttabt.models.pruned import PrunedModel
@@ -37,6 +39,7 @@ GRAPHS = [  # a graph takes seconds to make
     *(("digits", method) for method in ("dense", "backtracking", "concrete")),
     *(("bert", method) for method in ("dense", "backtracking", "concrete")),
     *(("lvvit", "concrete"), ("distilled", "backtracking"), ("distilbert", "backtracking")),
+    *(("mean_of_patches", "concrete"), ("attention_pool", "backtracking"), ("dinov2_registers", "backtracking")),
 ]
 
 
@@ -146,6 +149,29 @@ def test_counts_are_the_mean_of_what_the_method_keeps(tmp_path: Path) -> None:
     assert made.counts == [*mean, 1]
 
 
+@pytest.mark.parametrize("name, method", [("digits", "backtracking"), ("digits", "concrete"), ("bert", "backtracking")])
+def test_a_budget_is_kept_by_the_file_and_leaves_the_model_as_it_was(name: str, method: str, tmp_path: Path) -> None:
+    pruned, _ = _pruned(name, method)
+    before, inputs = pruned.method.settings, make_inputs(name)
+    made = export(
+        pruned, tmp_path / "model.pt2", format="torch", budget=0.8, calibration=[inputs], tokens=_tokens(pruned)
+    )
+    assert open_exported(made.path).metadata["macs_share"] == made.macs_share
+    if name == "digits":  # samples of texts are shorter than what the file pads to
+        assert made.macs_share == pytest.approx(0.8, abs=0.05)  # of whole tokens
+        settings = replace(pruned.method.settings, **_as_counts(pruned, made.counts[:-1]))
+        fixed = PrunedModel(pruned.base, type(pruned.method)(settings, pruned.base.layers, 1), pruned.approx).eval()
+        if method == "backtracking":  # whose rows are counted as they run
+            run = fixed.run(inputs)
+            counted = sum(fixed.macs(run).values()) / sum(fixed.dense_macs(run.real).values())
+            assert made.macs_share == pytest.approx(counted, rel=1e-6)
+    assert pruned.method.settings == before
+
+
+def _as_counts(pruned: PrunedModel, counts: list[int]) -> dict[str, Any]:
+    return {"counts": counts} if hasattr(pruned.method.settings, "counts") else {}
+
+
 def test_a_librarys_model_is_exported_dense_and_torch_alone_runs_it(tmp_path: Path) -> None:
     model, images = make_backbone("digits").model, make_inputs("digits")
     path = sttabt.export(model, tmp_path / "model.pt2", format="torch", class_names=list("abcde")).path
@@ -180,6 +206,10 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused("training mode.*eval", make_pruned(make_example("digits"), "dense").train(), tmp_path)
     _refused("float64.*float", make_pruned(make_example("digits"), "dense").double(), tmp_path)
     _refused("keeps every token", make_pruned(make_example("digits"), "dense"), tmp_path, counts=counts)
+    _refused(r"budget=0.5 is found on inputs: give calibration", pruned, tmp_path, budget=0.5)
+    _refused("say the same", pruned, tmp_path, budget=0.5, counts=counts, calibration=[make_inputs("digits")])
+    _refused("budget=50 is no share", pruned, tmp_path, budget=50, calibration=[make_inputs("digits")])
+    _refused("budget=0.5 has no effect on a dense", make_pruned(make_example("digits"), "dense"), tmp_path, budget=0.5)
     text, counts = _pruned("bert")
     _refused("tokens=99 is out of range: texts have 2 to 24", text, tmp_path, counts=counts, tokens=99)
     _refused("begin with more tokens than tokens=4", text, tmp_path, counts=counts, tokens=4)
@@ -211,6 +241,31 @@ def test_a_missing_package_is_one_line_that_says_how_to_install(
         "pip install executorch torchao$" if format == "executorch" else r"pip install onnx .*, or 'sttabt\[export\]'"
     )
     _refused(line, pruned, tmp_path, _ending(format), format=format, counts=counts)
+
+
+def test_inputs_that_hang_on_rounding_are_left_out_of_the_comparison() -> None:
+    """Of two tokens whose importance is the same but for 1e-7 either may stay; where all are such, some are taken."""
+    graph = Graph(*_pruned("digits"))
+    own = graph.examples(2)[0]
+    _, other, *_ = graph._drawn(torch.Generator().manual_seed(0), 11)[0]
+    assert torch.equal(own[1], other), "this model's inputs are clear"
+
+    class Edge:
+        """Cuts as the model does, the second sample now so and now so."""
+
+        turn = 0
+
+        def __call__(self, trace: AttentionTrace, counts: list[int]) -> torch.Tensor:
+            order = ordered(trace, counts).clone()
+            if self.turn % 2:
+                order[1] = order[1].flip(0).roll(1)  # the output token stays in front
+            self.turn += 1
+            return order
+
+    ordered = graph.fixed.pruned.method.order  # type: ignore[union-attr]
+    graph.fixed.pruned.method.order = Edge()  # type: ignore[union-attr, method-assign]
+    found = graph.examples(2)[0]
+    assert torch.equal(found[0], own[0]) and not torch.equal(found[1], own[1])
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,10 +328,14 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
     assert main([f"model={artifacts['prune']}", "format=torch", "calibration=40"]) == 0
     (file,) = Path().glob("prune-*.pt2")
     found = open_exported(file)
-    said = re.match(r"(\S+): \[(.*)\] tokens; logits within", capsys.readouterr().out)
+    said = re.match(
+        r"(\S+): \[(.*)\] tokens, 0\.\d+ of the dense multiply-adds; logits within", capsys.readouterr().out
+    )
     assert said and found.metadata["counts"] == list(map(int, said[2].split(",")))
     assert found.metadata["classes"] == list("0123456789") and found.metadata["method"] == "concrete"
     assert found.metadata["preprocessing"]["mean"] and found.metadata["preprocessing"]["height"] == 28
+    assert main([f"model={artifacts['prune']}", "format=torch", "budget=0.9", "calibration=40", "out=part.pt2"]) == 0
+    assert open_exported("part.pt2").metadata["macs_share"] < 1
     assert main([f"model={artifacts['base']}", "format=torch", "out=dense.pt2"]) == 0
     assert set(open_exported("dense.pt2").metadata["counts"]) == {sttabt.load(artifacts["base"]).base.tokens}
 
@@ -290,6 +349,7 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
         (["model=nowhere", "formt=onnx"], "did you mean 'format'?"),
         (["model=nowhere", "counts=[4,b]"], "counts=[4,b]: give whole numbers"),
         (["model=nowhere", "int8=yes"], "int8=yes is neither true nor false"),
+        (["model=nowhere", "budget=half"], "budget=half is no share"),
         (["model=nowhere", "calibration=0"], "calibration=0 is no whole number above 0"),
     ],
 )

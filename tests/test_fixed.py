@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,16 +82,17 @@ def test_a_sample_with_fewer_tokens_has_them_in_front_of_its_padding(find: Calla
 
 
 def slow_concrete_order(trace: AttentionTrace, counts: list[int], propagation: float) -> list[list[int]]:
-    """Percentile by percentile: the normal CDF of a score among its row's."""
-    orders = []
+    """Percentile by percentile: the normal CDF of a score among its row's. Under a pooling head the first step weighs
+    all tokens but the first."""
+    orders, tokens = [], trace.real.shape[1]
     for sample in range(len(trace.real)):
-        order, important = [0], {0: 1.0}
+        order, important = [0], dict.fromkeys(range(1, tokens) if trace.pools else [0], 1.0)
         for layer in reversed(range(trace.layers)):
             scores = (trace.queries[layer][sample] @ trace.keys[layer][sample].transpose(-1, -2)).double().numpy()
             standard = (scores - scores.mean(-1, keepdims=True)) / scores.std(-1, keepdims=True)
             rows = (0.5 * (1 + np.vectorize(math.erf)(standard / math.sqrt(2)))).mean(0)
-            drawn = sum((propagation * important[q] + 1 - propagation) * rows[q] for q in order)
-            drawn = 0.01 + 0.99 * drawn / drawn.max()
+            drawn = sum((propagation * impact + 1 - propagation) * rows[q] for q, impact in important.items())
+            drawn = 0.01 + 0.99 * np.minimum(drawn / (drawn[1:] if trace.pools else drawn).max(), 1)
             while len(order) < counts[layer]:
                 order.append(max((k for k in range(len(drawn)) if k not in order), key=lambda k: drawn[k]))
             important = {token: drawn[token] for token in order}
@@ -100,8 +102,9 @@ def slow_concrete_order(trace: AttentionTrace, counts: list[int], propagation: f
 
 @pytest.mark.parametrize("counts", [[9, 6, 4, 1], [5, 5, 2, 1], [1, 1, 1, 1]])
 @pytest.mark.parametrize("propagation", [0.1, 1.0])
-def test_order_of_concrete_masks_is_the_slow_one(counts: list[int], propagation: float) -> None:
-    trace = random_trace(4, [9, 9], layers=3, heads=2)
+@pytest.mark.parametrize("pools", [False, True])
+def test_order_of_concrete_masks_is_the_slow_one(counts: list[int], propagation: float, pools: bool) -> None:
+    trace = replace(random_trace(4, [9, 9], layers=3, heads=2), pools=pools)
     assert concrete_fixed(trace, counts, propagation).tolist() == slow_concrete_order(trace, counts, propagation)
 
 

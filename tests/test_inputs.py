@@ -220,7 +220,7 @@ def test_fixed_counts_of_texts_need_texts_of_one_length() -> None:
         ({"counts": [3, 2, 1, 1, 1, 0]}, "must not rise from layer to layer, and hold 1 token at the least"),
         ({"counts": [-1] * 6}, "hold 1 token at the least"),
         ({"counts": [2] * 7}, "has 7 entries: give one for each of 6 layers"),
-        ({"method": "backtracking_aktual"}, "did you mean 'backtracking'?"),
+        ({"method": "backtracking_aktual"}, "did you mean 'backtracking_actual'?"),
         ({"method": None}, "method=None is unknown"),
         ({"method": "concrete", "p_logit": float("inf")}, "p_logit=inf is not a finite number"),
         ({"approx": None}, "approx=None is no network and no factor"),

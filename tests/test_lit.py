@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import random
+import re
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -362,3 +366,25 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     assert torch.load(path, weights_only=True)["epoch"] == 3
     assert sorted(file.name for file in tmp_path.iterdir()) == [BEFORE, LAST], "no half of a file stays"
     assert torch.load(tmp_path / BEFORE, weights_only=True)["epoch"] == 1
+
+
+def test_the_bar_stays_in_one_line_of_80_columns(tmp_path: Path) -> None:
+    size, small = "stty cols 80 rows 24", "fast_dev_run=3 sparsity=dense evaluation.timing_rounds=1 hydra.mode=RUN"
+    command = f"{size}; {sys.executable} -m sttabt.run experiment=demo stages=[base] {small}"
+    source = Path(__file__).parents[1] / "src"
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(source), "TERM": "xterm"},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=600,
+    )
+    assert shown.returncode == 0, shown.stdout
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.stdout))
+    bars = [line for line in lines if "━" in line]
+    assert any("accuracy: 0." in line for line in bars)
+    assert any(line.startswith("Validation") for line in bars)
+    assert all(len(line) <= 80 for line in bars)
+    assert not any("…" in line for line in lines)

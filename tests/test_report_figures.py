@@ -40,7 +40,7 @@ from sttabt.report.quality import LABEL as QUALITY
 from sttabt.report.quality import draw_attention_quality
 from sttabt.report.reading import read_rows
 from sttabt.report.rows import Row
-from test_conf import _sweep_jobs
+from test_conf import sweep_jobs
 from test_report import make_row, make_sweep, write_rows
 from test_report_texts import make_text_row, make_text_sweep
 from test_search import make_search
@@ -119,7 +119,7 @@ def test_the_runs_that_would_fill_a_figure_are_commands_that_compose(command, tm
             assert compose_settings([*arguments, "sparsity=concrete", "sparsity.p_logit=-1"]).sparsity.p_logit == -1
             return
         assert set(rest) <= {"dataset.path=FOLDER"}
-        assert _sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
+        assert sweep_jobs(experiment.removeprefix("experiment="), f"dataset.path={tmp_path}")
         return
     given_values = [argument.replace("FOLDER", str(tmp_path)).partition("=")[::2] for argument in arguments[1:]]
     # The longest setting has all its values tried, the others their first.
@@ -138,7 +138,7 @@ def test_the_runs_that_would_fill_a_figure_are_commands_that_compose(command, tm
     ],
 )
 def test_an_ablation_sweeps_over_what_its_figure_is_of(experiment, settings):
-    jobs = _sweep_jobs(experiment)
+    jobs = sweep_jobs(experiment)
     trained = [job for job in jobs if "sparsity=dense" not in job]
     for setting in settings:
         values = {override for job in trained for override in job if override.startswith(f"{setting}=")}

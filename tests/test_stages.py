@@ -155,9 +155,8 @@ def test_the_same_job_again_makes_nothing_and_gives_the_same_row(caplog: pytest.
         again = _run("paths.output=elsewhere")
     assert again == first
     assert [_made(stage) for stage in ("base", "approx", "prune", "evaluate")] == made
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate", "timing")
-    ]
+    done = [f"stage {stage} is done already" for stage in ("base", "approx", "prune", "evaluate", "timing")]
+    assert [message.split(":")[0] for message in caplog.messages] == [*done, "model"]
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["predictions.npz", "row.json", "tokens.npz"]
     predictions = read_predictions("elsewhere")
     assert len(predictions.indices) == first.samples and predictions.right.mean() == pytest.approx(first.score)
@@ -580,6 +579,7 @@ def test_two_processes_train_a_stage_once_and_sigterm_ends_one_that_can_go_on(
     assert [message.split(":")[0].split(",")[0] for message in caplog.messages] == [
         "waiting for another job",
         "stage base is done already",
+        "model",
     ]
     base = _made("base")
     process.until(lambda: bool(_checkpoints("approx")))

@@ -19,23 +19,23 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.text import real_tokens
 from sttabt.core.budget import Calibration
 from sttabt.core.text import Text
+from sttabt.data.sources import find_source
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError, nearest
-from sttabt.methods import find_method
+from sttabt.methods import find_method, restored_method
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.budget import calibrate as fit_to_budget
 from sttabt.models.frozen import FrozenModel
 from sttabt.models.frozen import freeze as freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.build import build_base
+from sttabt.pretrained.description import Preparation
 from sttabt.runtimes.exporting import export as export
 from sttabt.settings import BudgetSettings as Budget
 from sttabt.settings import (
     MethodSettings,
-    ModelSettings,
     Settings,
     TrainedSettings,
-    TrainingSettings,
     TunedSettings,
     check_budget,
     method_names,
@@ -43,8 +43,12 @@ from sttabt.settings import (
 )
 from sttabt.settings.effects import no_effect
 from sttabt.settings.fields import describe
+from sttabt.settings.noted import noted_dataset, noted_model
 from sttabt.settings.values import check_value, check_values
-from sttabt.store.artifacts import AVERAGED, load_folder, parents
+from sttabt.sharing.folder import STAGE as SAVED
+from sttabt.sharing.folder import restore
+from sttabt.sharing.hub import HUB_ID, fetch
+from sttabt.store.artifacts import AVERAGED, CARD, RECORD, load_folder, parents, read_record
 from sttabt.version import __version__
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # files of conf/sparsity whose name is not their method's
@@ -175,38 +179,47 @@ def text(encoding: Mapping[str, Tensor]) -> Text:
 
 @torch.inference_mode(False)  # weights that are made in inference mode could not be trained
 def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
-    """The model of an artifact that a run saved: one in the folder prune, budget, approx or base of `artifacts`.
+    """The model that `save_pretrained` wrote, as a folder or an id of the Hugging Face hub (USER/MODEL), or that of an
+    artifact of a run: one in the folder prune, budget, approx or base of `artifacts`.
 
-    A pruned model comes with the method it was trained under, or brought to a budget. A base model comes dense, an
-    approximate network with its base model under back-tracking; `method` and `settings` prune them otherwise, as in
-    `prune`.
+    Its `preparation` says how inputs are made and what classes are called. A pruned model comes with the method that
+    it was saved with, trained under, or brought to a budget with. A base model comes dense, an approximate network
+    with its base model under back-tracking; `method` and `settings` prune them otherwise, as in `prune`.
     Raises UserError when an artifact is missing, damaged, or not a model by itself, or as `prune` does.
     """
     if not isinstance(folder, str | Path):
         raise UserError(f"folder={folder!r} is no path: give that of an artifact, artifacts/STAGE/FINGERPRINT")
+    if HUB_ID.fullmatch(str(folder)) and not Path(folder).exists():
+        folder = fetch(str(folder))
     folder = Path(folder).absolute()
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
-    if stage not in LOADED:
+    if stage not in (*LOADED, SAVED):
         raise UserError(
             f"{folder} is an artifact of stage {stage}, no model by itself: give one of {', '.join(LOADED)}"
         )
-    if not isinstance(notes, dict) or "settings" not in notes or record.get("version") != __version__:
+    described = isinstance(notes, dict) and ("settings" in notes or stage == SAVED)
+    if not described or (stage != SAVED and record.get("version") != __version__):
         raise UserError(f"{folder} was made by another version of sttabt: make it again")
-    if stage in ("prune", "budget") and (method or settings):
+    if stage in ("prune", "budget", SAVED) and (method or settings):
         raise UserError(f"{folder} has its own method: leave method and settings out")
     try:
+        if stage == SAVED:
+            return restore(folder, tensors, record)
+        preparation = _preparation(folder, record)
         base, network, pruned = _restored(folder, tensors, record)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a record or a configuration that is none, libraries raise anything
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder}: its record does not describe its weights ({type(error).__name__} {reason}): make it again"
         ) from error
-    if pruned is not None:
-        return pruned.eval()
-    if network is None:
-        return prune(base, method or "dense", **settings)
-    return prune(base, method or "backtracking", approx=network, **settings)
+    if pruned is None:
+        given: dict[str, Any] = settings if network is None else {**settings, "approx": network}
+        pruned = prune(base, method or ("dense" if network is None else "backtracking"), **given)
+    pruned.preparation = preparation
+    return pruned.eval()
 
 
 def _restored(
@@ -229,10 +242,7 @@ def _restored(
         network.load_state_dict(weights["approx"], strict=True)
     if stage == "approx":
         return base, network, None
-    own = settings["sparsity"] | notes.get("found", {})
-    if "training" in own:
-        own["training"] = TrainingSettings(**own["training"])
-    pruning = find_method(own["method"])(method_settings(own["method"])(**own), base.layers, base.outputs)
+    pruning = restored_method(settings["sparsity"] | notes.get("found", {}), base)
     pruned = PrunedModel(base, pruning, network if "approx" in made_of else None)
     if "prune" in weights:
         trained = {name: value for name, value in weights["prune"].items() if not name.startswith(AVERAGED)}
@@ -348,9 +358,31 @@ def _network(base: Backbone, approx: Any) -> ApproximateNetwork:
     return network
 
 
+def _preparation(folder: Path, record: dict[str, Any]) -> Preparation | None:
+    """What a run knew of its inputs and classes; None where its source of data is not here.
+
+    Names of classes stand in the record of the artifact, or in those of which it is made, as far as they are there.
+    """
+    settings, made_of = record["notes"]["settings"], parents(record["description"])
+    dataset, model = noted_dataset(settings), noted_model(settings)
+    try:
+        source = find_source(dataset.source)
+    except UserError as error:
+        log.warning("%s does not say how inputs are prepared: %s", folder, error)
+        return None
+    others = [folder.parents[1] / part / key / RECORD for part, key in made_of.items()]
+    records = [record, *(read_record(path) for path in others if path.is_file())]
+    names = tuple(next((found for each in records if (found := each["notes"].get("class_names"))), ()))
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    if source.holds == "images":
+        size = {"height": dataset.image_size, "width": dataset.image_size, "pixels": "0 to 1"}
+        return Preparation(names, size | source.prepares(dataset, model), card=card)
+    given = () if dataset.task == "regression" else tuple(dataset.class_names) or names
+    inputs = {"tokens": dataset.max_tokens, "truncation": True, "padding": "behind the text"}
+    return Preparation(given, inputs | {"columns": list(dataset.columns)}, model.huggingface, card)
+
+
 def _saved_base(settings: Mapping[str, Any]) -> Backbone:
-    model, data = dict(settings["model"]), settings["dataset"]
-    model["training"] = TrainingSettings(**model["training"])
-    return build_base(
-        ModelSettings(**model), data["classes"], data["channels"], data["image_size"], pretrained=False
-    ).base
+    data = settings["dataset"]
+    model = noted_model(settings)
+    return build_base(model, data["classes"], data["channels"], data["image_size"], pretrained=False).base

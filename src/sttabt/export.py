@@ -23,6 +23,7 @@ USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value 
   format=onnx         onnx, openvino, torch (torch.export's .pt2) or executorch (one sample at a time)
   out=FILE            by default STAGE-FINGERPRINT with the format's ending, here
   counts=[A,B,...]    tokens that each layer reads; by default the mean of what the method keeps of the validation split
+  budget=0.5          instead: counts at which the file costs this share of the dense model's multiply-adds
   calibration=256     samples of the validation split that this mean, and int8's agreement, are taken of
   tokens=N            texts: the length that they are padded to; by default dataset.max_tokens of the run
   int8=true           onnx: quantised products
@@ -31,7 +32,7 @@ USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value 
 The file holds the planner and really fewer tokens, preprocessing, class names and counts; it was compared with torch.
 For example: python -m sttabt.export model=artifacts/prune/0123456789abcdef format=onnx
 """
-KEYS = ("model", "format", "out", "counts", "calibration", "tokens", "int8", "opset")
+KEYS = ("model", "format", "out", "counts", "budget", "calibration", "tokens", "int8", "opset")
 CALIBRATION = 256
 
 
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(error)
     agreement = "" if made.agreement is None else f"; int8 predicts as torch for {made.agreement:.1%} of the samples"
     sys.stdout.write(
-        f"{made.path}: {made.counts} tokens; logits within {made.difference:.2g} of torch's at batch 1, 2 and 7"
-        f"{agreement}\n"
+        f"{made.path}: {made.counts} tokens, {made.macs_share:.3f} of the dense multiply-adds; logits within"
+        f" {made.difference:.2g} of torch's at batch 1, 2 and 7{agreement}\n"
     )
     return 0
 
@@ -76,6 +77,7 @@ def _read(arguments: Sequence[str]) -> dict[str, Any]:
         "out": Path(given["out"]) if "out" in given else None,
         "format": given.get("format", "onnx"),
         "counts": _counts(given["counts"]) if "counts" in given else None,
+        "budget": _share(given["budget"]) if "budget" in given else None,
         "samples": _number(given, "calibration") or CALIBRATION,
         "tokens": _number(given, "tokens"),
         "int8": given.get("int8") == "true",
@@ -89,6 +91,13 @@ def _number(given: dict[str, str], key: str) -> int | None:
     if not given[key].isdecimal() or int(given[key]) < 1:
         raise UserError(f"{key}={given[key]} is no whole number above 0")
     return int(given[key])
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"budget={text} is no share of the dense model's multiply-adds: give one, e.g. 0.5") from None
 
 
 def _counts(text: str) -> list[int]:

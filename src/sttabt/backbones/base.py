@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -57,6 +57,15 @@ class Backbone(nn.Module, ABC):
         """Small models of this kind by name, random weights, on which sttabt.testing runs every method."""
         return {}
 
+    def configuration(self) -> dict[str, Any]:
+        """What `rebuilt` makes this encoder of, in the library's own form where it has one; what JSON can say."""
+        raise UserError(f"a {type(self).__name__} cannot be saved: it has no configuration")
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        """The encoder of that configuration, random weights. Raises whatever a configuration that is none leads to."""
+        raise UserError(f"a {cls.__name__} cannot be made of a configuration")
+
     @property
     def class_prefixes(self) -> tuple[str, ...]:
         """What the names of those parameters of the head begin with that have a row a class."""
@@ -79,6 +88,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches of the model's own image size; (0, 0) for text."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the model is made for. Raises UserError where it reads none."""
+        raise UserError(f"a {type(self).__name__} does not say which images it reads")
 
     def grid_of(self, inputs: Any) -> tuple[int, int]:
         """Rows and columns of patches of these inputs; raises UserError for images that the model does not take."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,23 @@ class LvVit(ViT):
             nn.init.zeros_(model.aux_head.bias)
         self.model.load_state_dict(fold_branches(model.state_dict(), sizes.skip_lam))
         self.architecture = replace(self.architecture, stem=model.patch_embed.macs, auxiliary=auxiliary)
+
+    def configuration(self) -> dict[str, Any]:
+        """The sizes: no library has an own form."""
+        model: Any = self.model
+        return {
+            "architecture": "lvvit",
+            "num_classes": model.num_classes,
+            "in_chans": model.in_chans,
+            "img_size": model.patch_embed.img_size[0],
+            "auxiliary": self.reads_survivors,
+            "sizes": asdict(self.sizes),
+        }
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        sizes, names = Sizes(**configuration["sizes"]), ("num_classes", "in_chans", "img_size", "auxiliary")
+        return cls(sizes, *(configuration[name] for name in names))
 
     def forward(self, inputs: Tensor | Stemmed) -> Tensor:
         """The model's own dense forward: the baseline that speed is measured against."""

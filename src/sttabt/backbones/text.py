@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -59,6 +60,15 @@ class TextBackbone(Backbone):
     def from_config(cls, config: PreTrainedConfig) -> Self:
         """Random weights, fused attention."""
         return cls(cls.library()._from_config(config, attn_implementation="sdpa"))
+
+    def configuration(self) -> dict[str, Any]:
+        """As transformers' config.json."""
+        return configuration_of(self.model)
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        kind: Any = cls.library().config_class
+        return cls.from_config(kind.from_dict(dict(configuration)))
 
     @abstractmethod
     def problems(self) -> Mapping[str, bool]:
@@ -125,6 +135,13 @@ def answer_of(answer: Any, config: Any, return_dict: bool | None) -> Any:
     """The library's output, or a tuple where the call or the configuration asks for one."""
     as_mapping = config.return_dict if return_dict is None else return_dict
     return answer if as_mapping else answer.to_tuple()
+
+
+def configuration_of(model: Any) -> dict[str, Any]:
+    """As transformers' config.json."""
+    found: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    found.pop("_name_or_path", None)  # of the machine where it was made
+    return found
 
 
 def bound_arguments(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -17,7 +17,7 @@ from sttabt.backbones.inputs import check_images
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated
-from sttabt.backbones.text import answer_of, bound_arguments
+from sttabt.backbones.text import answer_of, bound_arguments, configuration_of
 from sttabt.backbones.vit import embed_picked, example_images, mean_of
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
@@ -69,6 +69,16 @@ class TransformersViT(Backbone):
         library = class_of(cls.serves[served])
         config = library.config_class(**{**EXAMPLE_SIZES, **changes})
         return Example(cls(library._from_config(config, attn_implementation="sdpa")), example_images(3, 32))
+
+    def configuration(self) -> dict[str, Any]:
+        """As transformers' config.json."""
+        return configuration_of(self.model)
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        kinds = {kind.config_class.model_type: kind for kind in map(class_of, cls.serves)}
+        kind = kinds[configuration["model_type"]]
+        return cls(kind._from_config(kind.config_class.from_dict(dict(configuration)), attn_implementation="sdpa"))
 
     @property
     def encoder(self) -> Any:
@@ -127,6 +137,10 @@ class TransformersViT(Backbone):
     def grid(self) -> tuple[int, int]:
         (height, width), (rows, columns) = self.image_size, self.projection.weight.shape[-2:]
         return height // rows, width // columns
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.sizes.num_channels, *self.image_size
 
     def grid_of(self, inputs: Tensor) -> tuple[int, int]:
         """Raises UserError for images of another size than the model's own."""

@@ -20,7 +20,7 @@ from sttabt.bench.training import make_steps
 from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
 from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
-from sttabt.lit.launch import found_hardware
+from sttabt.lit.launch import choose_threads, found_hardware
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
@@ -56,8 +56,7 @@ def run_benchmark(settings: SpeedSettings) -> Result:
     bench, hardware = settings.bench, found_hardware(settings.hardware)
     settings = replace(settings, hardware=hardware)
     torch.set_flush_denormal(True)  # as in every run: sttabt.lit.launch says why
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
+    choose_threads(hardware)
     device = find_device(hardware.accelerator)
     bases = {size: _build(settings.model, size, bench) for size in bench.image_sizes}
     folder = Path(bench.out).absolute()

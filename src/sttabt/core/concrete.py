@@ -106,19 +106,23 @@ def concrete_fixed(trace: AttentionTrace, counts: Sequence[int], propagation: fl
     """Tokens by the importance of `concrete_plan`, so many a layer instead of by a threshold: (B, counts[0]).
 
     order, counts: see core.counts. A token that a layer reads weighs as one whose mask is 1. Padding comes last.
+    Under a head that pools each count must hold one token beside the first `outputs`.
     Raises ValueError for counts that do not fit.
     """
     padding = trace.padding
     check_counts(counts, trace.layers, trace.real.shape[1], outputs)
-    order = torch.arange(outputs, device=trace.real.device).expand(trace.real.shape[0], -1)
-    important = trace.queries[0].new_ones(order.shape)
+    order = rows = torch.arange(outputs, device=trace.real.device).expand(trace.real.shape[0], -1)
+    if trace.pools:
+        rows = torch.arange(outputs, trace.real.shape[1], device=order.device).expand(trace.real.shape[0], -1)
+    important = trace.queries[0].new_ones(rows.shape)
     for layer in reversed(range(trace.layers)):
         weight = propagation * important + (1 - propagation)
         if padding is not None:
-            weight = weight * padding.gather(1, order)
-        importance = weighted_percentile(trace.rows(layer, order), trace.keys[layer], weight, padding)
-        importance = FLOOR + (1 - FLOOR) * importance / importance.amax(-1, keepdim=True)
-        order = extend(order, importance, counts[layer], padding)
+            weight = weight * padding.gather(1, rows)
+        importance = weighted_percentile(trace.rows(layer, rows), trace.keys[layer], weight, padding)
+        largest = (importance[:, outputs:] if trace.pools else importance).amax(-1, keepdim=True)
+        importance = FLOOR + (1 - FLOOR) * (importance / largest).clamp_max(1)
+        rows = order = extend(order, importance, counts[layer], padding)
         important = importance.gather(1, order)
     return order
 

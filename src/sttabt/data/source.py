@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sttabt.settings import DatasetSettings, ModelSettings
 from sttabt.system.paths import not_a_folder
@@ -38,6 +38,13 @@ class Source(ABC):
     @abstractmethod
     def load(self, dataset: DatasetSettings, model: ModelSettings) -> Splits:
         """Train, validation and test data; the test split depends on no seed. Raises UserError."""
+
+    def prepares(self, dataset: DatasetSettings, model: ModelSettings) -> dict[str, Any]:
+        """How an image is made for the model in evaluation: `mean` and `std` a channel, of pixels in [0, 1], the share
+        of the shorter side that is seen as `crop`, and the `interpolation`. As sttabt.data.images does it.
+        """
+        mean, std = list(model.mean or dataset.mean), list(model.std or dataset.std)
+        return {"mean": mean, "std": std, "crop": model.crop, "interpolation": "bicubic"}
 
     def default_name(self, dataset: DatasetSettings) -> str:
         """What results call the data where `dataset.name` is empty: as its file, its folder or its hub id is called."""

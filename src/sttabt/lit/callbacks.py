@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
 from sttabt.errors import UserError, nearest
@@ -21,6 +21,7 @@ from sttabt.lit.loggers import ContinuedCSVLogger
 
 NAMED = 10  # broken images that a line names
 MEGABYTE = 2**20
+WORD = 11  # characters of a metric's name in the bar
 # In a checkpoint.
 METRICS, STOPPED, SECONDS, BATCHES = "sttabt/metrics", "sttabt/stopped", "sttabt/seconds", "sttabt/batches"
 TOGETHER = 10  # updates after which processes that train together ask each other whether a checkpoint is due
@@ -180,6 +181,15 @@ class Measurements(Callback):
         named = {f"{pl_module.stage}/{name}": float(value) for name, value in measured.items()}
         pl_module.log_dict(named, on_step=True, rank_zero_only=True, batch_size=len(batch.labels))
         self.ended = time.perf_counter()
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar in one line of 80 columns: of the metrics the validation score alone, by its last word."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        scores = [name for name in shown if "/validation_" in name]
+        return {name.rpartition("_")[2][:WORD]: shown[name] for name in scores[:1]}
 
 
 class EpochLines(Callback):

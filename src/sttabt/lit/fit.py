@@ -16,14 +16,14 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.parallel import DistributedDataParallel
 
 from sttabt.data.base import Splits
 from sttabt.errors import TERMINATED, UserError
-from sttabt.lit.callbacks import BestWeights, BrokenImages, EpochLines, LastCheckpoint, Measurements
+from sttabt.lit.callbacks import Bar, BestWeights, BrokenImages, EpochLines, LastCheckpoint, Measurements
 from sttabt.lit.checkpoint import LAST, AtomicCheckpointIO, forget, newest
 from sttabt.lit.configured import new_arguments, new_callbacks
 from sttabt.lit.data import StageData
@@ -184,7 +184,7 @@ def _new_trainer(
         "enable_progress_bar": bar or sys.stdout.isatty(),
         **new_arguments(settings),
     }
-    progress: list[Callback] = [] if bar else [RichProgressBar() if free["enable_progress_bar"] else EpochLines()]
+    progress: list[Callback] = [] if bar else [Bar() if free["enable_progress_bar"] else EpochLines()]
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices if ranks > 1 else 1,

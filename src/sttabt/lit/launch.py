@@ -33,6 +33,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from sttabt.errors import TERMINATED, UserError
 from sttabt.settings import HardwareSettings
 from sttabt.store.place import Place
+from sttabt.system.cores import crowd, granted_cores, others_running
 from sttabt.system.logfile import LogFile
 from sttabt.system.scratch import scratch
 from sttabt.system.signals import ENDING, caught, end_with_parent, kept_from_children
@@ -55,8 +56,23 @@ def prepare_process(hardware: HardwareSettings) -> None:
     # Soft masks go down to 1e-25. Their products are numbers so small that a CPU takes many times as long for each: a
     # step of training at p_logit -2 took seven times that at 1. As 0 they are as good.
     torch.set_flush_denormal(True)
+    choose_threads(hardware)
+
+
+def choose_threads(hardware: HardwareSettings) -> None:
+    """`hardware.threads`, or where it is 0 torch's choice within what a container grants. Warns of a crowd."""
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
+    elif "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (granted := granted_cores()):
+        torch.set_num_threads(granted)
+    if hardware.accelerator == "cpu":
+        _warn_of_crowd(torch.get_num_threads())
+
+
+@functools.cache  # once a process: in a sweep's later jobs its own threads would count as others
+def _warn_of_crowd(threads: int) -> None:
+    if warning := crowd(threads, os.cpu_count() or 1, others_running()):
+        log.warning("%s", warning)
 
 
 def found_hardware(hardware: HardwareSettings) -> HardwareSettings:
@@ -267,7 +283,7 @@ def _work(packed: Path) -> Any:
         root.addHandler(handler.make())
     prepare_process(hardware)
     if not (hardware.threads or "OMP_NUM_THREADS" in os.environ):
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // hardware.devices, 1))
+        torch.set_num_threads(max(granted_cores() // hardware.devices, 1))
     return work(*arguments)
 
 

@@ -30,8 +30,7 @@ class Backtracking(PlannedMethod):
             check_lengths(trace, self.counts)
             tokens = trace.real.shape[1]
             plan = fixed_plan(self.order(trace, self.counts), self.counts, tokens)
-            last = tokens - self.outputs if self.pools else self.outputs
-            return Planned(plan, tuple(map(float, [*self.counts[1:-1], last])))
+            return Planned(plan, self.scored_at(self.counts, tokens))
         keep: Keep = None if self.settings.dynamic else float(self.settings.keep_ratio)
         if keep is not None and self.settings.spread and not base.may_pad:
             keep = spread_shares(self.settings.keep_ratio, self.layers, base.tokens)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
-from sttabt.core.plan import Planned, TokenPlan, least_kept
+from sttabt.core.plan import Planned, Scored, TokenPlan, least_kept
 from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
@@ -122,6 +122,12 @@ class Method(nn.Module, ABC):
     def order(self, trace: AttentionTrace, counts: Sequence[int]) -> Tensor:
         """Tokens (B, counts[0]) by how long they live (core.counts), of a method that `takes_counts`."""
         raise UserError(f"{self.title} keeps as many tokens as a sample needs: it has no fixed counts")
+
+    def scored_at(self, counts: Sequence[int], tokens: int) -> Scored:
+        """Rows of attention by layer that `order` computes of a sample with so many tokens: those that a layer writes,
+        or where the head pools all that a dense model's reads.
+        """
+        return (*map(float, counts[1:-1]), float(tokens - self.outputs if self.pools else self.outputs))
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run that a trained method learns on; arguments as in `run`."""

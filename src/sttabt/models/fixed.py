@@ -39,6 +39,10 @@ class FixedModel(nn.Module):
                 check_counts(found, base.layers, base.tokens, base.outputs)
             except ValueError as error:
                 raise UserError(f"counts={list(counts)} do not fit the model: {error}") from error
+            if counts[-1] < method.least:
+                raise UserError(
+                    f"counts={list(counts)}: the head reads {method.least} tokens of the last layer at least"
+                )
         self.pruned, self.counts = pruned, found
 
     def forward(self, inputs: Any) -> Tensor:

@@ -93,7 +93,8 @@ class FrozenModel(PrunedModel):
         if pruned.approx is not None and pruned.method.attention == "approximate":
             network = FrozenNetwork(pruned.approx, "the approximate network" in packed)
         super().__init__(base, method, network)
-        self.calibration, self.left_to_torch = pruned.calibration, left_to_torch
+        self.calibration, self.preparation = pruned.calibration, pruned.preparation
+        self.left_to_torch = left_to_torch
         super().train(False)
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sttabt.engine.run import Run
 from sttabt.errors import UserError
 from sttabt.methods.base import Method, Predicted, SoftRun, dense_macs
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.pretrained.description import Preparation
 
 
 class PrunedModel(nn.Module):
@@ -37,11 +39,40 @@ class PrunedModel(nn.Module):
         method.fit_to(base)
         self.base, self.method, self.approx = base, method, approx
         self.calibration: Calibration | None = None  # what was found, where a budget was asked for
+        self.preparation: Preparation | None = None  # of its inputs, where a saved model says it
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Called as the base model's library is, and gives what that gives, from the tokens that are kept."""
         inputs, answer = self.base.read_call(*arguments, **named)
         return answer(self.run(inputs).logits)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer: Any = None,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes the model as a folder that `sttabt.load` reads: weights, configuration, model card, and the tokenizer.
+
+        tokenizer, class_names, preprocessing: what `sttabt.predict` reads beside the model, where the model does not
+        know it: a tokenizer of transformers; names in the order of the logits; of images `mean`, `std` (a number a
+        channel, of pixels in [0, 1]), `crop` and `interpolation`. An earlier saved model there is replaced.
+        Raises UserError for a model that would not come back as it is: nothing is written then.
+        """
+        from sttabt.sharing.folder import save  # which knows this class
+
+        return save(self, Path(folder), tokenizer, class_names, preprocessing)
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None, **saved: Any) -> str:
+        """Puts what `save_pretrained` writes on the Hugging Face hub, as `name` (USER/MODEL); gives its address.
+
+        saved: as `save_pretrained` takes it. Raises UserError where the hub cannot be reached, or refuses.
+        """
+        from sttabt.sharing.hub import push
+
+        return push(self, name, private, token, saved)
 
     def run(self, inputs: Any) -> Run:
         """Drops tokens. The plan carries no gradient; the logits carry that of the base model.

@@ -16,6 +16,7 @@ from typing import Any
 from sttabt.errors import UserError
 from sttabt.parity.check import Check
 from sttabt.system.faults import tell
+from sttabt.system.packages import need
 from sttabt.system.signals import run_command
 
 HEADER = f"{'case':<16} {'quantity':<44} {'error':>10} {'tolerance':>10}  result"
@@ -48,6 +49,7 @@ def check_case(case: Path, device: str) -> Iterator[Check]:
 
         yield from check_vit(case, meta, device)
     elif arch == "bert":
+        need("transformers", str(case))
         from sttabt.parity.bert import check_bert
 
         yield from check_bert(case, meta, device)

@@ -20,6 +20,7 @@ from sttabt.report.points import spell
 from sttabt.report.rows import METRICS, ROW_FILE, Row, with_times
 from sttabt.report.table import format_table
 from sttabt.settings import TRAININGS, method_settings
+from sttabt.sharing.card import image_lines, text_lines
 from sttabt.store.artifacts import CARD, MODEL_STAGES, RECORD, WEIGHTS, Store, fingerprint, parents, read_record
 from sttabt.system.files import reason, write_atomically
 
@@ -326,6 +327,7 @@ def _use(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if record["stage"] == "general":
         return f"# python -m sttabt.run ... approx.start=general finds it: {folder}"
     arguments = ', method="backtracking", keep_ratio=0.4' if record["stage"] == "approx" else ""
-    images = find_source(settings["dataset"]["source"]).holds == "images"
-    call = "model(images)" if images else 'model(**tokenizer(texts, padding=True, return_tensors="pt")).logits'
-    return f'import sttabt\n\nmodel = sttabt.load("{folder}"{arguments})\nlogits = {call}'
+    dataset, call = settings["dataset"], f'"{folder}"{arguments}'
+    if find_source(dataset["source"]).holds == "images":
+        return image_lines(call, (dataset["channels"], dataset["image_size"], dataset["image_size"]))
+    return text_lines(call)

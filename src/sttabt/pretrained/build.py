@@ -5,17 +5,21 @@ from __future__ import annotations
 from sttabt.errors import UserError
 from sttabt.pretrained.built import Built
 from sttabt.pretrained.hub import find_pretrained
+from sttabt.pretrained.libraries import check_libraries
 from sttabt.settings import ModelSettings
 
 
 def build_base(model: ModelSettings, classes: int, channels: int, image_size: int, pretrained: bool) -> Built:
-    """Raises UserError when the model is not what the settings, which checks rely on, say that it is."""
+    """Raises UserError when the model is not what the settings, which checks rely on, say that it is, or when the
+    library is missing that builds it.
+    """
     named = [name for name in (model.timm, model.lvvit, model.huggingface) if name]
     if len(named) != 1:
         raise UserError(
             f"model.timm={model.timm!r}, model.lvvit={model.lvvit!r} and model.huggingface={model.huggingface!r}:"
             " set one of them"
         )
+    check_libraries(model)
     found = _build(model, classes, channels, image_size, pretrained)
     base = found.base
     built = {"width": base.architecture.width, "depth": base.layers, "heads": base.heads}

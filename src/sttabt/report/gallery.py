@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caption:
-    """What a sample is and what the model says, for readers; right is None for a score."""
+    """What a sample is, "" where nobody says it, and what the model says, for readers; right is None for a score."""
 
     label: str
     prediction: str

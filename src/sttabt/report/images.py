@@ -42,7 +42,8 @@ def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageG
     for index in range(images):
         top = TITLE + HEADS + index * (tile + FOOT)
         label = fill(shorten(first.caption(index).label, 36, placeholder="…"), 12)
-        page.text(MARGIN, top + tile / 2, f"label:\n{label}", fontsize=7.5, va="center", parse_math=False)
+        if label:
+            page.text(MARGIN, top + tile / 2, f"label:\n{label}", fontsize=7.5, va="center", parse_math=False)
         show(part, fade(first.images[index], np.ones_like(first.patches_alive[index, 0])), left, top, tile)
     for name, gallery in columns:
         left += tile + GAP

@@ -67,7 +67,7 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
         top = TITLE + HEADS
         for index in range(texts):
             caption = gallery.caption(index)
-            if column == 0:
+            if column == 0 and caption.label:
                 label = fill(shorten(caption.label, 24, placeholder="…"), 12)
                 axes.text(MARGIN, top, f"label:\n{label}", fontsize=7.5, va="top", parse_math=False)
             _draw_text(axes, gallery, index, left, top)

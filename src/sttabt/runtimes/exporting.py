@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones import adapt
-from sttabt.core.counts import mean_counts
-from sttabt.core.plan import TokenPlan
 from sttabt.core.text import Text
 from sttabt.errors import UserError
 from sttabt.methods import find_method
+from sttabt.methods.dense import Dense
 from sttabt.models.pruned import PrunedModel
-from sttabt.runtimes.description import class_names_of, preprocessing_of
+from sttabt.pretrained.description import class_names_of, preprocessing_of
+from sttabt.runtimes.counting import counts_at_budget, counts_of, macs_share
 from sttabt.runtimes.formats import find_runtime
 from sttabt.runtimes.graph import Graph, check_model
 from sttabt.runtimes.reading import ExportedModel
@@ -41,12 +41,14 @@ class Export:
     """A file that was written.
 
     counts: tokens at every boundary (L+1).
+    macs_share: multiply-adds, planner included, as a share of the dense model's.
     difference: largest of its logits from torch's.
     agreement: share of the calibration inputs of which an int8 file predicts the same class, None for float32.
     """
 
     path: Path
     counts: list[int]
+    macs_share: float
     difference: float
     agreement: float | None
 
@@ -57,6 +59,7 @@ def export(
     *,
     format: str = "onnx",
     counts: Sequence[int] | None = None,
+    budget: float | None = None,
     calibration: Iterable[Any] | None = None,
     tokens: int | None = None,
     int8: bool = False,
@@ -69,6 +72,8 @@ def export(
     model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense.
     format: "onnx", "openvino", "torch" (torch.export) or "executorch".
     counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`.
+    budget: instead of counts, the share of the dense model's multiply-adds that the file may cost, planner included;
+    the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted.
     calibration: an iterable of batches of inputs, alone or with labels.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
@@ -94,14 +99,18 @@ def export(
     batches = None if calibration is None else [_inputs(batch) for batch in calibration]
     if int8 and not batches:
         raise UserError("int8=true is compared on calibration inputs: give calibration=[batches of inputs]")
-    if counts is None and pruned.method.takes_counts and pruned.method.counts is None:
-        counts = _mean_counts(pruned, batches)
+    if budget is not None:
+        counts = _counts_at_budget(pruned, batches, budget, counts)
+    elif counts is None and pruned.method.takes_counts and pruned.method.counts is None:
+        counts = counts_of(pruned, batches)
     graph = Graph(pruned, counts, tokens)
+    share = macs_share(pruned, graph.counts, graph.tokens)
     metadata = {
         "version": __version__,
         "format": format,
         "method": pruned.method.title,
         "counts": graph.counts,
+        "macs_share": share,
         "inputs": [asdict(each) for each in graph.inputs],
         "preprocessing": dict(preprocessing_of(pruned.base, graph.tokens) if preprocessing is None else preprocessing),
         "classes": list(class_names_of(pruned.base) if class_names is None else class_names),
@@ -117,7 +126,7 @@ def export(
         runtime.note(file, json.dumps(metadata | {"difference": difference, "agreement": agreement}))
         for each in [*runtime.beside(file), file]:
             write_atomically(path.with_name(each.name), each.read_bytes())
-    return Export(path, graph.counts, difference, agreement)
+    return Export(path, graph.counts, share, difference, agreement)
 
 
 def _target(path: str | Path, format: str) -> Path:
@@ -141,20 +150,16 @@ def _inputs(batch: Any) -> Tensor | Text:
     return inputs_of(batch)
 
 
-@torch.no_grad()
-def _mean_counts(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> list[int]:
-    """Tokens that each layer reads, the mean of what the method keeps of these inputs."""
-    if not batches:
-        raise UserError(
-            f"{pruned.method.title} keeps as many tokens as an input needs: give counts=[tokens of the first layer,"
-            " ..., of the last], or calibration=[batches of inputs], whose mean is taken"
-        )
-    plans = [pruned.plan(batch) for batch in batches]
-    lifetimes = [lifetime for plan in plans for lifetime in plan.lifetime]
-    longest = max(map(len, lifetimes))
-    lifetime = torch.stack([nn.functional.pad(each, (0, longest - len(each))) for each in lifetimes])
-    base = pruned.base
-    return [max(count, base.outputs) for count in mean_counts(TokenPlan(lifetime, base.layers), base.outputs)[:-1]]
+def _counts_at_budget(
+    pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, budget: float, counts: Sequence[int] | None
+) -> list[int]:
+    if counts is not None:
+        raise UserError(f"budget={budget} and counts={list(counts)} say the same: give one of them")
+    if isinstance(pruned.method, Dense):
+        raise UserError(f"budget={budget} has no effect on a dense model, which keeps every token: prune it")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+        raise UserError(f"budget={budget!r} is no share of the dense model's multiply-adds: give one, e.g. 0.5")
+    return counts_at_budget(pruned, batches, budget)
 
 
 def _write(runtime: Runtime, graph: Graph, file: Path, options: Mapping[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.backbones.text import TextBackbone
+from sttabt.core.counts import fixed_plan
 from sttabt.core.text import Text
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
@@ -20,6 +21,8 @@ from sttabt.models.pruned import PrunedModel
 
 SERVE = "dense, backtracking and concrete have such a graph"  # methods
 SEED = 0  # of the inputs on which file and model are compared
+DRAWN = 9  # inputs more than are asked for, of which those that hang on rounding are left out
+MOVES, MOVED = 4, 1e-5  # how often, and by what share, queries are moved to see that
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,7 @@ class Graph(nn.Module):
     def inputs(self) -> list[Input]:
         """What the file takes, in this order."""
         if not isinstance(self.base, TextBackbone):
-            model = self.base.model
-            return [Input("images", (model.in_chans, *model.patch_embed.img_size), "float32")]
+            return [Input("images", self.base.image_shape, "float32")]
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.base.token_types else [])]
         return [Input(name, (self.tokens,), "int64") for name in names]
 
@@ -112,18 +114,45 @@ class Graph(nn.Module):
         return torch.cat(outputs)
 
     def examples(self, batch: int) -> tuple[Tensor, ...]:
-        """A batch of random inputs, the same each time; texts of several lengths, the first as long as can be."""
+        """A batch of random inputs, the same each time; texts of several lengths, the first as long as can be.
+
+        Of tokens that are all but equally important either may stay, as a runtime's sums are rounded: such inputs are
+        left out, as far as there are others.
+        """
         generator = torch.Generator().manual_seed(SEED)
+        chosen = drawn = self._drawn(generator, DRAWN + batch)
+        if self.fixed is not None:
+            clear = self._clear(self.fixed, drawn, generator)
+            clear[0] |= self.base.may_pad  # the long text
+            first = clear.int().argsort(descending=True, stable=True)
+            chosen = tuple(each[first] for each in drawn)
+        return tuple(each[:batch] for each in chosen)
+
+    def _drawn(self, generator: torch.Generator, samples: int) -> tuple[Tensor, ...]:
         if not isinstance(self.base, TextBackbone):
-            return (torch.randn(batch, *self.inputs[0].shape, generator=generator),)
+            return (torch.randn(samples, *self.inputs[0].shape, generator=generator),)
         sizes = self.base.model.config
-        shape = (batch, self.tokens)
-        lengths = torch.randint(2, self.tokens + 1, (batch, 1), generator=generator)
+        shape = (samples, self.tokens)
+        lengths = torch.randint(2, self.tokens + 1, (samples, 1), generator=generator)
         lengths[0] = self.tokens
         ids = torch.randint(0, sizes.vocab_size, shape, generator=generator)
         mask = (torch.arange(self.tokens) < lengths).long()
         types = (torch.arange(self.tokens) >= lengths // 2).long().clamp_max(max(self.base.token_types - 1, 0))
         return (ids, mask, types)[: len(self.inputs)]
+
+    @torch.no_grad()
+    def _clear(self, fixed: FixedModel, given: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """The samples (B,) bool whose plan stays when the queries are moved by more than rounding moves them."""
+        inputs = self.base.prepare(self.read(*given))
+        trace = fixed.pruned.trace(inputs)
+        assert trace is not None, "fixed counts are planned from a trace"
+        own = fixed_plan(fixed.pruned.method.order(trace, fixed.counts), fixed.counts, self.tokens).lifetime
+        clear = torch.ones(len(own), dtype=torch.bool)
+        for _ in range(MOVES):
+            queries = [each + MOVED * each * torch.randn(each.shape, generator=generator) for each in trace.queries]
+            order = fixed.pruned.method.order(replace(trace, queries=tuple(queries)), fixed.counts)
+            clear &= (fixed_plan(order, fixed.counts, self.tokens).lifetime == own).all(1)
+        return clear
 
 
 def check_model(pruned: PrunedModel) -> None:

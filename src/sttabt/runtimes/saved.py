@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from sttabt.api import load
 from sttabt.core.text import Text
 from sttabt.data import load_splits
 from sttabt.data.base import Sequences, Splits
-from sttabt.data.images import normalisation
 from sttabt.errors import UserError
+from sttabt.pretrained.description import preparation_of
 from sttabt.runtimes.exporting import Export, export
 from sttabt.runtimes.formats import find_runtime
-from sttabt.settings import AugmentationSettings, DatasetSettings, ModelSettings, TrainingSettings
+from sttabt.settings.noted import noted_dataset, noted_model
+from sttabt.sharing.folder import STAGE as SAVED
 from sttabt.store.artifacts import RECORD, read_record
 
 BATCH = 32  # samples that are calibrated at once
-
-log = logging.getLogger(__name__)
 
 
 def export_saved(
@@ -31,6 +29,7 @@ def export_saved(
     out: Path | None,
     format: str,
     counts: Sequence[int] | None,
+    budget: float | None,
     samples: int,
     tokens: int | None,
     int8: bool,
@@ -45,49 +44,33 @@ def export_saved(
     runtime.check()
     pruned = load(folder)
     record = read_record(folder.absolute() / RECORD)
-    dataset, model = _settings(record["notes"]["settings"])
-    needed = int8 or (counts is None and pruned.method.takes_counts and pruned.method.counts is None)
-    splits = _splits(dataset, model, needed)
-    base = pruned.base
-    if not base.may_pad:
-        size = dataset.image_size
-        mean, std = (splits.mean, splits.std) if splits else normalisation(dataset, model)
-        preprocessing: dict[str, Any] = {
-            **{"height": size, "width": size, "pixels": "0 to 1"},
-            **{"mean": list(mean), "std": list(std)},
-            **{"crop": model.crop, "interpolation": "bicubic"},
-        }
-    names = dataset.class_names or (splits.class_names if splits else ())
+    uncounted = counts is None and pruned.method.takes_counts and pruned.method.counts is None
+    splits = _splits(record) if int8 or budget is not None or uncounted else None
+    prepared, reads_text = pruned.preparation or preparation_of(pruned.base), pruned.base.may_pad
     out = out or Path(f"{record['stage']}-{folder.name}{runtime.suffix}")
     return export(
         pruned,
         out,
         format=format,
         counts=counts,
-        calibration=_batches(splits, samples) if splits and needed else None,
-        tokens=tokens or (dataset.max_tokens if base.may_pad else None),
+        budget=budget,
+        calibration=_batches(splits, samples) if splits else None,
+        tokens=tokens or (prepared.inputs["tokens"] if reads_text else None),
         int8=int8,
         opset=opset,
-        class_names=names or None,
-        preprocessing=None if base.may_pad else preprocessing,
+        class_names=prepared.class_names or None,
+        preprocessing=None if reads_text else prepared.inputs,
     )
 
 
-def _settings(settings: Mapping[str, Any]) -> tuple[DatasetSettings, ModelSettings]:
-    data, model = settings["dataset"], settings["model"]
-    dataset = DatasetSettings(**{**data, "augmentation": AugmentationSettings(**data["augmentation"])})
-    return dataset, ModelSettings(**{**model, "training": TrainingSettings(**model["training"])})
-
-
-def _splits(dataset: DatasetSettings, model: ModelSettings, needed: bool) -> Splits | None:
-    """None where they are not there, and only the names of the classes are wanted."""
+def _splits(record: Mapping[str, Any]) -> Splits:
+    if record["stage"] == SAVED:
+        raise UserError("a saved model has no data beside it for calibration: give counts=[...], or sttabt.export")
+    settings = record["notes"]["settings"]
     try:
-        return load_splits(dataset, model)
+        return load_splits(noted_dataset(settings), noted_model(settings))
     except UserError as error:
-        if needed:
-            raise UserError(f"the data that the model was made with are needed for calibration: {error}") from error
-        log.warning("classes get their numbers for names: %s", error)
-        return None
+        raise UserError(f"the data that the model was made with are needed for calibration: {error}") from error
 
 
 def _batches(splits: Splits, samples: int) -> Iterator[Tensor | Text]:

@@ -32,7 +32,7 @@ class HardwareSettings:
         0.0, "minutes between the checkpoints within an epoch; 0: at its end alone", at_least(0)
     )
     workers: int = setting(0, "processes that load data", at_least(0))
-    threads: int = setting(0, "CPU threads of torch; 0 leaves torch's choice", at_least(0))
+    threads: int = setting(0, "CPU threads of torch; 0: as torch chooses, within what a container grants", at_least(0))
 
 
 def processes_of(hardware: HardwareSettings) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sttabt.data.labelled import LabelledImages
 from sttabt.data.source import IMAGES, PREPARED, Source
@@ -52,6 +52,9 @@ class DigitsSource(Source):
             std=(STD,),
             contents={"all": digits.contents()},
         )
+
+    def prepares(self, dataset: DatasetSettings, model: ModelSettings) -> dict[str, Any]:
+        return {"mean": [MEAN], "std": [STD], "crop": 1.0, "interpolation": "bilinear"}
 
     def unused(self, dataset: DatasetSettings) -> dict[str, str]:
         prepared = [name for name in PREPARED if name not in IMAGES]

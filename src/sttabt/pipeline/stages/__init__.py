@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,7 +34,7 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE
-from sttabt.settings import LoggerSettings, Settings, TrainedSettings
+from sttabt.settings import LoggerSettings, MethodSettings, Settings, TrainedSettings, method_settings
 from sttabt.store.job import Job
 from sttabt.system.files import reason, write_atomically
 
@@ -56,20 +56,38 @@ def run_stages(settings: Settings, job: Job) -> None:
         logged = settings if nodes.first else replace(settings, logger=LoggerSettings(kind="none"))
         with JobLoggers(logged, job) as loggers:
             context = Context(settings, job, loggers, nodes)
+            made: Artifacts = {}
             if "evaluate" in wanted and nodes.first:
-                write_result(context)
+                made = write_result(context)
             elif wanted & {"evaluate", "prune"}:
-                pruned_model(context)
+                made = pruned_model(context).artifacts
             elif "approx" in wanted:
-                approx_network(context)
+                made = approx_network(context)[2]
             else:
                 if "base" in wanted:
-                    base_model(context)
+                    made = base_model(context)[1]
                 if "general" in wanted and settings.approx.start == "general":
                     general_network(context)
     if "report" in wanted and nodes.first and not job.multirun:
         output = Path(settings.paths.output)
         log.info("report: %s", make_report([output], output / "report").page)
+    if made and nodes.first:
+        log.info("model: %s", how_to_load(made, settings.sparsity))
+
+
+def how_to_load(made: Artifacts, sparsity: MethodSettings) -> str:
+    """Python that gives the model of these artifacts under its method."""
+    last = last_stage(made)
+    folder = made[last].folder
+    given = [repr(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))]
+    trains = isinstance(sparsity, TrainedSettings)
+    if last in ("base", "approx") and not trains and sparsity.reads_approximation == (last == "approx"):
+        kind = method_settings(sparsity.method)
+        own = {each.name: getattr(sparsity, each.name) for each in fields(kind) if each.name != "method"}
+        changed = {name: value for name, value in own.items() if value != getattr(kind(method=sparsity.method), name)}
+        given += [f"method={sparsity.method!r}"] * (sparsity.method != "dense")
+        given += [f"{name}={value!r}" for name, value in changed.items()]
+    return f"sttabt.load({', '.join(given)})".replace("'", '"')
 
 
 def base_model(context: Context) -> tuple[Backbone, Artifacts]:
@@ -143,8 +161,10 @@ def _method(context: Context, model: Backbone) -> Method:
     return find_method(sparsity.method)(sparsity, model.layers, model.outputs)
 
 
-def write_result(context: Context) -> None:
-    """The result row of this job, its predictions, and the images of its gallery, in paths.output."""
+def write_result(context: Context) -> Artifacts:
+    """The result row of this job, its predictions, and the images of its gallery, in paths.output; gives what the
+    model is made of.
+    """
     pruned = pruned_model(context)
     context, model, artifacts = pruned.context, pruned.model, pruned.artifacts
     stage = EvaluateStage(context, artifacts, model, pruned.averaged)
@@ -161,6 +181,7 @@ def write_result(context: Context) -> None:
     context.loggers.result(row, gallery, made_of)
     if not context.job.multirun:  # a sweep writes every card once, at its end
         write_card(made_of[last_stage(made_of)])
+    return artifacts
 
 
 def _read_or_repeat(stage: Stage, read: Callable[[Artifact], Result]) -> tuple[Artifact, Result]:

@@ -1,0 +1,1 @@
+"""A pruned model as a folder that goes anywhere: written, read again, on the Hugging Face hub."""
