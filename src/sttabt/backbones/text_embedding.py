@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -48,13 +48,27 @@ class EmbeddingText(BertFamily):
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return mean_of(x, alive) if self.pools else self.model.pooler(x)
 
+    def configuration(self) -> dict[str, Any]:
+        """As transformers' config.json, and whether there is a pooler, which that does not say."""
+        return super().configuration() | {"add_pooling_layer": self.model.pooler is not None}
+
+    @classmethod
+    def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
+        sizes = {name: value for name, value in configuration.items() if name != "add_pooling_layer"}
+        kind: Any = cls.library().config_class
+        return cls._made(kind.from_dict(sizes), configuration["add_pooling_layer"])
+
     def problems(self) -> dict[str, bool]:
         return BertFamily.problems(self)
 
     def like(self, config: PreTrainedConfig) -> Self:
         """With a pooler where this one has one."""
-        pooled = self.model.pooler is not None
-        return type(self)(self.library()._from_config(config, attn_implementation="sdpa", add_pooling_layer=pooled))
+        return self._made(config, self.model.pooler is not None)
+
+    @classmethod
+    def _made(cls, config: PreTrainedConfig, pooled: bool) -> Self:
+        library: Any = cls.library()
+        return cls(library._from_config(config, attn_implementation="sdpa", add_pooling_layer=pooled))
 
     def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
         from sttabt.backbones.outputs.embedding import EmbeddingOutput
@@ -75,10 +89,7 @@ class BertEmbedding(EmbeddingText, Bert):
     @classmethod
     def example(cls, **changes: Any) -> Example:
         """As BertFamily's, without a pooler."""
-        config = super().example(**changes).model.model.config
-        library: Any = cls.library()
-        model = cls(library._from_config(config, attn_implementation="sdpa", add_pooling_layer=False))
-        return Example(model, example_text(), 4)
+        return Example(cls._made(super().example(**changes).model.model.config, pooled=False), example_text(), 4)
 
 
 class RobertaEmbedding(EmbeddingText, Roberta):
