@@ -6,12 +6,12 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
+
+from local_server import JsonHandler, serving
 
 
 class HubServer(ThreadingHTTPServer):
@@ -29,32 +29,29 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler, BaseHTTPRequestHandler):  # which says why its methods are called so
     server: HubServer
 
-    def log_message(self, *_: object) -> None: ...
-
     def do_POST(self) -> None:
-        body, path = self._read(), urlsplit(self.path).path
+        body, path = self.read_body(), urlsplit(self.path).path
         self.server.tokens.add(self.headers.get("Authorization", ""))
         if path == "/api/repos/create":
             asked = json.loads(body)
             self.server.created.append({each: asked.get(each) for each in ("name", "organization", "visibility")})
             name = f"{asked['organization']}/{asked['name']}"
             self.server.repositories[name] = {}
-            self._write({"url": f"{self.server.address}/{name}"})
+            self.write_json({"url": f"{self.server.address}/{name}"})
         elif path.endswith("/preupload/main"):
             files = [each["path"] for each in json.loads(body)["files"]]
             modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
-            self._write({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+            self.write_json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
             upload = [
                 {**each, "actions": {"upload": {"href": f"{self.server.address}/lfs/{each['oid']}"}}}
                 for each in objects
             ]
-            self._write({"transfer": "basic", "objects": upload})
+            self.write_json({"transfer": "basic", "objects": upload})
         elif found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
             files = self.server.repositories[found[1]]
             for line in map(json.loads, body.decode().splitlines()):
@@ -63,21 +60,21 @@ class _Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "lfsFile":
                     files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             url = f"{self.server.address}/{found[1]}"
-            self._write({"commitUrl": f"{url}/commit/{_commit(files)}", "commitOid": _commit(files)})
+            self.write_json({"commitUrl": f"{url}/commit/{_commit(files)}", "commitOid": _commit(files)})
         else:
-            self._write({})
+            self.write_json({})
 
     def do_PUT(self) -> None:
-        body = self._read()
+        body = self.read_body()
         self.server.large[hashlib.sha256(body).hexdigest()] = body
-        self._write({})
+        self.write_json({})
 
     def do_HEAD(self) -> None:
         self._file(send=False)
 
     def do_GET(self) -> None:
         if urlsplit(self.path).path.startswith("/api/"):
-            self._write({"tags": [], "siblings": [], "id": ""})
+            self.write_json({"tags": [], "siblings": [], "id": ""})
         else:
             self._file(send=True)
 
@@ -99,31 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         if send:
             self.wfile.write(body)
 
-    def _read(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def _write(self, values: dict[str, Any]) -> None:
-        body = json.dumps(values).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
 
 def _commit(files: dict[str, bytes]) -> str:
     """Of this state of a repository, as git's are long."""
     return hashlib.sha1(repr(sorted(files)).encode()).hexdigest()
 
 
-@contextmanager
-def hub_server() -> Iterator[HubServer]:
+def hub_server() -> AbstractContextManager[HubServer]:
     """A server on a free port of this machine."""
-    with HubServer() as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return serving(HubServer())

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from sttabt.bench.runtimes import main, read_options
+from sttabt.bench.runtimes_process import Variant, time_in_turn
 from sttabt.bench.runtimes_table import RuntimeRow, format_rows
+from sttabt.errors import UserError
 
 
 def test_variants_are_measured_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -68,3 +70,10 @@ def test_settings_are_read() -> None:
     read = read_options(["budgets=[0.6,0.4]", "batches=4", "int8=false", "runtimes=[torch]"])
     assert (read["budgets"], read["batches"], read["int8"]) == ([0.6, 0.4], [4], False)
     assert read["runtimes"] == ["torch"] and read["out"] == Path("runs/runtimes_deit_small")
+
+
+def test_a_process_that_ends_is_one_line(tmp_path: Path) -> None:
+    gone = Variant("deit_tiny", "torch", False, None, 1.0, (197,) * 12 + (1,), str(tmp_path / "gone"), 0.0)
+    with pytest.raises(UserError, match="the process of deit_tiny in torch ended by itself: give fewer") as caught:
+        list(time_in_turn([gone], [1], rounds=1, threads=1))
+    assert "\n" not in str(caught.value)

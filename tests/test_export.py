@@ -131,6 +131,26 @@ def test_int8_says_on_how_many_inputs_it_agrees(tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.skipif("openvino" not in INSTALLED, reason="OpenVINO is not installed")
+def test_who_stands_for_stderr_meanwhile_keeps_the_stream(tmp_path: Path) -> None:
+    """Logging that is configured anew, as Hydra does it, closes the handlers that there are, OpenVINO's among them."""
+    code = """
+import io, logging.config, sys
+sys.stderr = caught = io.StringIO()
+from sttabt.runtimes.openvino_file import OpenVinoFile
+try:
+    OpenVinoFile().open(sys.argv[1], 1)
+except Exception:
+    pass
+assert "absl.logging" in sys.modules
+sys.stderr = sys.__stderr__
+logging.config.dictConfig({"version": 1})
+assert not caught.closed
+"""
+    (tmp_path / "model.xml").write_text("none")
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.xml"], check=True)
+
+
 @pytest.mark.usefixtures("own_folder")
 def test_the_readmes_lines_run() -> None:
     section = (Path(__file__).parents[1] / "README.md").read_text().partition("## Onto a device")[2]

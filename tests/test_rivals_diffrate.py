@@ -239,10 +239,8 @@ def test_training_on_the_hard_run_is_refused() -> None:
 
 
 def test_a_model_without_a_class_token_is_refused() -> None:
-    base = make_backbone("digits")
-    base.outputs = 0
-    with pytest.raises(UserError, match="DiffRate sorts tokens by a class token's attention"):
-        make_pruned(make_example("digits")._replace(model=base), "diffrate")
+    with pytest.raises(UserError, match=r"DiffRate scores tokens by the attention of a class token.* reads none"):
+        make_pruned(make_example("mean_of_patches"), "diffrate")
 
 
 def test_rows_are_alive_until_they_merge() -> None:

@@ -71,6 +71,16 @@ def test_a_budget_comes_back(tmp_path: Path) -> None:
     assert torch.equal(_logits(found, images), _logits(pruned, images))
 
 
+def test_fixed_counts_of_texts_come_back(tmp_path: Path) -> None:
+    """They want texts of one length."""
+    pruned = make_pruned(make_example("bert"), "backtracking", counts=[12, 6, 3])
+    found = sttabt.load(pruned.save_pretrained(tmp_path / "model"))
+    ids = torch.randint(1, 60, (2, 14))
+    text = sttabt.text({"input_ids": ids})
+    assert found.method.settings == pruned.method.settings
+    assert torch.equal(_logits(found, text), _logits(pruned, text))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_keep_their_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     pruned = make_pruned(make_example("digits"), "backtracking").to(dtype)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
+
+from local_server import JsonHandler, serving
 
 KEY = "0" * 40
 
@@ -63,44 +63,22 @@ class WandbServer(ThreadingHTTPServer):
         return {}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(JsonHandler, BaseHTTPRequestHandler):  # which says why its methods are called so
     server: WandbServer
 
-    def log_message(self, *_: object) -> None: ...
-
     def do_PUT(self) -> None:
-        self._read()
-        self._write({})
+        self.read_body()
+        self.write_json({})
 
     def do_POST(self) -> None:
-        body = self._read()
+        body = self.read_body()
         if self.path != "/graphql":
-            self._write({"exitcode": None, "limits": {}})
+            self.write_json({"exitcode": None, "limits": {}})
             return
         asked = json.loads(body)
-        self._write({"data": self.server.answer(asked["query"], asked.get("variables") or {})})
-
-    def _read(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def _write(self, values: dict[str, Any]) -> None:
-        body = json.dumps(values).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.write_json({"data": self.server.answer(asked["query"], asked.get("variables") or {})})
 
 
-@contextmanager
-def wandb_server() -> Iterator[WandbServer]:
+def wandb_server() -> AbstractContextManager[WandbServer]:
     """A server on a free port of this machine."""
-    with WandbServer() as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return serving(WandbServer())

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sttabt.errors import UserError, nearest
+from sttabt.cli.pairs import read_pairs
+from sttabt.errors import UserError
 from sttabt.system.faults import tell
 from sttabt.system.signals import run_command
 
@@ -44,14 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(arguments: Sequence[str]) -> dict[str, Path]:
-    given: dict[str, Path] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in KEYS:
-            raise UserError(f"{argument} is not a setting of this command: {nearest(key, KEYS)}")
-        if not equals or not value or key in given:
-            raise UserError(f"cannot read '{argument}': give {key}=FILE once")
-        given[key] = Path(value)
+    given = {key: Path(text) for key, text in read_pairs(arguments, KEYS, "FILE").items()}
     for key in KEYS:
         if key not in given:
             raise UserError(f"{key} is missing: give {key}=FILE (python -m sttabt.convert --help)")

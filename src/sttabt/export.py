@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sttabt.errors import UserError, nearest
+from sttabt.cli.pairs import read_pairs
+from sttabt.errors import UserError
 from sttabt.system.faults import tell
 from sttabt.system.signals import run_command
 
@@ -60,14 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(arguments: Sequence[str]) -> dict[str, Any]:
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in KEYS:
-            raise UserError(f"{argument} is not a setting of this command: {nearest(key, KEYS)}")
-        if not equals or not value or key in given:
-            raise UserError(f"cannot read '{argument}': give {key}=VALUE once")
-        given[key] = value
+    given = read_pairs(arguments, KEYS)
     if "model" not in given:
         raise UserError("model is missing: give model=artifacts/STAGE/FINGERPRINT (python -m sttabt.export --help)")
     if given.get("int8", "true") not in ("true", "false"):

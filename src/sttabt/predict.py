@@ -83,7 +83,8 @@ def _predict(given: Sequence[str], options: dict[str, str]) -> int:
     with Lines(out) as lines:
         _go(predictor, items, lines, left_out, options.get("show"))
     if left_out:
-        sys.stderr.write(f"{len(left_out)} inputs were left out, {lines.count} predicted\n")
+        inputs = "1 input was" if len(left_out) == 1 else f"{len(left_out)} inputs were"
+        sys.stderr.write(f"{inputs} left out, {lines.count} predicted\n")
     return 0 if not left_out else 1 if lines.count else 2
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Example, check_factor, like_weights
-from sttabt.backbones.vit import ViT, example_images
+from sttabt.backbones.patches import example_images
+from sttabt.backbones.vit import ViT
 
 NORM_EPS = 1e-5
 AUXILIARY_WEIGHT = 0.5  # of the patches' head beside the class token's, in the released model's prediction

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Example
+from sttabt.backbones.patches import example_images, mean_of
 from sttabt.backbones.repeated import Repeated
 from sttabt.backbones.transformers_vit import EXAMPLE_SIZES, LIBRARY, TransformersViT, class_of
-from sttabt.backbones.vit import example_images, mean_of
 
 
 class ContrastiveViT(TransformersViT):
@@ -21,7 +21,7 @@ class ContrastiveViT(TransformersViT):
     def example(cls, served: int = 0, **changes: Any) -> Example:
         """As TransformersViT's."""
         library = class_of(cls.serves[served])
-        sizes = {**EXAMPLE_SIZES, "intermediate_size": 48, **changes}
+        sizes = {**EXAMPLE_SIZES, "intermediate_size": 48, "hidden_act": "gelu", **changes}  # which kernels compute
         labels, text = sizes.pop("num_labels"), {"bos_token_id": 0, "eos_token_id": 1}
         config = library.config_class(vision_config=sizes, text_config=text, num_labels=labels)
         return Example(cls(library._from_config(config, attn_implementation="sdpa")), example_images(3, 32))

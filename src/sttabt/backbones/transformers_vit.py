@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
 from sttabt.backbones.inputs import check_images
 from sttabt.backbones.layers import EncoderLayer
+from sttabt.backbones.patches import embed_picked, example_images, mean_of
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated
 from sttabt.backbones.text import answer_of, bound_arguments, configuration_of
-from sttabt.backbones.vit import embed_picked, example_images, mean_of
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from sttabt.backbones.base import Backbone, Example, Finish, Rows, check_factor, like_weights
 from sttabt.backbones.inputs import check_finite, check_images, unreadable_images
 from sttabt.backbones.layers import EncoderLayer
+from sttabt.backbones.patches import embed_picked, example_images, mean_of
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated, is_sliceable, linear
+from sttabt.backbones.vit_configuration import timm_configuration, timm_model
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -85,61 +87,11 @@ class ViT(Backbone):
 
     def configuration(self) -> dict[str, Any]:
         """As timm's config.json; `model_args` are all arguments, whatever the architecture's own are."""
-        model, block, sizes = self.model, self._block(0), self.architecture
-        last = self._block(sizes.layers - 1)
-        kinds = {"norm": _name_of(block.norm1, "norms"), "activation": _name_of(block.mlp.act, "activations")}
-        return {
-            "architecture": (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "vit_base_patch16_224"),
-            "num_classes": model.num_classes,
-            "num_features": model.num_features,
-            "global_pool": model.global_pool,
-            "layers": {**kinds, "norm_eps": block.norm1.eps, "distilled": hasattr(model, "dist_token")},
-            "model_args": {
-                "img_size": list(model.patch_embed.img_size),
-                "patch_size": list(model.patch_embed.patch_size),
-                "in_chans": model.in_chans,
-                "embed_dim": sizes.width,
-                "depth": sizes.layers,
-                "num_heads": sizes.heads,
-                "mlp_ratio": sizes.feed_forward / sizes.width,
-                "qkv_bias": block.attn.qkv.bias is not None,
-                "qk_norm": not isinstance(block.attn.q_norm, nn.Identity),
-                "proj_bias": block.attn.proj.bias is not None,
-                "init_values": None if isinstance(block.ls1, nn.Identity) else 1.0,
-                "class_token": model.has_class_token,
-                "no_embed_class": model.no_embed_class,
-                "reg_tokens": model.num_reg_tokens,
-                "pre_norm": not isinstance(model.norm_pre, nn.Identity),
-                "final_norm": not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
-                "fc_norm": not isinstance(model.fc_norm, nn.Identity),
-                "dynamic_img_size": model.dynamic_img_size,
-                "dynamic_img_pad": model.patch_embed.dynamic_img_pad,
-                "drop_rate": model.head_drop.p,
-                "pos_drop_rate": model.pos_drop.p,
-                "proj_drop_rate": block.attn.proj_drop.p,
-                "attn_drop_rate": block.attn.attn_drop.p,
-                "drop_path_rate": getattr(last.drop_path1, "drop_prob", 0.0) or 0.0,
-            },
-        }
+        return timm_configuration(self.model, self.architecture)
 
     @classmethod
     def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
-        from timm.models.deit import VisionTransformerDistilled
-        from timm.models.vision_transformer import VisionTransformer
-
-        layers = configuration["layers"]
-        kind: Any = VisionTransformerDistilled if layers["distilled"] else VisionTransformer
-        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in configuration["model_args"].items()}
-        norm = cast(Callable[..., nn.Module], _layer_kinds("norms")[layers["norm"]])
-        return cls(
-            kind(
-                num_classes=configuration["num_classes"],
-                global_pool=configuration["global_pool"],
-                norm_layer=partial(norm, eps=layers["norm_eps"]),
-                act_layer=_layer_kinds("activations")[layers["activation"]],
-                **sizes,
-            )
-        )
+        return cls(timm_model(configuration))
 
     @property
     def tokens(self) -> int:
@@ -436,58 +388,9 @@ class ViT(Backbone):
         return type(module) is PatchEmbed
 
 
-def embed_picked(
-    pixels: Tensor,
-    grid: tuple[int, int],
-    sample: Tensor,
-    token: Tensor,
-    outputs: int,
-    projection: nn.Conv2d,
-    places: Tensor,
-) -> Tensor:
-    """The tokens (sample[t], token[t]), (T, D), of images (B, C, height, width), each patch projected by itself.
-
-    places: (N, D), what a patch is added to, the `outputs` prefix tokens in front.
-    """
-    rows, columns = grid
-    patches = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    # The few prefix tokens pick a patch too, of which nothing is left: no shape depends on who is kept.
-    prefix = (token < outputs)[:, None]
-    picked = patches[sample, (token - outputs).clamp_min(0)].flatten(1).masked_fill(prefix, 0)
-    if projection.bias is not None:
-        places = torch.cat([places[:outputs], places[outputs:] + projection.bias])
-    return F.embedding(token, places) + F.linear(picked, projection.weight.flatten(1))
-
-
-def mean_of(rows: Tensor, here: Tensor | None) -> Tensor:
-    """(B, D): the mean of the rows (B, n, D) that are there, (B, n) bool, None for all; 0 where none is."""
-    if here is None:
-        return rows.mean(1)
-    weight = here[..., None].to(rows.dtype)
-    return (rows * weight).sum(1) / weight.sum(1).clamp_min(1)
-
-
 def _is_plain(attention: Any) -> bool:
     """Whether its queries and keys have no norms."""
     return isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
-
-
-def _layer_kinds(of: str) -> dict[str, type[nn.Module]]:
-    """The kinds of layers by the names that configurations have for them."""
-    import timm.layers
-
-    if of == "norms":
-        return {"layer_norm": nn.LayerNorm, "timm_layer_norm": timm.layers.LayerNorm}
-    own: dict[str, type[nn.Module]] = {"quick_gelu": timm.layers.QuickGELU, "gelu_tanh": timm.layers.GELUTanh}
-    return {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, **own}
-
-
-def _name_of(layer: nn.Module, of: str) -> str:
-    """Raises UserError for a kind that has none."""
-    for name, kind in _layer_kinds(of).items():
-        if type(layer) is kind:
-            return name
-    raise UserError(f"a model whose {of} are {type(layer).__name__} cannot be saved: its configuration has no such")
 
 
 def split_qkv(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -501,8 +404,3 @@ def split_qkv(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             parts[name] = value
     return parts
-
-
-def example_images(channels: int, size: int) -> Tensor:
-    """Four random images, the same each time."""
-    return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(3))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sttabt.bench.runtimes_table import RuntimeRow, format_rows
+from sttabt.cli.pairs import read_pairs
 from sttabt.errors import UserError, nearest
 from sttabt.system.faults import tell
 from sttabt.system.files import write_atomically
@@ -36,8 +37,8 @@ USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value 
   threads=2
   out=FOLDER                by default runs/runtimes_NAME
 
-Writes runtimes.jsonl and runtimes.md: latency, its ratio to dense torch and to the same runtime's dense, peak memory
-and size of the file.
+On Linux. Writes runtimes.jsonl and runtimes.md at the end: latency, its ratio to dense torch and to the same runtime's
+dense, peak memory and size of the file.
 """
 DEFAULTS: dict[str, Any] = {
     "model": "deit_small",
@@ -75,14 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of the command. Raises UserError."""
-    options = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if key not in DEFAULTS:
-            raise UserError(f"{argument} is not a setting of this command: {nearest(key, DEFAULTS)}")
-        if not equals or not text:
-            raise UserError(f"cannot read '{argument}': give {key}=VALUE")
-        options[key] = _value(key, text)
+    options = DEFAULTS | {key: _value(key, text) for key, text in read_pairs(arguments, DEFAULTS).items()}
     if options["model"] not in MODELS:
         raise UserError(f"model={options['model']} is unknown: {nearest(options['model'], MODELS)}")
     for name in options["runtimes"]:
@@ -124,29 +118,35 @@ def measure(
     threads: int,
     out: Path,
 ) -> str:
-    """Measures and writes; the table, markdown."""
+    """Measures, writes runtimes.jsonl and runtimes.md, and gives the table and their names; arguments as in USAGE.
+
+    Raises UserError on another system than Linux, and for a runtime that is asked for and not installed.
+    """
     # Imported after the checks: torch takes seconds to load.
     import torch
 
-    from sttabt.bench.runtimes_process import time_in_turn
+    from sttabt.bench.runtimes_process import STATUS, time_in_turn
     from sttabt.pipeline.result import device_name
     from sttabt.store.job import source_commit
 
+    if not STATUS.exists():
+        raise UserError(f"memory is read from {STATUS}, which Linux alone has: measure there")
     names = [name for name in RUNTIMES if _is_there(name)] if not runtimes else list(runtimes)
     if "torch" not in names:
         names.insert(0, "torch")  # the baseline
     out.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {
         **{"machine": device_name(torch.device("cpu")), "threads": threads, "torch": torch.__version__},
-        **{"commit": source_commit(), "model": model, "rounds": rounds},
+        **{"commit": source_commit(), "rounds": rounds},
     }
     rows: list[RuntimeRow] = []
     with tempfile.TemporaryDirectory() as folder:
         variants: list[Variant] = []
         for budget in (None, *sorted(budgets, reverse=True)):
             variants += list(_variants(model, budget, names, int8, Path(folder)))
-        for found in time_in_turn(variants, batches, rounds, threads):
-            rows.append(RuntimeRow(**common, **asdict(found)))
+        for variant, found in time_in_turn(variants, batches, rounds, threads):
+            own = {name: value for name, value in asdict(variant).items() if name != "path"}
+            rows.append(RuntimeRow(**common, **own, **asdict(found)))
     write_atomically(out / "runtimes.jsonl", "".join(row.to_json() + "\n" for row in rows).encode())
     table = format_rows(rows)
     write_atomically(out / "runtimes.md", table.encode())
@@ -178,7 +178,7 @@ def _variants(model: str, budget: float | None, names: Sequence[str], int8: bool
     for name in names:
         if name in ("torch", "frozen"):
             size = sum(path.stat().st_size for path in saved.rglob("*.safetensors"))
-            yield variant(runtime=name, int8=False, path=str(saved), mebibytes=size / 2**20)
+            yield variant(runtime=name, int8=False, path=str(saved), file_mebibytes=size / 2**20)
             continue
         runtime = find_runtime(name)
         for quantised in (False, True) if int8 and runtime.quantises else (False,):
@@ -186,7 +186,7 @@ def _variants(model: str, budget: float | None, names: Sequence[str], int8: bool
             log.info("exporting %s", path.name)
             made.export(path, format=name, int8=quantised)
             size = sum(each.stat().st_size for each in (path, *runtime.beside(path)))
-            yield variant(runtime=name, int8=quantised, path=str(path), mebibytes=size / 2**20)
+            yield variant(runtime=name, int8=quantised, path=str(path), file_mebibytes=size / 2**20)
 
 
 if __name__ == "__main__":

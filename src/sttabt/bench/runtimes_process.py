@@ -18,15 +18,18 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from sttabt.api import freeze, load, prune
 from sttabt.core.text import Text
+from sttabt.errors import UserError
 from sttabt.models.pruned import PrunedModel
 from sttabt.runtimes.counting import counts_at_budget, macs_share
 from sttabt.runtimes.exporting import export
 from sttabt.runtimes.formats import find_runtime
 from sttabt.runtimes.reading import open_exported
 
+STATUS = Path("/proc/self/status")
 TOKENS = 128  # of each text
 CALLS = 3  # timed in a turn, behind one that is not
 MINILM: dict[str, Any] = {
@@ -48,21 +51,15 @@ class Variant:
     macs_share: float
     counts: tuple[int, ...]
     path: str
-    mebibytes: float
+    file_mebibytes: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one variant at one batch. ratio: to dense torch; own_ratio: to dense in the same runtime and precision."""
+    """Of one variant, a whole batch. ratio: to dense torch; own_ratio: to dense in the same runtime and precision."""
 
-    runtime: str
-    int8: bool
-    budget: float | None
-    macs_share: float
-    counts: tuple[int, ...]
-    file_mebibytes: float
     batch: int
-    ms: float
+    ms: float  # median over rounds
     ms_least: float
     ratio: float
     own_ratio: float
@@ -71,12 +68,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Made:
-    """A model at a budget, with the counts that its files have."""
+    """A model at a budget. counts: tokens at every boundary that its files have; inputs: on which they were found."""
 
     pruned: PrunedModel
     counts: list[int]
     macs_share: float
-    inputs: Any
+    inputs: Tensor | Text
 
     def export(self, path: Path, **options: Any) -> None:
         tokens = TOKENS if isinstance(self.inputs, Text) else None
@@ -90,15 +87,16 @@ def make_model(name: str, budget: float | None, factor: int, samples: int) -> Ma
     dense = prune(model, "dense")
     tokens = TOKENS if dense.base.may_pad else dense.base.tokens
     if budget is None:
-        return Made(dense, [tokens] * dense.base.layers + [1], 1.0, inputs)
+        return Made(dense, [*[tokens] * dense.base.layers, dense.base.outputs], 1.0, inputs)
     pruned = prune(model, "backtracking", approx=factor)
     counts = counts_at_budget(pruned, [inputs], budget)
     assert pruned.approx is not None, "back-tracking reads it"
-    fixed = prune(model, "backtracking", approx=pruned.approx, counts=counts)
-    return Made(fixed, [*counts, 1], macs_share(fixed, [*counts, fixed.base.outputs], tokens), inputs)
+    fixed, boundaries = prune(model, "backtracking", approx=pruned.approx, counts=counts), [*counts, dense.base.outputs]
+    return Made(fixed, boundaries, macs_share(fixed, boundaries, tokens), inputs)
 
 
-def make_inputs(name: str, samples: int) -> Any:
+def make_inputs(name: str, samples: int) -> Tensor | Text:
+    """Random images (B, 3, 224, 224), or texts (B, TOKENS) without padding; the same each time."""
     generator = torch.Generator().manual_seed(1)
     if name != "minilm":
         return torch.randn(samples, 3, 224, 224, generator=generator)
@@ -114,10 +112,13 @@ def _library_model(name: str) -> Any:
     return BertForSequenceClassification._from_config(BertConfig(**MINILM), attn_implementation="sdpa").eval()
 
 
-def time_in_turn(variants: Sequence[Variant], batches: Sequence[int], rounds: int, threads: int) -> Iterator[Measured]:
+def time_in_turn(
+    variants: Sequence[Variant], batches: Sequence[int], rounds: int, threads: int
+) -> Iterator[tuple[Variant, Measured]]:
     """Every variant once a round, in a process of its own; the first variant is the baseline of `ratio`.
 
-    Memory is what a process held at most since it loaded the model, above what it held before.
+    Memory is what a process held at most since it loaded the model, above what it held before. Raises UserError where
+    a process ends, which the system does where memory is short.
     """
     context = get_context("spawn")
     workers = [_Worker(context, variant, threads) for variant in variants]
@@ -132,9 +133,8 @@ def time_in_turn(variants: Sequence[Variant], batches: Sequence[int], rounds: in
             for worker in running:
                 own, taken = worker.variant, seconds[worker.variant]
                 dense = next(v for v in seconds if (v.runtime, v.int8, v.budget) == (own.runtime, own.int8, None))
-                yield Measured(
-                    own.runtime, own.int8, own.budget, own.macs_share, own.counts, own.mebibytes, batch,
-                    ms=1000 * statistics.median(taken), ms_least=1000 * min(taken), ratio=_ratio(taken, base),
+                yield own, Measured(
+                    batch, 1000 * statistics.median(taken), 1000 * min(taken), ratio=_ratio(taken, base),
                     own_ratio=_ratio(taken, seconds[dense]), peak_mebibytes=worker.ask(0),
                 )  # fmt: skip
     finally:
@@ -152,8 +152,8 @@ class _Worker:
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, variant, threads), daemon=True)
         self.process.start()
-        self.line.recv()  # it is loaded
-        os.kill(self.process.pid, signal.SIGSTOP)
+        theirs.close()  # so that the end of the process is the end of the line
+        self._answer()  # it is loaded
 
     def takes(self, batch: int) -> bool:
         exported = self.variant.runtime not in ("torch", "frozen")
@@ -163,7 +163,16 @@ class _Worker:
         """Seconds of a forward of that batch; of 0 the mebibytes that the process held at most."""
         os.kill(self.process.pid, signal.SIGCONT)
         self.line.send(batch)
-        answer: float = self.line.recv()
+        return self._answer()
+
+    def _answer(self) -> float:
+        try:
+            answer: float = self.line.recv()
+        except EOFError:
+            own = self.variant
+            raise UserError(
+                f"the process of {own.model} in {own.runtime} ended by itself: give fewer budgets, runtimes or batches"
+            ) from None
         os.kill(self.process.pid, signal.SIGSTOP)
         return answer
 
@@ -220,5 +229,5 @@ def _given(variant: Variant, batch: int) -> Any:
 
 def _most_held() -> float:
     """Mebibytes. What `resource` says of a process begins with those of the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    status = STATUS.read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10

@@ -84,7 +84,8 @@ def export(
     them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B
     (executorch: 1). `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at batches of 1, 2 and
     7: float32 must give the same classes, and logits within 1e-4 (of the largest, where that is above 1), otherwise
-    nothing is left of it.
+    nothing is left of it. Inputs of which two tokens are all but equally important, so that either may stay as a
+    runtime rounds, are left out of the comparison.
     Raises UserError for a model or method without such a graph, counts out of range, a package that is missing, an
     opset that cannot be written, or a file that does not agree.
     """

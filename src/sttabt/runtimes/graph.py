@@ -114,7 +114,7 @@ class Graph(nn.Module):
         return torch.cat(outputs)
 
     def examples(self, batch: int) -> tuple[Tensor, ...]:
-        """A batch of random inputs, the same each time; texts of several lengths, the first as long as can be.
+        """A batch of random inputs, the same each time; every other text is as long as can be.
 
         Of tokens that are all but equally important either may stay, as a runtime's sums are rounded: such inputs are
         left out, as far as there are others.
@@ -123,7 +123,6 @@ class Graph(nn.Module):
         chosen = drawn = self._drawn(generator, DRAWN + batch)
         if self.fixed is not None:
             clear = self._clear(self.fixed, drawn, generator)
-            clear[0] |= self.base.may_pad  # the long text
             first = clear.int().argsort(descending=True, stable=True)
             chosen = tuple(each[first] for each in drawn)
         return tuple(each[:batch] for each in chosen)
@@ -134,7 +133,7 @@ class Graph(nn.Module):
         sizes = self.base.model.config
         shape = (samples, self.tokens)
         lengths = torch.randint(2, self.tokens + 1, (samples, 1), generator=generator)
-        lengths[0] = self.tokens
+        lengths[::2] = self.tokens
         ids = torch.randint(0, sizes.vocab_size, shape, generator=generator)
         mask = (torch.arange(self.tokens) < lengths).long()
         types = (torch.arange(self.tokens) >= lengths // 2).long().clamp_max(max(self.base.token_types - 1, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,15 +23,13 @@ class OpenVinoFile(Runtime):
         return [path.with_suffix(".bin")]
 
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
-        import openvino
-
+        openvino = _library()
         graph = path.with_suffix(OnnxFile.suffix)
         translate(program, graph, names, OnnxFile.opset)
         openvino.save_model(openvino.convert_model(graph), path, compress_to_fp16=False)
 
     def note(self, path: Path, metadata: str) -> None:
-        import openvino
-
+        openvino = _library()
         model = openvino.Core().read_model(path)
         model.set_rt_info(metadata, [METADATA])
         again = path.with_name("again.xml")  # not over the weights that are being read
@@ -40,8 +39,7 @@ class OpenVinoFile(Runtime):
             again.with_suffix(suffix).replace(path.with_suffix(suffix))
 
     def open(self, path: Path, threads: int | None) -> tuple[str | None, Session]:
-        import openvino
-
+        openvino = _library()
         core = openvino.Core()
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -57,3 +55,14 @@ class OpenVinoFile(Runtime):
             return compiled(list(given))[0]
 
         return metadata, run
+
+
+def _library() -> Any:
+    """The package. It brings absl's handler of logs, which closes its stream with itself, unless that is the process's
+    own: a stream that somebody else put in the place of stderr meanwhile (pytest, a notebook) would be lost.
+    """
+    import openvino
+
+    if "absl.logging" in sys.modules:
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
+    return openvino

@@ -186,7 +186,8 @@ def _check_same(pruned: PrunedModel, folder: Path) -> None:
             f"the model cannot be saved, as its configuration makes another one: {remedy} ({reason})"
         ) from error
     first = next(pruned.base.parameters())
-    inputs, modes = _inputs(pruned.base, first), [(module, module.training) for module in pruned.modules()]
+    inputs = _inputs(pruned.base, pruned.method.counts, first)
+    modes = [(module, module.training) for module in pruned.modules()]
     pruned.eval()
     try:
         expected, logits = pruned.run(inputs).logits, found.to(first.device).run(inputs).logits
@@ -197,17 +198,18 @@ def _check_same(pruned: PrunedModel, folder: Path) -> None:
         raise UserError(f"the model cannot be saved, as what its configuration makes computes something else: {remedy}")
 
 
-def _inputs(base: Backbone, first: Tensor) -> Any:
-    """Random ones, the same each time."""
+def _inputs(base: Backbone, counts: Sequence[int] | None, first: Tensor) -> Any:
+    """Random ones, the same each time. Texts are of two lengths, but where as many tokens of each are kept."""
     generator = torch.Generator().manual_seed(0)
     if not base.may_pad:
         return torch.randn(COMPARED, *base.image_shape, generator=generator).to(first.device, first.dtype)
-    shape = (COMPARED, min(base.tokens, 16))
+    shape = (COMPARED, min(base.tokens, 16) if counts is None else base.tokens)
     config = base.model.config
     ids = torch.randint(config.vocab_size, shape, generator=generator)
     if (padding := config.pad_token_id) is not None:  # which RoBERTa refuses in a text
         ids[ids == padding] = (padding + 1) % config.vocab_size
-    real = torch.arange(shape[1]) < torch.tensor([[shape[1]], [shape[1] // 2]])
+    shorter = shape[1] // 2 if counts is None else shape[1]
+    real = torch.arange(shape[1]) < torch.tensor([[shape[1]], [shorter]])
     return Text(*(field.to(first.device) for field in (ids, torch.zeros_like(ids), real)))
 
 
