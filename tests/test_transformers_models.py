@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import sttabt
 from conftest import BERT, make_text
@@ -91,26 +94,41 @@ def test_what_would_not_be_reproduced_is_refused() -> None:
         adapt(vision("ViT", intermediate_size=42)).narrow(4)
 
 
-@pytest.mark.parametrize("pooler", [True, False])
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize(
+    ("family", "made"),
+    [
+        *(("Bert", {"add_pooling_layer": pooler}) for pooler in (True, False)),
+        *(("Roberta", {"add_pooling_layer": pooler}) for pooler in (True, False)),
+        ("Electra", {}),
+        ("DistilBert", {}),
+    ],
+)
 @torch.inference_mode()
-def test_an_encoder_of_text_gives_one_vector(family: str, pooler: bool) -> None:
+def test_an_encoder_of_text_gives_one_vector(family: str, made: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(2)
-    config = getattr(transformers, f"{family}Config")(**SIZES)
-    model, text = getattr(transformers, f"{family}Model")(config, add_pooling_layer=pooler).eval(), make_text()
-    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
-    expected = model(**given).pooler_output
-    if not pooler:
-        rows = model(**given).last_hidden_state
-        expected = torch.stack([own[real].mean(0) for own, real in zip(rows, text.real, strict=True)])
-    found = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)(**given)
+    config = getattr(transformers, f"{family}Config")(**SIZES, embedding_size=16, hidden_dim=48)
+    model, text = getattr(transformers, f"{family}Model")(config, **made).eval(), make_text()
+    given = {"input_ids": text.ids, "attention_mask": text.real.long()}
+    if family != "DistilBert":
+        given["token_type_ids"] = text.types
+    answer = model(**given)
+    expected = answer.get("pooler_output")
+    if not made.get("add_pooling_layer"):
+        rows = zip(answer.last_hidden_state, text.real, strict=True)
+        expected = torch.stack([own[real].mean(0) for own, real in rows])
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)
+    found = pruned(**given)
     torch.testing.assert_close(found.pooler_output, expected, atol=1e-5, rtol=1e-5)
-    assert isinstance(found, transformers.modeling_outputs.BaseModelOutputWithPooling) and list(found) == [
-        "pooler_output"
-    ]
+    torch.testing.assert_close(pruned.base(text), expected)
+    assert isinstance(found, BaseModelOutputWithPooling) and list(found) == ["pooler_output"]
     sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.4)
     assert sparse.run(text).plan.occupancy().mean() < 0.8
     assert (sparse(**given).pooler_output - expected).abs().max() > 1e-4
+    loaded = sttabt.load(sparse.save_pretrained(tmp_path / "model"))
+    assert torch.equal(loaded(**given).pooler_output, sparse(**given).pooler_output)
+    assert loaded.preparation is not None and loaded.preparation.class_names == ()
+    with pytest.raises(UserError, match="class_names have no effect on a model without a classifier"):
+        sparse.save_pretrained(tmp_path / "named", class_names=["a"])
 
 
 def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> None:
@@ -128,6 +146,8 @@ def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> No
     with pytest.raises(UserError, match="this model has no classifier"):
         sttabt.export(pruned, tmp_path / "model.onnx", counts=[4, 3, 2])
     assert "pooler_output" in repr(answer)
+    for same in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+        assert type(same) is type(answer) and torch.equal(same.pooler_output, answer.pooler_output)
 
 
 def test_the_approximate_network_of_an_encoder_learns_its_attention_alone() -> None:

@@ -75,7 +75,8 @@ def prune(
     """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
 
     model: a timm VisionTransformer (ViT, DeiT, SigLIP), a classifier of transformers (BERT, RoBERTa, ViT, DINOv2, CLIP,
-    ...), BertModel or RobertaModel as an embedding, or a Backbone. docs/MODELS.md lists which work under which method.
+    ...), an encoder of transformers as an embedding (BertModel, RobertaModel, ...), or a Backbone. docs/MODELS.md lists
+    which work under which method.
     method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`, or
     "backtracking_actual" and "concrete_vision".
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,

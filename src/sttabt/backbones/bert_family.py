@@ -75,8 +75,7 @@ class BertFamily(TextBackbone):
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
-        ids, types, real = inputs
-        return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True).logits
+        return self._library_output(inputs).logits
 
     def samples(self, inputs: Text) -> list[Tensor]:
         return [torch.stack([ids[real], types[real]]).long() for ids, types, real in zip(*inputs, strict=True)]
@@ -180,6 +179,10 @@ class BertFamily(TextBackbone):
             "cross attention": config.add_cross_attention,
             "causal attention (is_decoder)": config.is_decoder,
         }
+
+    def _library_output(self, inputs: Text) -> Any:
+        ids, types, real = inputs
+        return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True)
 
     @property
     def _projects(self) -> bool:

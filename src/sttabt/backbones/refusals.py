@@ -9,7 +9,6 @@ from sttabt.errors import nearest
 
 _INSIDE = "prune what it holds, its .module, and wrap the result"
 _GRAPH = "a graph has no layers to step through: prune the model that it was made of, and export or trace the result"
-_CLASSIFIER = "give a ForSequenceClassification of the same weights, or a model with a classifier"
 _ENCODER = "give a ForSequenceClassification or the plain Model of the same weights"
 # By what the qualified name of a class, or of one that it extends, begins with; the first that fits.
 REASONS = {
@@ -34,8 +33,8 @@ REASONS = {
     "transformers.models.roberta.": _ENCODER,
     "transformers.models.xlm_roberta.": _ENCODER,
     "transformers.models.camembert.": _ENCODER,
-    "transformers.models.electra.": _CLASSIFIER,
-    "transformers.models.distilbert.": _CLASSIFIER,
+    "transformers.models.electra.": _ENCODER,
+    "transformers.models.distilbert.": _ENCODER,
     "transformers.models.vit.": "give its ForImageClassification",
     "transformers.models.deit.": "give its ForImageClassification",
     "transformers.models.dinov2": "give its ForImageClassification",

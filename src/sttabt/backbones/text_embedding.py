@@ -1,4 +1,6 @@
-"""Hugging Face transformers' BertModel and RobertaModel (XLM-RoBERTa, CamemBERT): one vector a text, no classifier."""
+"""Encoders of text of Hugging Face transformers that give one vector a text, and no classes: BertModel, RobertaModel
+(XLM-RoBERTa, CamemBERT), ElectraModel, DistilBertModel.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,18 @@ from torch import Tensor
 from sttabt.backbones.base import Example
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.bert_family import BertFamily
+from sttabt.backbones.distilbert import DistilBert
+from sttabt.backbones.electra import Electra
+from sttabt.backbones.patches import mean_of
 from sttabt.backbones.roberta import Roberta
-from sttabt.backbones.text import answer_of, example_text
-from sttabt.backbones.vit import mean_of
+from sttabt.backbones.text import answer_of
 from sttabt.core.text import Text
 from sttabt.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+POOLING = "add_pooling_layer"  # the library's argument, which its configurations do not keep
 
 
 class EmbeddingText(BertFamily):
@@ -29,76 +35,75 @@ class EmbeddingText(BertFamily):
     """
 
     embeds = True
-    head_prefixes = ()
+    answers: ClassVar[str] = "pooler_output"
+    head_prefixes: tuple[str, ...] = ()
+    may_pool: ClassVar[bool] = False  # whether the library makes the model with a pooler, too
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        pooled = self.model.pooler is not None
-        self.outputs = int(pooled)
-        self.pools = self.reads_survivors = not pooled
+        self.outputs = int(self._pooled)
+        self.pools = self.reads_survivors = not self._pooled
         width = self.architecture.width
-        self.architecture = replace(self.architecture, classes=width, pooler=pooled, head_inputs=0)
+        self.architecture = replace(self.architecture, classes=width, pooler=self._pooled, head_inputs=0)
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], Example]]:
+        """None: BERT's has a mean, and with the pooler it is the classifier's computation."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, pooled: bool = False) -> Self:
+        """As TextBackbone's; pooled: with a pooler."""
+        library: Any = cls.library()
+        pooling = {POOLING: pooled} if cls.may_pool else {}
+        return cls(library._from_config(config, attn_implementation="sdpa", **pooling))
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
-        ids, types, real = inputs
-        found = self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True)
-        return mean_of(found.last_hidden_state, real) if self.pools else found.pooler_output
+        found = self._library_output(inputs)
+        return found.pooler_output if self._pooled else mean_of(found.last_hidden_state, inputs.real)
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        return mean_of(x, alive) if self.pools else self.model.pooler(x)
+        return self.model.pooler(x) if self._pooled else mean_of(x, alive)
 
     def configuration(self) -> dict[str, Any]:
-        """As transformers' config.json, and whether there is a pooler, which that does not say."""
-        return super().configuration() | {"add_pooling_layer": self.model.pooler is not None}
+        """As transformers' config.json, and whether there is a pooler."""
+        return super().configuration() | ({POOLING: self._pooled} if self.may_pool else {})
 
     @classmethod
     def rebuilt(cls, configuration: Mapping[str, Any]) -> Self:
-        sizes = {name: value for name, value in configuration.items() if name != "add_pooling_layer"}
+        sizes = {name: value for name, value in configuration.items() if name != POOLING}
         kind: Any = cls.library().config_class
-        return cls._made(kind.from_dict(sizes), configuration["add_pooling_layer"])
-
-    def problems(self) -> dict[str, bool]:
-        return BertFamily.problems(self)
+        return cls.from_config(kind.from_dict(sizes), cls.may_pool and configuration[POOLING])
 
     def like(self, config: PreTrainedConfig) -> Self:
         """With a pooler where this one has one."""
-        return self._made(config, self.model.pooler is not None)
+        return self.from_config(config, self._pooled)
 
-    @classmethod
-    def _made(cls, config: PreTrainedConfig, pooled: bool) -> Self:
-        library: Any = cls.library()
-        return cls(library._from_config(config, attn_implementation="sdpa", add_pooling_layer=pooled))
+    @property
+    def _pooled(self) -> bool:
+        return getattr(self.model, "pooler", None) is not None
 
     def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
-        from sttabt.backbones.outputs.embedding import EmbeddingOutput
+        from sttabt.backbones.outputs.embedding import TextEmbedding
 
         if labels is not None:
             raise UserError("a pruned model without a classifier does not take labels: leave them out")
-        return answer_of(EmbeddingOutput(pooler_output=logits), self.model.config, return_dict)
+        return answer_of(TextEmbedding(pooler_output=logits), self.model.config, return_dict)
 
 
 class BertEmbedding(EmbeddingText, Bert):
     serves: ClassVar[tuple[str, ...]] = ("transformers.models.bert.modeling_bert.BertModel",)
+    may_pool = True
 
     @classmethod
     def examples(cls) -> dict[str, Callable[[], Example]]:
-        """A mean: with the pooler it is the classifier's computation."""
         return {"bert_mean": cls.example}
-
-    @classmethod
-    def example(cls, **changes: Any) -> Example:
-        """As BertFamily's, without a pooler."""
-        return Example(cls._made(super().example(**changes).model.model.config, pooled=False), example_text(), 4)
 
 
 class RobertaEmbedding(EmbeddingText, Roberta):
     serves = ("transformers.models.roberta.modeling_roberta.RobertaModel",)
-
-    @classmethod
-    def examples(cls) -> dict[str, Callable[[], Example]]:
-        """None: it is BERT's computation, under other names."""
-        return {}
+    may_pool = True
 
 
 class XlmRobertaEmbedding(RobertaEmbedding):
@@ -109,3 +114,11 @@ class XlmRobertaEmbedding(RobertaEmbedding):
 class CamembertEmbedding(RobertaEmbedding):
     serves = ("transformers.models.camembert.modeling_camembert.CamembertModel",)
     model_type = "camembert"
+
+
+class ElectraEmbedding(EmbeddingText, Electra):
+    serves = ("transformers.models.electra.modeling_electra.ElectraModel",)
+
+
+class DistilBertEmbedding(EmbeddingText, DistilBert):
+    serves = ("transformers.models.distilbert.modeling_distilbert.DistilBertModel",)

@@ -92,6 +92,8 @@ def _given(
     base = pruned.base
     found = pruned.preparation or preparation_of(base)
     if names is not None:
+        if base.embeds:
+            raise UserError("class_names have no effect on a model without a classifier: leave them out")
         if isinstance(names, str) or len(names) != base.architecture.classes or not all(map(str, names)):
             raise UserError(
                 f"class_names={names!r} do not fit: give {base.architecture.classes} names, in the order of the logits"
