@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import sttabt
@@ -129,6 +130,66 @@ def test_an_encoder_of_text_gives_one_vector(family: str, made: dict[str, Any], 
     assert loaded.preparation is not None and loaded.preparation.class_names == ()
     with pytest.raises(UserError, match="class_names have no effect on a model without a classifier"):
         sparse.save_pretrained(tmp_path / "named", class_names=["a"])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("CLIPVisionModel", {}),
+        ("CLIPVisionModelWithProjection", {"projection_dim": 24}),
+        ("SiglipVisionModel", {}),
+        ("SiglipVisionModel", {"vision_use_head": False}),
+    ],
+)
+@torch.inference_mode()
+def test_an_encoder_of_images_gives_one_vector(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    library = getattr(transformers, family)
+    model = library(library.config_class(**VIT, intermediate_size=48, **changes)).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    answer, name = model(pixel_values=images()), "image_embeds" if "projection_dim" in changes else "pooler_output"
+    expected = answer.get(name)
+    if "vision_use_head" in changes:
+        expected = answer.last_hidden_state.mean(1)
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=2)
+    found = pruned(pixel_values=images())
+    torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pruned.base(images()), expected)
+    assert isinstance(found, type(answer)) and list(found) == [name]
+    sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.3)
+    run = sparse.run(images())
+    assert run.plan.occupancy().mean() < 0.6 and (run.logits - expected).abs().max() > 1e-4
+    torch.testing.assert_close(sparse.forms()["masked"](images()).logits, run.logits, atol=1e-5, rtol=1e-5)
+    for method in (sparse, sttabt.prune(model, "dense")):
+        with FlopCounterMode(display=False) as counter:
+            one = method.run(images()[:1])
+        assert sum(method.macs(one).values()) == counter.get_total_flops() / 2
+    loaded = sttabt.load(sparse.save_pretrained(tmp_path / "model"))
+    assert torch.equal(loaded(images())[name], run.logits)
+    with pytest.raises(UserError, match=f"has no last_hidden_state.*read {name}, by that name"):
+        _ = found.last_hidden_state
+    with pytest.raises(UserError, match="has no last_hidden_state"):
+        pruned(images(), return_dict=False)
+    with pytest.raises(UserError, match="does not take labels: leave them out"):
+        pruned(images(), labels=torch.arange(4))
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+@torch.inference_mode()
+def test_an_encoder_of_images_serves_in_its_place(family: str) -> None:
+    """In the model that compares images with texts."""
+    torch.manual_seed(2)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(vision_config={**VIT, **small}, text_config=text)
+    model, ids = getattr(transformers, f"{family}Model")(config).eval(), torch.randint(2, 60, (3, 9))
+    expected = model(input_ids=ids, pixel_values=images()).logits_per_image
+    model.vision_model = sttabt.prune(model.vision_model, "backtracking_actual", keep_ratio=1.0)
+    found = model(input_ids=ids, pixel_values=images()).logits_per_image
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    model.vision_model.method.settings.keep_ratio = 0.3
+    assert not torch.equal(model(input_ids=ids, pixel_values=images()).logits_per_image, found)
 
 
 def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> None:

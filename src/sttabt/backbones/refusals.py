@@ -38,9 +38,9 @@ REASONS = {
     "transformers.models.vit.": "give its ForImageClassification",
     "transformers.models.deit.": "give its ForImageClassification",
     "transformers.models.dinov2": "give its ForImageClassification",
-    "transformers.models.clip.": "give its ForImageClassification, or timm's vit_*_clip_* of the same weights",
+    "transformers.models.clip.": "give its vision_model or ForImageClassification, or timm's vit_*_clip_*",
     "transformers.models.siglip2.": "it reads images as lists of patches: a SiglipForImageClassification serves",
-    "transformers.models.siglip.": "give its ForImageClassification, or timm's vit_*_siglip_* of the same weights",
+    "transformers.models.siglip.": "give its vision_model or ForImageClassification, or timm's vit_*_siglip_*",
     "builtins.str": "it is a name: give the model, e.g. timm.create_model(name, pretrained=True)",
 }
 
