@@ -36,7 +36,9 @@ LVVIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "stem_wid
 LENGTHS = (9, 2, 13, 6)  # tokens of the example texts; the third is the longest
 TEXTS = tuple(sorted(name for kind in adapters() if kind.may_pad for name in kind.examples()))
 VISION = tuple(sorted(set(examples()) - set(TEXTS)))
-POOLING = ("attention_pool", "clip", "mean_of_patches", "siglip")  # examples whose head reads no class token
+POOLING = (  # examples whose head reads no class token
+    *("attention_pool", "bert_mean", "clip", "mean_of_patches", "siglip", "siglip_embedding"),
+)
 BERT = {
     **EXAMPLE_SIZES,
     "hidden_size": 32,

@@ -535,7 +535,7 @@ def test_an_empty_batch_has_no_logits(backbone_name: str) -> None:
     base, inputs = make_backbone(backbone_name), make_inputs(backbone_name)
     none = Text(*(field[:0] for field in inputs)) if isinstance(inputs, Text) else inputs[:0]
     assert base.real(none).shape == (0, base.real(inputs).shape[1])
-    assert run_dense(base, none).logits.shape == (0, 5)
+    assert run_dense(base, none).logits.shape == (0, base.architecture.classes)
     nobody = torch.zeros(0, dtype=torch.long)
     assert base.embed_tokens(none, nobody, nobody).shape == (0, base.architecture.width)
 
@@ -570,7 +570,7 @@ def test_a_vit_is_called_as_timm_calls_it() -> None:
             base.read_call(*arguments)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", [name for name in TEXTS if not make_backbone(name).embeds])
 @pytest.mark.parametrize("problem", ["one", "regression", "single", "multi"])
 @pytest.mark.parametrize("how", ["names", "positions", "tuple", "text"])
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import AutoConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 
 import sttabt
 from conftest import TEXTS, VISION, make_inputs
@@ -118,6 +118,15 @@ def test_what_a_library_has_lies_beside_as_it_knows_it(tmp_path: Path) -> None:
     again_saved = found.save_pretrained(tmp_path / "again")
     assert (again_saved / "tokenizer.json").is_file(), "the tokenizer goes on"
     assert sttabt.load(again_saved).preparation.class_names == tuple(names)  # type: ignore[union-attr]
+
+
+def test_a_model_of_transformers_may_have_more_than_ten_classes(tmp_path: Path) -> None:
+    """Numbers as text sort otherwise: 10 stands before 2."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertForSequenceClassification(BertConfig(vocab_size=20, num_labels=12, **sizes))
+    found = sttabt.load(sttabt.prune(bert, "random").save_pretrained(tmp_path / "model"))
+    assert found.preparation is not None
+    assert found.preparation.class_names == tuple(f"LABEL_{place}" for place in range(12))
 
 
 def test_an_earlier_saved_model_is_replaced_and_nothing_else(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import sttabt
 from conftest import BERT, make_text
@@ -88,3 +93,127 @@ def test_what_would_not_be_reproduced_is_refused() -> None:
         adapt(vision("Dinov2", use_swiglu_ffn=True))
     with pytest.raises(UserError, match="does not divide the feed-forward width 42"):
         adapt(vision("ViT", intermediate_size=42)).narrow(4)
+
+
+@pytest.mark.parametrize(
+    ("family", "made"),
+    [
+        *(("Bert", {"add_pooling_layer": pooler}) for pooler in (True, False)),
+        *(("Roberta", {"add_pooling_layer": pooler}) for pooler in (True, False)),
+        ("Electra", {}),
+        ("DistilBert", {}),
+    ],
+)
+@torch.inference_mode()
+def test_an_encoder_of_text_gives_one_vector(family: str, made: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}Config")(**SIZES, embedding_size=16, hidden_dim=48)
+    model, text = getattr(transformers, f"{family}Model")(config, **made).eval(), make_text()
+    given = {"input_ids": text.ids, "attention_mask": text.real.long()}
+    if family != "DistilBert":
+        given["token_type_ids"] = text.types
+    answer = model(**given)
+    expected = answer.get("pooler_output")
+    if not made.get("add_pooling_layer"):
+        rows = zip(answer.last_hidden_state, text.real, strict=True)
+        expected = torch.stack([own[real].mean(0) for own, real in rows])
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=4)
+    found = pruned(**given)
+    torch.testing.assert_close(found.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pruned.base(text), expected)
+    assert isinstance(found, BaseModelOutputWithPooling) and list(found) == ["pooler_output"]
+    sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.4)
+    assert sparse.run(text).plan.occupancy().mean() < 0.8
+    assert (sparse(**given).pooler_output - expected).abs().max() > 1e-4
+    loaded = sttabt.load(sparse.save_pretrained(tmp_path / "model"))
+    assert torch.equal(loaded(**given).pooler_output, sparse(**given).pooler_output)
+    assert loaded.preparation is not None and loaded.preparation.class_names == ()
+    with pytest.raises(UserError, match="class_names have no effect on a model without a classifier"):
+        sparse.save_pretrained(tmp_path / "named", class_names=["a"])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("CLIPVisionModel", {}),
+        ("CLIPVisionModelWithProjection", {"projection_dim": 24}),
+        ("SiglipVisionModel", {}),
+        ("SiglipVisionModel", {"vision_use_head": False}),
+    ],
+)
+@torch.inference_mode()
+def test_an_encoder_of_images_gives_one_vector(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    library = getattr(transformers, family)
+    model = library(library.config_class(**VIT, intermediate_size=48, **changes)).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    answer, name = model(pixel_values=images()), "image_embeds" if "projection_dim" in changes else "pooler_output"
+    expected = answer.get(name)
+    if "vision_use_head" in changes:
+        expected = answer.last_hidden_state.mean(1)
+    pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=2)
+    found = pruned(pixel_values=images())
+    torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pruned.base(images()), expected)
+    assert isinstance(found, type(answer)) and list(found) == [name]
+    sparse = sttabt.prune(model, "backtracking_actual", keep_ratio=0.3)
+    run = sparse.run(images())
+    assert run.plan.occupancy().mean() < 0.6 and (run.logits - expected).abs().max() > 1e-4
+    torch.testing.assert_close(sparse.forms()["masked"](images()).logits, run.logits, atol=1e-5, rtol=1e-5)
+    for method in (sparse, sttabt.prune(model, "dense")):
+        with FlopCounterMode(display=False) as counter:
+            one = method.run(images()[:1])
+        assert sum(method.macs(one).values()) == counter.get_total_flops() / 2
+    loaded = sttabt.load(sparse.save_pretrained(tmp_path / "model"))
+    assert torch.equal(loaded(images())[name], run.logits)
+    with pytest.raises(UserError, match=f"has no last_hidden_state.*read {name}, by that name"):
+        _ = found.last_hidden_state
+    with pytest.raises(UserError, match="has no last_hidden_state"):
+        pruned(images(), return_dict=False)
+    with pytest.raises(UserError, match="does not take labels: leave them out"):
+        pruned(images(), labels=torch.arange(4))
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+@torch.inference_mode()
+def test_an_encoder_of_images_serves_in_its_place(family: str) -> None:
+    """In the model that compares images with texts."""
+    torch.manual_seed(2)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(vision_config={**VIT, **small}, text_config=text)
+    model, ids = getattr(transformers, f"{family}Model")(config).eval(), torch.randint(2, 60, (3, 9))
+    expected = model(input_ids=ids, pixel_values=images()).logits_per_image
+    model.vision_model = sttabt.prune(model.vision_model, "backtracking_actual", keep_ratio=1.0)
+    found = model(input_ids=ids, pixel_values=images()).logits_per_image
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    model.vision_model.method.settings.keep_ratio = 0.3
+    assert not torch.equal(model(input_ids=ids, pixel_values=images()).logits_per_image, found)
+
+
+def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> None:
+    text = make_text()
+    pruned = sttabt.prune(transformers.BertModel(transformers.BertConfig(**BERT)), "backtracking", approx=4)
+    given = {"input_ids": text.ids, "attention_mask": text.real.long(), "token_type_ids": text.types}
+    answer = pruned(**given)
+    for read in (lambda: answer.last_hidden_state, lambda: answer[0], lambda: answer["last_hidden_state"]):
+        with pytest.raises(UserError, match="has no last_hidden_state, as dropped tokens have no row"):
+            read()
+    with pytest.raises(UserError, match="has no last_hidden_state"):
+        pruned(**given, return_dict=False)
+    with pytest.raises(UserError, match="does not take labels: leave them out"):
+        pruned(**given, labels=torch.arange(4))
+    with pytest.raises(UserError, match="this model has no classifier"):
+        sttabt.export(pruned, tmp_path / "model.onnx", counts=[4, 3, 2])
+    assert "pooler_output" in repr(answer)
+    for same in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+        assert type(same) is type(answer) and torch.equal(same.pooler_output, answer.pooler_output)
+
+
+def test_the_approximate_network_of_an_encoder_learns_its_attention_alone() -> None:
+    pruned = sttabt.prune(transformers.BertModel(transformers.BertConfig(**BERT)), "backtracking", approx=4)
+    before = {name: value.clone() for name, value in pruned.approx.backbone.named_parameters()}
+    sttabt.distil(pruned, [make_text()], epochs=2)
+    moved = {name for name, value in pruned.approx.backbone.named_parameters() if not torch.equal(value, before[name])}
+    assert any("attention.self.query" in name for name in moved) and not any("pooler" in name for name in moved)

@@ -48,7 +48,7 @@ WRAPPED: list[tuple[Callable[[], Any], str]] = [
     (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), "a Eva cannot be pruned: it has rotary positions"),
     (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "it attends in windows of a grid"),
     (lambda: timm.create_model("resnet18"), "it is no VisionTransformer of one width"),
-    (lambda: small("BertModel", "BertConfig"), "give a ForSequenceClassification of the same weights"),
+    (lambda: small("ElectraForPreTraining", "ElectraConfig"), "give a ForSequenceClassification or the plain Model"),
     (lambda: small("AlbertForSequenceClassification", "AlbertConfig"), "its layers share their weights"),
     (lambda: small("RobertaForTokenClassification", "RobertaConfig"), "give a ForSequenceClassification"),
     (lambda: print, "a builtin_function_or_method cannot be pruned: give one of timm's VisionTransformer"),

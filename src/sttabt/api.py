@@ -75,7 +75,8 @@ def prune(
     """`model` under a pruning method, in evaluation mode; the weights are shared, not copied.
 
     model: a timm VisionTransformer (ViT, DeiT, SigLIP), a classifier of transformers (BERT, RoBERTa, ViT, DINOv2, CLIP,
-    ...), or a Backbone. docs/MODELS.md lists which work under which method.
+    ...), an encoder of transformers as an embedding (BertModel, CLIPVisionModel, ...), or a Backbone. docs/MODELS.md
+    lists which work under which method.
     method, settings: as `sparsity` in the configs, e.g. `prune(vit, "backtracking", keep_ratio=0.4)`, or
     "backtracking_actual" and "concrete_vision".
     approx: the approximate attention network, where the method reads one; a number makes one that many times narrower,
@@ -83,7 +84,9 @@ def prune(
     budget, calibration: instead of the method's knob, what the model may cost and batches to find that on, as
     `calibrate` takes them.
 
-    The result is called as `model` is and returns what that returns. Its `run(inputs)` gives `logits` (B, classes) and
+    The result is called as `model` is and returns what that returns; an embedding gives its vector alone,
+    `pooler_output` (or `image_embeds`), without a pooler the mean of the tokens that are left; reading
+    `last_hidden_state` is a UserError: dropped tokens have no row. Its `run(inputs)` gives `logits` (B, classes) and
     the `plan`, whose `alive` (B, L+1, N) says which token lived at which layer boundary; inputs are images (B, C,
     height, width) or a `text`. Inputs that the model cannot read (another size, kind of numbers or device, NaN, ids
     beyond the vocabulary, more tokens than positions, a text without a real token) are a UserError; a batch of nothing

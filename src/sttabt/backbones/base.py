@@ -42,6 +42,7 @@ class Backbone(nn.Module, ABC):
 
     serves: ClassVar[tuple[str, ...]] = ()  # qualified names of library classes: "timm.models.deit.VisionTransformer"
     model: Any  # the library's own module
+    answers: ClassVar[str] = ""  # entry of the library's output that is the result; "" where the output is the result
     head_prefixes: tuple[str, ...]  # what the names of the parameters that depend on the classes begin with, in `model`
     narrow_prefixes: tuple[str, ...] = ()  # as well, of parameters that a narrow copy does not take over
     architecture: Architecture
@@ -49,6 +50,7 @@ class Backbone(nn.Module, ABC):
     may_pad: bool = False  # whether samples of a batch may differ in length
     pools: bool = False  # the head reads the tokens behind the first `outputs` that are left, and not these
     reads_survivors: bool = False  # the head reads every token that is left, so that the last layer writes them all
+    embeds: bool = False  # gives a vector a sample, and no logits: nothing is to be predicted
     _checked: tuple[nn.Module, ...] = ()
 
     @classmethod

@@ -27,4 +27,4 @@ class Bert(BertFamily):
         return self.model.classifier(self.model.dropout(self.model.bert.pooler(x)))
 
     def problems(self) -> dict[str, bool]:
-        return super().problems() | {"no pooler": self.model.bert.pooler is None}
+        return super().problems() | {"no pooler": self.model.base_model.pooler is None and not self.embeds}

@@ -25,7 +25,7 @@ from sttabt.core.text import Text
 from sttabt.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 EXAMPLE_WIDTHS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -75,8 +75,7 @@ class BertFamily(TextBackbone):
 
     def forward(self, inputs: Text) -> Tensor:
         """The library's own dense forward: the baseline that speed is measured against."""
-        ids, types, real = inputs
-        return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True).logits
+        return self._library_output(inputs).logits
 
     def samples(self, inputs: Text) -> list[Tensor]:
         return [torch.stack([ids[real], types[real]]).long() for ids, types, real in zip(*inputs, strict=True)]
@@ -140,23 +139,29 @@ class BertFamily(TextBackbone):
                 raise UserError(f"approx.factor={factor} does not divide the {what} {width}: choose a divisor")
             if width:
                 setattr(config, setting, width // factor)
-        return like_weights(self.from_config(config), self.model.base_model)
+        return like_weights(self.like(config), self.model.base_model)
+
+    def like(self, config: PreTrainedConfig) -> Self:
+        """Another of this kind, of that configuration; random weights."""
+        return self.from_config(config)
 
     def repeated(self) -> Iterator[Repeated]:
         """Of the classes that the library names after the family: ElectraModel, ElectraLayer, ..."""
         module, _, served = self.serves[0].rpartition(".")
-        library, family = import_module(module), served.removesuffix("ForSequenceClassification")
+        library, family = import_module(module), served.removesuffix("ForSequenceClassification").removesuffix("Model")
 
         def found(name: str, kind: str) -> Repeated:
             return Repeated(name, self.model.get_submodule(name), (getattr(library, family + kind),))
 
-        encoder = self.model.base_model_prefix
+        inside = ""
         yield Repeated("the model", self.model, (self.library(),))
-        yield found(encoder, "Model")
-        yield found(f"{encoder}.embeddings", "Embeddings")
-        yield found(f"{encoder}.encoder", "Encoder")
+        if self.model.base_model is not self.model:
+            inside = f"{self.model.base_model_prefix}."
+            yield found(self.model.base_model_prefix, "Model")
+        yield found(f"{inside}embeddings", "Embeddings")
+        yield found(f"{inside}encoder", "Encoder")
         for place in range(len(self.model.base_model.encoder.layer)):
-            name = f"{encoder}.encoder.layer.{place}"
+            name = f"{inside}encoder.layer.{place}"
             yield found(name, "Layer")
             yield found(f"{name}.attention", "Attention")
             yield found(f"{name}.attention.self", "SelfAttention")
@@ -174,6 +179,10 @@ class BertFamily(TextBackbone):
             "cross attention": config.add_cross_attention,
             "causal attention (is_decoder)": config.is_decoder,
         }
+
+    def _library_output(self, inputs: Text) -> Any:
+        ids, types, real = inputs
+        return self.model(input_ids=ids, token_type_ids=types, attention_mask=real, return_dict=True)
 
     @property
     def _projects(self) -> bool:

@@ -38,10 +38,6 @@ class DistilBert(BertFamily):
         attention = self._layer(layer).attention
         return attention.dropout.p if attention.training else 0.0
 
-    def forward(self, inputs: Text) -> Tensor:
-        """The library's own dense forward: the baseline that speed is measured against."""
-        return self.model(input_ids=inputs.ids, attention_mask=inputs.real, return_dict=True).logits
-
     def qkv(self, layer: int, x: Tensor, written: Rows | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attention = self._layer(layer).attention
         query = attention.q_lin(x if written is None else written(x))
@@ -74,29 +70,34 @@ class DistilBert(BertFamily):
                 norm_first=False,
                 dropouts=(layer.ffn.dropout,),
             )
-            for layer in self.model.distilbert.transformer.layer
+            for layer in self.model.base_model.transformer.layer
         ]
 
     def head(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
         return self.model.classifier(self.model.dropout(self.model.pre_classifier(x[:, 0]).relu()))
 
+    def _library_output(self, inputs: Text) -> Any:
+        return self.model(input_ids=inputs.ids, attention_mask=inputs.real, return_dict=True)
+
     def _layer(self, layer: int) -> Any:
-        return self.model.distilbert.transformer.layer[layer]
+        return self.model.base_model.transformer.layer[layer]
 
     def _embed(self, ids: Tensor, types: Tensor, token: Tensor) -> Tensor:
-        tables = self.model.distilbert.embeddings
+        tables = self.model.base_model.embeddings
         return tables.dropout(tables.LayerNorm(tables.word_embeddings(ids) + tables.position_embeddings(token)))
 
     def repeated(self) -> Iterator[Repeated]:
         from transformers.models.distilbert import modeling_distilbert as library
 
-        encoder = self.model.distilbert
-        yield Repeated("the model", self.model, (library.DistilBertForSequenceClassification,))
-        yield Repeated("distilbert", encoder, (library.DistilBertModel,))
-        yield Repeated("distilbert.embeddings", encoder.embeddings, (library.Embeddings,))
-        yield Repeated("distilbert.transformer", encoder.transformer, (library.Transformer,))
+        encoder, inside = self.model.base_model, ""
+        yield Repeated("the model", self.model, (self.library(),))
+        if encoder is not self.model:
+            inside = "distilbert."
+            yield Repeated("distilbert", encoder, (library.DistilBertModel,))
+        yield Repeated(f"{inside}embeddings", encoder.embeddings, (library.Embeddings,))
+        yield Repeated(f"{inside}transformer", encoder.transformer, (library.Transformer,))
         for place, layer in enumerate(encoder.transformer.layer):
-            name = f"distilbert.transformer.layer.{place}"
+            name = f"{inside}transformer.layer.{place}"
             yield Repeated(name, layer, (library.TransformerBlock,))
             yield Repeated(f"{name}.attention", layer.attention, (library.DistilBertSelfAttention,))
             yield Repeated(f"{name}.attention.dropout", layer.attention.dropout, (nn.Dropout,))

@@ -35,7 +35,8 @@ class TextBackbone(Backbone):
     model_type: ClassVar[str]  # of the library's configurations that are served
     pretraining_heads: ClassVar[tuple[str, ...]] = ()  # what the names of a pretraining head's weights begin with
     pooler: ClassVar[frozenset[str]] = frozenset()  # names of the weights that a file without a classifier may lack
-    head_prefixes = ("classifier.",)
+    answers: ClassVar[str] = "logits"
+    head_prefixes: tuple[str, ...] = ("classifier.",)
     may_pad = True
     outputs = 1
 

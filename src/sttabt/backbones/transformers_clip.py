@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,18 +17,25 @@ from sttabt.backbones.transformers_vit import EXAMPLE_SIZES, LIBRARY, Transforme
 class ContrastiveViT(TransformersViT):
     """A pre-norm encoder whose two branches drop nothing; around it the library names everything its own way."""
 
+    family: ClassVar[str]  # what the names of the library's classes begin with
+
     @classmethod
     def example(cls, served: int = 0, **changes: Any) -> Example:
         """As TransformersViT's."""
         library = class_of(cls.serves[served])
         sizes = {**EXAMPLE_SIZES, "intermediate_size": 48, "hidden_act": "gelu", **changes}  # which kernels compute
-        labels, text = sizes.pop("num_labels"), {"bos_token_id": 0, "eos_token_id": 1}
-        config = library.config_class(vision_config=sizes, text_config=text, num_labels=labels)
+        config = cls._of_sizes(library.config_class, sizes)
         return Example(cls(library._from_config(config, attn_implementation="sdpa")), example_images(3, 32))
+
+    @staticmethod
+    def _of_sizes(kind: Any, sizes: dict[str, Any]) -> Any:
+        """The library's configuration of these sizes of the vision encoder."""
+        text = {"bos_token_id": 0, "eos_token_id": 1}
+        return kind(vision_config=sizes, text_config=text, num_labels=sizes["num_labels"])
 
     @property
     def encoder(self) -> Any:
-        return self.model.vision_model
+        return getattr(self.model, "vision_model", self.model)
 
     @property
     def blocks(self) -> Any:
@@ -59,18 +66,20 @@ class ContrastiveViT(TransformersViT):
         return [*self.encoder.embeddings.parameters(recurse=False), self.encoder.embeddings.position_embedding.weight]
 
     def repeated(self) -> Iterator[Repeated]:
-        served = next(kind for kind in type(self.model).__mro__ if _name_of(kind) in self.serves)
-        library, family = import_module(served.__module__), served.__name__.removesuffix("ForImageClassification")
+        served, inside = class_of(self.serves[0]), ""
+        library = import_module(served.__module__)
 
         def found(name: str, kind: str) -> Repeated:
-            return Repeated(name, self.model.get_submodule(name), (getattr(library, family + kind),))
+            return Repeated(name, self.model.get_submodule(name), (getattr(library, self.family + kind),))
 
         yield Repeated("the model", self.model, (served,))
-        yield found("vision_model", "VisionModel")
-        yield found("vision_model.embeddings", "VisionEmbeddings")
-        yield found("vision_model.encoder", "Encoder")
+        if self.encoder is not self.model:
+            inside = "vision_model."
+            yield found("vision_model", "VisionModel")
+        yield found(f"{inside}embeddings", "VisionEmbeddings")
+        yield found(f"{inside}encoder", "Encoder")
         for place in range(len(self.blocks)):
-            name = f"vision_model.encoder.layers.{place}"
+            name = f"{inside}encoder.layers.{place}"
             yield found(name, "EncoderLayer")
             yield found(f"{name}.self_attn", "Attention")
             yield found(f"{name}.mlp", "MLP")
@@ -98,6 +107,7 @@ class TransformersClip(ContrastiveViT):
     """
 
     serves = (f"{LIBRARY}.clip.modeling_clip.CLIPForImageClassification",)
+    family = "CLIP"
     pools = True
     reads_survivors = True
 
@@ -123,6 +133,7 @@ class TransformersSiglip(ContrastiveViT):
     """
 
     serves = (f"{LIBRARY}.siglip.modeling_siglip.SiglipForImageClassification",)
+    family = "Siglip"
     pools = True
     reads_survivors = True
 
@@ -142,7 +153,3 @@ class TransformersSiglip(ContrastiveViT):
 
     def _places(self) -> Tensor:
         return self.positions
-
-
-def _name_of(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__name__}"

@@ -40,7 +40,8 @@ class TransformersViT(Backbone):
     whose computation it would not reproduce.
     """
 
-    head_prefixes = ("classifier.",)
+    answers: ClassVar[str] = "logits"
+    head_prefixes: tuple[str, ...] = ("classifier.",)
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -61,7 +62,6 @@ class TransformersViT(Backbone):
         self.outputs = sum(token.shape[1] for token in self._prefix())
 
     head_inputs: int = 1  # vectors that the classifier reads behind each other
-    answers: ClassVar[str] = "logits"  # what the library calls the result
 
     @classmethod
     def example(cls, served: int = 0, **changes: Any) -> Example:

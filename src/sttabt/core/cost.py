@@ -23,7 +23,8 @@ class Architecture:
     classifiers: output tokens, each with a classifier of its own (distilled DeiT has two).
     pool_feed_forward, pool_skips: a learned query attends to all that the last layer writes but the first tokens, so
     many, and has a feed-forward of that width (SigLIP); 0 where nothing does.
-    head_inputs: vectors that a classifier reads behind each other (DINOv2: the class token, and the patches' mean).
+    head_inputs: vectors that a classifier reads behind each other (DINOv2: the class token, and the patches' mean);
+    0 where nothing is classified.
     auxiliary: one classifier more reads every patch that the last layer writes (LV-ViT as released).
     """
 

@@ -54,7 +54,7 @@ class FrozenBackbone(Backbone):
         self.shell = _without_layers(backbone)
         self.architecture, self.outputs = backbone.architecture, backbone.outputs
         self.may_pad, self.pools, self.reads_survivors = backbone.may_pad, backbone.pools, backbone.reads_survivors
-        self.head_prefixes = backbone.head_prefixes
+        self.head_prefixes, self.embeds = backbone.head_prefixes, backbone.embeds
         self.eval()
 
     @property

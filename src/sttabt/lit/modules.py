@@ -16,6 +16,7 @@ from sttabt.core.distill import prediction_divergence, token_divergence
 from sttabt.data.base import Batch
 from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
+from sttabt.errors import UserError
 from sttabt.lit.stage import TrainingStage
 from sttabt.methods.base import SoftRun
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
@@ -104,6 +105,8 @@ class Pruning(TrainingStage):
     leaves_unused = True  # the prediction of an approximate network that plans is not used
 
     def __init__(self, pruned: PrunedModel, teacher: Backbone, settings: TrainedSettings, task: Task) -> None:
+        if pruned.base.embeds:
+            raise UserError(f"{pruned.method.title} trains on labels, which a model without a classifier has none of")
         super().__init__(pruned, settings.training, task)
         self.settings = settings
         taught = settings.distillation > 0 or pruned.method.compares_states

@@ -122,6 +122,7 @@ def approximation_loss(
 ) -> ApproximationLoss:
     """How far the network is from `target`, the frozen base model's run on the same inputs.
 
+    Of models that embed the prediction's term is 0.
     rows: (B, N) bool, the tokens whose states and attention rows are compared, None for the real ones; the official
     implementation compares padding too, except in the divergence.
     """
@@ -145,11 +146,14 @@ def approximation_loss(
             for transfer, narrow, wide in zip(network.transfer_hidden, run.hidden, target.hidden, strict=True)
         ]
     ).mean()
+    prediction = run.logits.new_zeros(())
+    if not network.backbone.embeds:  # the narrow network's vector has a width of its own
+        prediction = weights.prediction * prediction_error(run.logits, target.logits)
     return ApproximationLoss(
         attention=weights.attention * attention,
         hidden=weights.hidden * hidden,
         embedding=weights.embedding * state_error(network.transfer_embedding(run.hidden[0]), target.hidden[0], rows),
-        prediction=weights.prediction * prediction_error(run.logits, target.logits),
+        prediction=prediction,
     )
 
 

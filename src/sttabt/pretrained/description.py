@@ -14,8 +14,9 @@ from sttabt.errors import UserError
 class Preparation:
     """How inputs of a model are made of files, and what its logits stand for: what travels with the model.
 
-    class_names: in the order of the logits, () for a score; inputs: as `preprocessing_of` gives it; tokenizer: one of
-    transformers, or the folder or hub id where it is; card: the model card of the artifact that it comes from.
+    class_names: in the order of the logits, () for a score or an embedding; inputs: as `preprocessing_of` gives it;
+    tokenizer: one of transformers, or the folder or hub id where it is; card: the model card of the artifact that it
+    comes from.
     """
 
     class_names: tuple[str, ...] = ()
@@ -44,8 +45,8 @@ class Preparation:
 
 def preparation_of(base: Backbone) -> Preparation:
     """What the library says of a model; a single logit is a score."""
-    score = base.architecture.classes == 1
-    return Preparation(() if score else tuple(class_names_of(base)), preprocessing_of(base, base.tokens))
+    nameless = base.embeds or base.architecture.classes == 1
+    return Preparation(() if nameless else tuple(class_names_of(base)), preprocessing_of(base, base.tokens))
 
 
 def preprocessing_of(base: Backbone, tokens: int) -> dict[str, Any]:

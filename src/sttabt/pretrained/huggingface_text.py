@@ -69,7 +69,9 @@ def _unwrapped(state: Mapping[str, Tensor], encoder: str, source: str) -> dict[s
 
 
 def _adapter(huggingface: str, model_type: str) -> type[TextBackbone]:
-    adapters = {kind.model_type: kind for kind in served().values() if issubclass(kind, TextBackbone)}
+    adapters = {
+        kind.model_type: kind for kind in served().values() if issubclass(kind, TextBackbone) and not kind.embeds
+    }
     if model_type not in adapters:
         raise UserError(
             f"model.huggingface={huggingface} is a {model_type}, which cannot be pruned here: choose one of"

@@ -158,6 +158,8 @@ def check_model(pruned: PrunedModel) -> None:
     """Raises UserError for a model that no file can hold."""
     if isinstance(pruned, FrozenModel):
         raise UserError("a frozen model runs on kernels that no other runtime has: export the model that was frozen")
+    if pruned.base.embeds:
+        raise UserError("a file is compared by the classes that it predicts, and this model has no classifier")
     method = pruned.method
     if not (isinstance(method, Dense) or method.takes_counts):
         raise UserError(f"{method.title} has no graph in which every input keeps as many tokens a layer: {SERVE}")

@@ -13,6 +13,7 @@ from sttabt.pretrained.description import Preparation
 FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 USE = re.compile(r"## Use\n.*?(?=\n## |\Z)", re.DOTALL)
 AWAY = re.compile(r"\[([^\]]*)\]\(\.\./[^)]*\)")  # links to other artifacts
+EMBEDDING = {"text": "feature-extraction", "image": "image-feature-extraction"}  # as the hub calls these tasks
 OWN_LINES = "## Use\n\n```python\n{}\n```\n"
 
 
@@ -22,16 +23,18 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
     if preparation.card:  # what was measured still holds
         return AWAY.sub(r"\1", USE.sub(lambda _: use, preparation.card))
     base, settings = pruned.base, asdict(pruned.method.settings)
-    kind = "text" if base.may_pad else "image"
+    kind, sizes = "text" if base.may_pad else "image", base.architecture
+    task, gives = f"{kind} classification", f"{sizes.classes} classes"
+    if base.embeds:
+        task, gives = f"{kind} embedding", f"a vector of {sizes.classes} numbers"
     data = ModelCardData(
         library_name="sttabt",
-        pipeline_tag=f"{kind}-classification",
+        pipeline_tag=EMBEDDING[kind] if base.embeds else f"{kind}-classification",
         tags=["token-pruning", "sttabt"],
     )
-    sizes = base.architecture
     own = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("method", "training"))
     facts = [
-        f"- base model: {type(base).__name__}, {sizes.layers} layers of width {sizes.width}, {sizes.classes} classes",
+        f"- base model: {type(base).__name__}, {sizes.layers} layers of width {sizes.width}, {gives}",
         f"- method: {pruned.method.title} ({pruned.method.settings.source}){': ' + own if own else ''}",
     ]
     if pruned.approx is not None:
@@ -43,7 +46,7 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
     return "\n".join(
         [
             *("---", data.to_yaml(), "---", "", f"# {name}", ""),
-            *(f"A transformer for {kind} classification that drops the tokens which its output does not need.", ""),
+            *(f"A transformer for {task} that drops the tokens which its output does not need.", ""),
             *(*facts, "", "Accuracy, cost, robustness and fairness: not measured here.", ""),
             use,
         ]
@@ -52,32 +55,34 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
 
 def use_lines(name: str, pruned: PrunedModel, tokenizer: bool) -> str:
     """Python that runs as it stands, beside the folder."""
-    if pruned.base.may_pad:
-        return text_lines(f'"{name}"', None if tokenizer else pruned.base.model.config.vocab_size)
-    of_transformers = "model_type" in pruned.base.configuration()
-    return image_lines(f'"{name}"', pruned.base.image_shape, ".logits" if of_transformers else "")
+    base = pruned.base
+    if base.may_pad:
+        return text_lines(f'"{name}"', None if tokenizer else base.model.config.vocab_size, base.answers)
+    return image_lines(f'"{name}"', base.image_shape, base.answers)
 
 
 def image_lines(arguments: str, shape: tuple[int, int, int], entry: str = "") -> str:
-    """arguments: of `sttabt.load`, as Python writes them; shape: of an image, channels first; entry: where the logits
-    are in what the library's model returns.
+    """arguments: of `sttabt.load`, as Python writes them; shape: of an image, channels first; entry: what holds the
+    result in what the library's model returns, "" where that is the result.
     """
     return _lines(
         arguments,
         f"images = torch.randn(1, {', '.join(map(str, shape))})  # yours, made as model.preparation.inputs says",
-        f"model(images){entry}",
+        "model(images)",
+        entry,
     )
 
 
-def text_lines(arguments: str, vocabulary: int | None = None) -> str:
+def text_lines(arguments: str, vocabulary: int | None = None, entry: str = "logits") -> str:
     """As `image_lines`, with the model's own tokenizer; where it has none, with ids of that vocabulary at random."""
     call = 'tokenizer(["A text.", "Another one."], padding=True, return_tensors="pt")'
     given = f"tokenizer = model.preparation.load_tokenizer()\nencoding = {call}"
     if vocabulary is not None:
         given = f'encoding = {{"input_ids": torch.randint({vocabulary}, (1, 8))}}  # yours, by the model\'s tokenizer'
-    return _lines(arguments, given, "model(**encoding).logits")
+    return _lines(arguments, given, "model(**encoding)", entry)
 
 
-def _lines(arguments: str, given: str, call: str) -> str:
+def _lines(arguments: str, given: str, call: str, entry: str) -> str:
     start = f"import sttabt\nimport torch\n\nmodel = sttabt.load({arguments})"
-    return f"{start}\n{given}\nwith torch.inference_mode():\n    logits = {call}"
+    result = f"{entry or 'logits'} = {call}{'.' if entry else ''}{entry}"
+    return f"{start}\n{given}\nwith torch.inference_mode():\n    {result}"

@@ -92,6 +92,8 @@ def _given(
     base = pruned.base
     found = pruned.preparation or preparation_of(base)
     if names is not None:
+        if base.embeds:
+            raise UserError("class_names have no effect on a model without a classifier: leave them out")
         if isinstance(names, str) or len(names) != base.architecture.classes or not all(map(str, names)):
             raise UserError(
                 f"class_names={names!r} do not fit: give {base.architecture.classes} names, in the order of the logits"
@@ -144,8 +146,8 @@ def _named(base: Backbone, configuration: dict[str, Any], preparation: Preparati
     """The configuration with names of classes, and of images with their preparation, where its library has them."""
     names, inputs = list(preparation.class_names), preparation.inputs
     if "model_type" in configuration:  # of transformers
-        if names:
-            configuration["id2label"] = dict(enumerate(names))
+        if names:  # by numbers as JSON has them: the record's fingerprint sorts them
+            configuration["id2label"] = {str(place): each for place, each in enumerate(names)}
             configuration["label2id"] = {each: place for place, each in enumerate(names)}
         return configuration
     own = {
