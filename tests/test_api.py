@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -101,7 +102,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "backtrakking"}, "method=backtrakking is unknown: did you mean 'backtracking'?"),
     ({"keep_rato": 0.4}, "keep_rato is not a setting of backtracking: did you mean 'keep_ratio'?"),
     ({"keep_ratio": 1.4}, "keep_ratio=1.4 is out of range: it must be above 0 and at most 1"),
-    ({"keep_ratio": "much"}, "keep_ratio='much'"),
+    ({"keep_ratio": "much"}, "keep_ratio='much' cannot be read: it must be a number, above 0 and at most 1"),
+    ({"keep_ratio": None}, "keep_ratio=None cannot be read: it must be a number"),
     ({"attention": "aproximate"}, "attention=aproximate is unknown: did you mean 'approximate'?"),
     ({"counts": [17]}, "has 1 entries"),
     ({"method": "dense", "keep_ratio": 0.5}, "keep_ratio is not a setting of dense: it has none"),
@@ -220,8 +222,12 @@ def test_a_saved_model_comes_back(trained: PrunedModel) -> None:
         assert sttabt.load(approx, method="concrete", p_logit=-1)(images).shape == (3, 10)
     with pytest.raises(UserError, match="leave method and settings out"):
         sttabt.load(pruned, keep_ratio=0.1)
-    with pytest.raises(UserError, match="is no finished artifact"):
+    with pytest.raises(UserError, match="nothing is not there: give the folder of a model, or an id of the hub"):
         sttabt.load("artifacts/base/nothing")
+    with pytest.raises(UserError, match="is a file: give the folder of a model"):
+        sttabt.load(pruned / "artifact.json")
+    with pytest.raises(UserError, match="is no finished artifact"):
+        sttabt.load("artifacts/base")
     for folder in (base, approx, pruned):
         _damage(folder)
 
@@ -275,5 +281,24 @@ def _refused(folder: Path, message: str) -> None:
 
 @pytest.mark.parametrize("folder", [None, 3, "/etc/passwd", "/dev/null", ""])
 def test_what_is_no_artifact_is_refused(folder: Any) -> None:
-    with pytest.raises(UserError, match="artifact"):
+    with pytest.raises(UserError, match="give (the folder|that) of|artifact"):
         sttabt.load(folder)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_a_number_of_another_library_is_a_number(value: Any) -> None:
+    assert sttabt.prune(_vit(), "forward_topk", keep_ratio=value).method.settings.keep_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"input_ids": torch.ones(1, 4, dtype=torch.long)}, r"call model\(\*\*encoding\)"),
+        (["some words"], "reads input_ids, a tensor, not a list"),
+        (np.ones((1, 4), int), "reads input_ids, a tensor, not a ndarray"),
+    ],
+)
+def test_what_is_no_encoding_is_said(given: Any, expected: str) -> None:
+    pruned = sttabt.prune(BertForSequenceClassification(BertConfig(**BERT)).eval(), "tome")
+    with pytest.raises(UserError, match=expected):
+        pruned(given)

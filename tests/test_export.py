@@ -213,7 +213,8 @@ def _refused(pattern: str, model: Any, tmp_path: Path, name: str = "model.pt2", 
 def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     pruned, counts = _pruned("digits")
     _refused("format=tflite is unknown", pruned, tmp_path, format="tflite")
-    _refused(r"ends in \.pt2", pruned, tmp_path, "model.onnx")
+    _refused(r"ends in \.pt2; format=onnx writes \.onnx", pruned, tmp_path, "model.onnx")
+    _refused(r"ends in \.pt2$", pruned, tmp_path, "model.tflite")
     _refused(r"counts=\[60, 7, 5\] do not fit the model.*at most 50", pruned, tmp_path, counts=[60, 7, 5])
     _refused(r"counts=\[9, 7\] do not fit.*3 layers", pruned, tmp_path, counts=[9, 7])
     _refused(r"must fall", pruned, tmp_path, counts=[7, 9, 5])
@@ -365,7 +366,7 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
     "arguments, line",
     [
         ([], "model is missing"),
-        (["model=nowhere"], "nowhere/artifact.json is missing"),
+        (["model=nowhere"], "nowhere is not there: give the folder of a model"),
         (["model=nowhere", "formt=onnx"], "did you mean 'format'?"),
         (["model=nowhere", "counts=[4,b]"], "counts=[4,b]: give whole numbers"),
         (["model=nowhere", "int8=yes"], "int8=yes is neither true nor false"),

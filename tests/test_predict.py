@@ -188,7 +188,7 @@ def test_broken_files_are_named_and_left_out(tmp_path: Path, capsys: pytest.Capt
 
 
 WRONG = [
-    (["model=nowhere", "photos"], "nowhere/artifact.json is missing"),
+    (["model=nowhere", "photos"], "nowhere is not there: give the folder of a model"),
     (["model=photos", "photos"], "is no finished artifact"),
     (["model=texts.txt", "texts.txt"], "is no finished artifact"),
     (["model=me/nothing", "photos"], "me/nothing is no folder of an artifact here"),

@@ -45,6 +45,7 @@ WRAPPED: list[tuple[Callable[[], Any], str]] = [
     (lambda: torch.fx.symbolic_trace(nn.Sequential(nn.ReLU())), "prune the model that it was made of"),
     (lambda: nn.Sequential(vit()), "prune the encoder in it"),
     (lambda: "vit_small_patch16_224", "it is a name: give the model"),
+    (lambda: sttabt.prune(timm.create_model("test_vit"), "tome"), "it is pruned already: prune the model that it was"),
     (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), "a Eva cannot be pruned: it has rotary positions"),
     (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "it attends in windows of a grid"),
     (lambda: timm.create_model("resnet18"), "it is no VisionTransformer of one width"),

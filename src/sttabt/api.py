@@ -193,6 +193,10 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
     if HUB_ID.fullmatch(str(folder)) and not Path(folder).exists():
         folder = fetch(str(folder))
     folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the folder of a model; an exported file is read by open_exported")
+    if not folder.exists():
+        raise UserError(f"{folder} is not there: give the folder of a model, or an id of the hub as USER/MODEL")
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
     if stage not in (*LOADED, SAVED):
@@ -330,9 +334,12 @@ def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
         if name not in known:
             raise UserError(f"{name} is not a setting of {method}: {nearest(name, known) if known else 'it has none'}")
         try:
-            typed[name] = value
+            # A number of numpy or torch, which OmegaConf does not take.
+            typed[name] = value.item() if getattr(value, "ndim", None) == 0 else value
         except OmegaConfBaseException as error:
-            raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+            rule = known[name].rule
+            why = f"it must be a number, {rule.text}" if rule else str(error).splitlines()[0]
+            raise UserError(f"{name}={value!r} cannot be read: {why}") from error
     values = cast(dict[str, Any], OmegaConf.to_container(typed))
     for name in settings:
         check_value(name, values[name], known[name])

@@ -41,6 +41,7 @@ REASONS = {
     "transformers.models.clip.": "give its vision_model or ForImageClassification, or timm's vit_*_clip_*",
     "transformers.models.siglip2.": "it reads images as lists of patches: a SiglipForImageClassification serves",
     "transformers.models.siglip.": "give its vision_model or ForImageClassification, or timm's vit_*_siglip_*",
+    "sttabt.": "it is pruned already: prune the model that it was made of, or give its method another setting",
     "builtins.str": "it is a name: give the model, e.g. timm.create_model(name, pretrained=True)",
 }
 

@@ -109,8 +109,13 @@ class TextBackbone(Backbone):
         for name, value in given.items():
             if value is not None and value is not False:
                 raise UserError(f"a pruned model does not take {name}: leave it out")
+        if isinstance(ids, Mapping):
+            raise UserError("a pruned model of text reads an encoding by its names: call model(**encoding)")
         if not isinstance(ids, Tensor | Text):
-            raise UserError("a pruned model of text reads input_ids: give a tokenizer's encoding")
+            raise UserError(
+                f"a pruned model of text reads input_ids, a tensor, not a {type(ids).__name__}: give what a tokenizer"
+                ' gives with return_tensors="pt", model(**encoding)'
+            )
         if isinstance(ids, Text):
             if mask is not None or types is not None:
                 raise UserError("input_ids is a Text: leave attention_mask and token_type_ids out")

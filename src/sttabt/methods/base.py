@@ -241,10 +241,13 @@ class OnlineMethod(Method):
 
     @property
     def reads_every_row(self) -> bool:
-        """Whether the rule reads the attention that all rows give, so that those are computed that it drops; otherwise
-        it reads the class token's row alone.
-        """
+        """Whether the rule reads the attention that all rows give, so that those are computed that it drops."""
         return True
+
+    @property
+    def reads_class_row(self) -> bool:
+        """Whether it reads the class token's attention alone, which is then computed before it decides."""
+        return not self.reads_every_row
 
     def decides(self, layer: int) -> bool:
         """Whether the rule drops anything there; the last layer is never asked."""
@@ -263,7 +266,7 @@ class OnlineMethod(Method):
             attended = own if base.attends_ragged else longest
             found["attention"] = self._attention_macs(base, attended)
             asked = [read for decides, read in zip(deciding, attended[:-2], strict=True) if decides]
-            row = 0 if self.reads_every_row else base.architecture.classifiers * base.architecture.width
+            row = base.architecture.classifiers * base.architecture.width if self.reads_class_row else 0
             samples.append(found | {"planning": sum(self.decision_macs(read) + row * read for read in asked)})
         return _mean(samples)
 

@@ -128,5 +128,9 @@ def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration, missed:
     where = f"sparsity.{found.dial}={found.value:.6g} gives {found.reached:.4g} of the dense"
     if abs(found.reached - found.asked) <= missed * found.asked:
         log.info("%s: %s", budget, where)
+        return
+    label = model.method.settings.label
+    if found.reached < found.asked:
+        log.warning("%s is more than %s needs here: %s, the nearest that can be had", budget, label, where)
     else:
-        log.warning("%s cannot be reached by %s: %s, the nearest that can", budget, model.method.settings.label, where)
+        log.warning("%s cannot be reached by %s: %s, the nearest that can", budget, label, where)

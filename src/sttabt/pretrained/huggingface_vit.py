@@ -41,7 +41,8 @@ def build_huggingface_vit(
         config = read_hub(huggingface, lambda: AutoConfig.from_pretrained(huggingface, trust_remote_code=False))
     if type(config) not in (ViTConfig, DeiTConfig):
         raise UserError(
-            f"model.huggingface={huggingface} is a {config.model_type}, not a vision transformer: choose a ViT or DeiT"
+            f"model.huggingface={huggingface} is a {config.model_type}, and a run builds ViT and DeiT alone: choose"
+            " one of them, or prune that model in Python with sttabt.prune"
         )
     for name in arguments:
         raise UserError(f"model.arguments.{name}: model.huggingface says what the model is, give none")

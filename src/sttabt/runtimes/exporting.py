@@ -21,7 +21,7 @@ from sttabt.methods.dense import Dense
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.description import class_names_of, preprocessing_of
 from sttabt.runtimes.counting import counts_at_budget, counts_of, macs_share
-from sttabt.runtimes.formats import find_runtime
+from sttabt.runtimes.formats import RUNTIMES, find_runtime
 from sttabt.runtimes.graph import Graph, check_model
 from sttabt.runtimes.reading import ExportedModel
 from sttabt.runtimes.runtime import Runtime, one_line
@@ -133,7 +133,9 @@ def export(
 def _target(path: str | Path, format: str) -> Path:
     path, suffix = Path(path), find_runtime(format).suffix
     if path.suffix != suffix:
-        raise UserError(f"path={path}: a file of format={format} ends in {suffix}")
+        others = {find_runtime(name).suffix: name for name in RUNTIMES}
+        hint = f"; format={others[path.suffix]} writes {path.suffix}" if path.suffix in others else ""
+        raise UserError(f"path={path}: a file of format={format} ends in {suffix}{hint}")
     if path.is_dir():
         raise UserError(f"path={path} is a folder: give a file in it")
     return path
