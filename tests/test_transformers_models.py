@@ -18,6 +18,7 @@ import sttabt
 from conftest import BERT, make_text
 from sttabt.backbones import adapt
 from sttabt.errors import UserError
+from sttabt.prediction.predictor import Predictor
 
 SIZES = {**BERT, "type_vocab_size": 2, "pad_token_id": 0, "num_labels": 5}
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -206,6 +207,8 @@ def test_what_an_encoder_of_text_does_not_give_is_one_line(tmp_path: Path) -> No
         pruned(**given, labels=torch.arange(4))
     with pytest.raises(UserError, match="this model has no classifier"):
         sttabt.export(pruned, tmp_path / "model.onnx", counts=[4, 3, 2])
+    with pytest.raises(UserError, match=r"predicts no class: call it in Python, .*\.pooler_output"):
+        Predictor(pruned, 2)
     assert "pooler_output" in repr(answer)
     for same in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
         assert type(same) is type(answer) and torch.equal(same.pooler_output, answer.pooler_output)

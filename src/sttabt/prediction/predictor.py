@@ -44,11 +44,16 @@ class Prediction:
 class Predictor:
     """`model` as it is deployed: frozen on a CPU, on a GPU where there is one.
 
-    left_out: a line for each input that could not be read, as they come. Raises UserError for a model that does not say
-    how its inputs are made.
+    left_out: a line for each input that could not be read, as they come. Raises UserError for a model that predicts no
+    class, or does not say how its inputs are made.
     """
 
     def __init__(self, model: PrunedModel, batch: int) -> None:
+        if model.base.embeds:
+            raise UserError(
+                "the model gives vectors and predicts no class: call it in Python,"
+                f" sttabt.load(...)(...).{model.base.answers}"
+            )
         self.batch, self.left_out = batch, list[str]()
         self.preparation = model.preparation or preparation_of(model.base)
         self.reads_text = model.base.may_pad
