@@ -281,7 +281,7 @@ def _refused(folder: Path, message: str) -> None:
 
 @pytest.mark.parametrize("folder", [None, 3, "/etc/passwd", "/dev/null", ""])
 def test_what_is_no_artifact_is_refused(folder: Any) -> None:
-    with pytest.raises(UserError, match="give (the folder|that) of|artifact"):
+    with pytest.raises(UserError, match=r"give (the folder|that) of|artifact"):
         sttabt.load(folder)
 
 
