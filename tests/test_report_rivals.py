@@ -166,3 +166,25 @@ def test_the_page_and_the_report_have_the_table(tmp_path):
     page = files.page.read_text()
     assert "Methods under one budget" in page and '<tr class="best">' in page
     assert page.count("best is forward top-k (95.00)") == 1
+
+
+def test_what_is_over_the_budget_is_compared_with_nothing(tmp_path):
+    """The best score costs 0.98 where 0.5 was asked."""
+    rows = write(
+        tmp_path,
+        [
+            budgeted("tome", 0.98, range(1), knob="keep_ratio", settings={"keep_ratio": 0.98}),
+            budgeted("random", 0.5, range(9)),
+            budgeted("forward_topk", 0.505, range(4)),
+        ],
+    )
+    lines = rival_lines(points_by_dataset(rows)["digits"])
+    assert [(line.point.rows[0].method, line.best, line.over) for line in lines] == [
+        ("forward_topk", True, False),
+        ("random", False, False),
+        ("tome", False, True),
+    ]
+    assert lines[1].p_value == exact_p_value(5, 0) and lines[2].p_value is None
+    (text,) = verdicts(lines)
+    assert text.endswith("Over the budget, and not compared: ToMe (98.33).")
+    assert verdicts(lines[2:]) == ["0.5 of macs: no method keeps it."]

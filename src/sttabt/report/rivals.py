@@ -23,6 +23,7 @@ from sttabt.report.table import heading
 from sttabt.system.files import reason
 
 LEVEL = 0.05
+OVER = {"macs_share": 1.02, "time_ratio": 1.05, "time_ratio_frozen": 1.05}  # of what was asked: more is over the budget
 HEADS = {
     "budget": "budget",
     "method": "method",
@@ -64,9 +65,14 @@ class Line:
     divergence: float | None  # KL(dense || pruned), nats an item
 
     @property
+    def over(self) -> bool:
+        """Whether it costs more than was asked, so that it is compared with nothing."""
+        return _over(self.point)
+
+    @property
     def best(self) -> bool:
-        """Whether there is a budget, and no other method has a higher mean under it."""
-        return bool(self.budget) and self.behind == 0
+        """Whether there is a budget, and no other method that keeps it has a higher mean."""
+        return bool(self.budget) and not self.over and self.behind == 0
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,10 @@ def rival_lines(points: Sequence[Point]) -> list[Line]:
     dense = {row.seed: said[id(row)] for point in points if point.dense for row in point.rows if id(row) in said}
     lines = []
     for budget in sorted(groups, key=_order):
-        group = sorted(groups[budget], key=lambda point: -_score(point))
+        group = sorted(groups[budget], key=lambda point: (_over(point), -_score(point)))
         best = group[0]
-        raw = {id(point): _p_value(best, point, said) for point in group[1:]} if budget else {}
+        others = [point for point in group[1:] if budget and not _over(point)]
+        raw = {id(point): _p_value(best, point, said) for point in others}
         corrected = holm({key: value for key, value in raw.items() if value is not None})
         for point in group:
             pairs = _pairs(dense, point, said)
@@ -161,7 +168,12 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
     """One sentence a budget: the best, those that cannot be told from it, and those that are worse."""
     sentences = []
     for budget in dict.fromkeys(line.budget for line in lines if line.budget):
-        best, *others = (line for line in lines if line.budget == budget)
+        own = [line for line in lines if line.budget == budget]
+        over = [_name(line.point) for line in own if line.over]
+        if len(over) == len(own):
+            sentences.append(f"{_budget(budget)}: no method keeps it.")
+            continue
+        best, *others = (line for line in own if not line.over)
         names = [_name(line.point) for line in others if line.p_value is not None and line.p_value >= LEVEL]
         worse = [line for line in others if line.p_value is not None and line.p_value < LEVEL]
         text = f"{_budget(budget)}: best is {_name(best.point)}."
@@ -172,6 +184,8 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
             text += f" {count} worse (p below {LEVEL})."
         if untested := len(others) - len(names) - len(worse):
             text += f" {untested} could not be tested."
+        if over:
+            text += f" Over the budget, and not compared: {', '.join(over)}."
         sentences.append(text)
     return sentences
 
@@ -249,7 +263,7 @@ def _texts(line: Line) -> dict[str, str]:
         "setting": "-" if line.budget else point.setting or "-",
         "seeds": str(len(point.rows)),
         "score": text,
-        "behind": f"{100 * line.behind:.2f}" if line.budget else "-",
+        "behind": "over the budget" if line.over else f"{100 * line.behind:.2f}" if line.budget else "-",
         "p_value": "-" if line.p_value is None else _p_text(line.p_value),
         "same_class": "-" if line.same_class is None else f"{100 * line.same_class:.2f}",
         "divergence": "-" if line.divergence is None else f"{line.divergence:.3f}",
@@ -265,9 +279,15 @@ def _frame(lines: Sequence[Line]) -> pd.DataFrame:
             {"dataset": first.dataset, "model": first.model, "budget_of": of, "budget": asked}
             | {"method": line.point.series, "setting": line.point.setting, "seeds": len(line.point.rows)}
             | {"score": score and score.mean, "score_std": score and score.std, "behind": line.behind}
-            | {"p_value": line.p_value, "same_class": line.same_class, "divergence": line.divergence}
+            | {"over": line.over, "p_value": line.p_value, "same_class": line.same_class, "divergence": line.divergence}
         )
     return pd.DataFrame(frames)
+
+
+def _over(point: Point) -> bool:
+    """By what was reached where the budget was found: the cost of the test items differs a little from it."""
+    first, reached = point.rows[0], point.value("budget.reached")
+    return reached is not None and reached.mean > OVER[str(first.budget_of)] * (first.budget or {})["asked"]
 
 
 def _order(budget: tuple[object, ...]) -> tuple:
