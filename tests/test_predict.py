@@ -170,6 +170,16 @@ def test_what_is_too_long_is_cut_and_said(tmp_path: Path, capsys: pytest.Capture
     )
 
 
+def test_other_files_in_a_folder_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree("photos", tmp_path / "mixed")
+    for name in ("notes.txt", "deep/photo.jpgg"):
+        (tmp_path / "mixed" / name).write_text("no image")
+    assert len(_lines(capsys, "model=vit", str(tmp_path / "mixed"))) == 7
+    assert f"{tmp_path / 'mixed'}: passed over 2 that by name are no images" in caplog.text
+
+
 def test_broken_files_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     whole = Path("photos/0.png").read_bytes()
     for name, content in (("zero.png", b""), ("half.png", whole[: len(whole) // 2]), ("page.jpg", b"<html>")):
@@ -190,7 +200,7 @@ def test_broken_files_are_named_and_left_out(tmp_path: Path, capsys: pytest.Capt
 WRONG = [
     (["model=nowhere", "photos"], "nowhere is not there: give the folder of a model"),
     (["model=photos", "photos"], "is no finished artifact"),
-    (["model=texts.txt", "texts.txt"], "is no finished artifact"),
+    (["model=texts.txt", "texts.txt"], "texts.txt is a file: give the folder of a model"),
     (["model=me/nothing", "photos"], "me/nothing is no folder of an artifact here"),
     (["photos"], "model is missing: give model=FOLDER"),
     (["model=vit"], "no input is given"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ STDIN = "-"
 LINES = (".txt", ".text")  # files that hold a text a line
 MOST_COLUMNS = 2  # that tokenizers take
 SHOWN = 5  # columns in a message
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,12 @@ def find_images(given: Sequence[str]) -> list[Item]:
         if name == STDIN:
             found += [Item((line,)) for line in _stdin("utf-8").splitlines() if line.strip()]
         elif Path(name).is_dir():
-            inside = [Item((path,)) for path in _below(name) if Path(path).suffix.lower() in image_suffixes()]
+            paths = list(_below(name))
+            inside = [Item((path,)) for path in paths if Path(path).suffix.lower() in image_suffixes()]
             if not inside:
                 raise UserError(f"{name} holds no image: give a folder with some, or files")
+            if others := len(paths) - len(inside):
+                log.warning("%s: passed over %d that by name are no images", name, others)
             found += inside
         elif _is_text(Path(name)):
             raise UserError(f"{name} holds text, but the model reads images: give images, or a model of texts")
