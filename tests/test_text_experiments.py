@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from sttabt.cli.composition import config_folder
 from sttabt.report.rows import Row
 from sttabt.run import main
+from sttabt.settings import method_names
 from test_conf import TEXT_MODELS
 from test_text_data import glue_settings, glue_tables, make_small_bert, sentences
 
@@ -47,6 +48,7 @@ RUNS = {  # what narrows the grids, and the methods of a task's rows
     ),
     "movie_review_scores": (["sparsity.p_logit=-1", "sparsity.mask_weight=0.1"], ["dense", "concrete", "ltp"]),
 }
+RIVALS = "rivals_movie_reviews"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,18 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 def test_every_experiment_of_text_is_run_here() -> None:
     experiments = {path.stem: path.read_text() for path in (config_folder() / "experiment").glob("*.yaml")}
     of_text = {name for name, text in experiments.items() if any(f"/model: {model}" in text for model in TEXT_MODELS)}
-    assert set(RUNS) == of_text
+    assert {*RUNS, RIVALS} == of_text
+
+
+def test_the_rivals_of_text_run(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [f"model.huggingface={stand_in / 'bert'}", f"approx.corpus={stand_in / 'corpus.txt'}"]
+    files += [f"dataset.path={stand_in / 'reviews.txt'}", "budget.macs=0.5"]
+    monkeypatch.setattr(sys, "argv", ["sttabt", f"experiment={RIVALS}", *SMALL, *files])
+    main()
+    rows = [Row.read(path) for path in Path("runs").rglob("row.json")]
+    assert {row.method for row in rows} == set(method_names())
+    assert len(rows) == 19 and sum(row.budget is None for row in rows) == 2, "dense and the control have none"
+    assert list(Path("runs").rglob("rivals.md"))
 
 
 @pytest.mark.parametrize("experiment", RUNS)
