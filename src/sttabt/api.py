@@ -327,8 +327,8 @@ def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
     if method not in method_names():
         raise UserError(f"method={method} is unknown: {nearest(str(method), (*method_names(), *PRESETS))}")
     schema = method_settings(method)
-    of_training = {field.name for field in fields(TrainedSettings)}
-    known = {field.name: describe(field) for field in fields(schema) if field.name not in of_training}
+    own = schema.own_names()
+    known = {field.name: describe(field) for field in fields(schema) if field.name in own}
     typed = OmegaConf.structured(schema)
     for name, value in settings.items():
         if name not in known:

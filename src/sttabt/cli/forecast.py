@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sttabt.errors import UserError
-from sttabt.settings import TRAININGS, Settings, TrainedSettings, method_settings
+from sttabt.settings import TRAININGS, Settings, method_settings
 from sttabt.settings.budget import ASKED
 from sttabt.settings.dataset import PLACES
 from sttabt.store.artifacts import RECORD, read_record
@@ -103,7 +103,7 @@ def work_of(job: Settings) -> list[Work]:
     stages = ["base"]
     if job.sparsity.reads_approximation:
         stages += [*(["general"] if job.approx.start == "general" else []), "approx"]
-    if isinstance(job.sparsity, TrainedSettings):
+    if job.sparsity.trains:
         stages.append("prune")
     if job.budget.asked:
         stages.append("budget")

@@ -14,10 +14,10 @@ from sttabt.core.counts import fixed_plan
 from sttabt.core.plan import Planned, spread_shares
 from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
-from sttabt.methods.base import PlannedMethod
+from sttabt.methods.base import PlannedMethod, TunedMethod
 
 
-class Backtracking(PlannedMethod):
+class Backtracking(PlannedMethod, TunedMethod):
     takes_counts: ClassVar[bool] = True
 
     @property

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sttabt.core.forward import forward_keep_ratios
 from sttabt.core.received import MostReceived
-from sttabt.methods.base import ReceivedMethod
+from sttabt.methods.base import ReceivedMethod, TunedMethod
 
 
-class ForwardTopk(ReceivedMethod):
+class ForwardTopk(ReceivedMethod, TunedMethod):
     def selection(self, real: Tensor) -> MostReceived:
         ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)[:-1]
         shares = torch.tensor(ratios, dtype=torch.float64).to(real.device, non_blocking=True)[:, None]

@@ -17,10 +17,10 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.merge import Merging
 from sttabt.core.pitome import margin, match_by_energy, pairs_of_share
 from sttabt.engine.merging import MergingRows, MergingRule
-from sttabt.methods.base import MergingMethod
+from sttabt.methods.base import MergingMethod, TunedMethod
 
 
-class Pitome(MergingMethod):
+class Pitome(MergingMethod, TunedMethod):
     def rule(self, real: Tensor) -> MergingRule:
         def merge(layer: int, rows: MergingRows) -> Merging | None:
             merged = pairs_of_share(self.settings.keep_ratio, rows.counts, self.outputs)

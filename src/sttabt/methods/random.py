@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from sttabt.backbones.base import Backbone
 from sttabt.core.plan import Planned, TokenPlan, largest, output_tokens, spread_shares, tokens_to_keep
 from sttabt.core.trace import AttentionTrace
-from sttabt.methods.base import PlannedMethod
+from sttabt.methods.base import PlannedMethod, TunedMethod
 
 
-class Random(PlannedMethod):
+class Random(PlannedMethod, TunedMethod):
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         """The choice depends on the sample and on `sparsity.seed`, not on the batch, its order or its padding."""
         real = base.real(inputs)

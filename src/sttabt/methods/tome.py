@@ -16,10 +16,10 @@ from sttabt.core.merge import pairs_by_layer
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.merging import MergingRule, matching_rule, run_matched
 from sttabt.engine.run import Run
-from sttabt.methods.base import MergingMethod
+from sttabt.methods.base import MergingMethod, TunedMethod
 
 
-class Tome(MergingMethod):
+class Tome(MergingMethod, TunedMethod):
     @property
     def is_static(self) -> bool:
         """All images have equally many tokens."""

@@ -17,7 +17,7 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
 from sttabt.report.predictions import Predictions
 from sttabt.report.rows import BUDGET_KEYS, FOUND, Row
-from sttabt.settings import Settings, TrainedSettings, update_size
+from sttabt.settings import Settings, update_size
 from sttabt.store.job import Job
 from sttabt.version import __version__
 
@@ -43,7 +43,7 @@ def make_row(
     how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
     scores = evaluate(model, splits.test, *how)
     beside = None if averaged is None else evaluate(averaged, splits.test, *how)
-    trained = isinstance(sparsity, TrainedSettings)
+    trained = sparsity.trains
     validation = validate(model, splits.validation, *how) if trained else None
     row = Row(
         experiment=written(settings.name),

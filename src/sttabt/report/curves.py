@@ -26,7 +26,7 @@ LEGEND_LINE = 0.16  # inches
 
 @dataclass(frozen=True)
 class Style:
-    """How a curve is drawn: colour by method, marker by curve, line by curve within the method."""
+    """How a curve is drawn: colour by method, marker by curve, line by curve within the colour."""
 
     colour: str
     marker: str
@@ -52,7 +52,7 @@ def curve_styles(points: Sequence[Point], colour: Mapping[str, str] | None = Non
     seen: dict[str, int] = {}
     styles: dict[str, Style] = {}
     for series, point in sorted(firsts.items(), key=lambda item: rank(item[1].label)):
-        nth = seen[point.label] = seen.get(point.label, -1) + 1
+        nth = seen[colour[point.label]] = seen.get(colour[point.label], -1) + 1
         marker = "*" if point.dense else MARKERS[len(styles) % len(MARKERS)]
         line = ":" if point.dense else "none" if series in scattered else LINES[nth % len(LINES)]
         styles[series] = Style(colour[point.label], marker, line, 10 if point.dense else 5)

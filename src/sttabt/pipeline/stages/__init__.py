@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,7 +34,7 @@ from sttabt.report.build import make_report
 from sttabt.report.gallery import GALLERY_FILE
 from sttabt.report.predictions import PREDICTIONS_FILE
 from sttabt.report.rows import ROW_FILE
-from sttabt.settings import LoggerSettings, MethodSettings, Settings, TrainedSettings, method_settings
+from sttabt.settings import LoggerSettings, MethodSettings, Settings, method_settings
 from sttabt.store.job import Job
 from sttabt.system.files import reason, write_atomically
 
@@ -80,10 +80,10 @@ def how_to_load(made: Artifacts, sparsity: MethodSettings) -> str:
     last = last_stage(made)
     folder = made[last].folder
     given = [repr(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))]
-    trains = isinstance(sparsity, TrainedSettings)
+    trains = sparsity.trains
     if last in ("base", "approx") and not trains and sparsity.reads_approximation == (last == "approx"):
         kind = method_settings(sparsity.method)
-        own = {each.name: getattr(sparsity, each.name) for each in fields(kind) if each.name != "method"}
+        own = {name: getattr(sparsity, name) for name in kind.own_names()}
         changed = {name: value for name, value in own.items() if value != getattr(kind(method=sparsity.method), name)}
         given += [f"method={sparsity.method!r}"] * (sparsity.method != "dense")
         given += [f"{name}={value!r}" for name, value in changed.items()]
@@ -135,13 +135,13 @@ def pruned_model(context: Context) -> Pruned:
     else:
         dense, artifacts = base_model(context)
     aimed: dict[str, Any] = {}
-    if asked and isinstance(sparsity, TrainedSettings):
+    if asked and sparsity.trains:
         untrained = PrunedModel(dense, _method(context, dense), network).eval()
         aim = BudgetStage(context, artifacts, untrained)
         sparsity, aimed = aimed_settings(aim, obtain(aim))
         context = context.under(sparsity)
     model, averaged = PrunedModel(dense, _method(context, dense), network), None
-    if isinstance(sparsity, TrainedSettings):
+    if sparsity.trains:
         stage = PruneStage(context, artifacts, model, dense)
         artifacts["prune"] = obtain(stage)
         model, averaged = stage.read(artifacts["prune"])

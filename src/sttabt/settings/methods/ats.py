@@ -17,7 +17,6 @@ class AtsSettings(TunedSettings):
     source = "Fayyaz et al., ECCV 2022, section 3"
     implementation = "sttabt.methods.ats:Ats"
     colour = "#006688"
-    tuned_colour = "#88DDEE"
     order = 9
     examples = ({}, {"samples": 0.4}, {"layers": [0]})
     rising = (0.3, 0.6, 1.0)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, SHARE_ABOVE_ZERO, setting
-from sttabt.settings.methods.base import MethodSettings
+from sttabt.settings.methods.base import TunedSettings
 
 
 def _count_is_asked_for(settings: Any, _: str) -> str | None:
@@ -20,7 +20,7 @@ def _counts_are_free(settings: Any, _: str) -> str | None:
 
 
 @dataclass
-class BacktrackingSettings(MethodSettings):
+class BacktrackingSettings(TunedSettings):
     """Attention back-tracking, top-k: from the output back to the inputs, the tokens that carry most attention."""
 
     title = "back-tracking top-k"
@@ -60,11 +60,11 @@ class BacktrackingSettings(MethodSettings):
     propagation: float = setting(0.1, "p: how much a row's own impact weighs against a plain mean", SHARE)
 
     @property
-    def label(self) -> str:
+    def untuned_label(self) -> str:
         return _label(self.attention)
 
     @classmethod
-    def labels(cls) -> dict[str, str]:
+    def untuned_labels(cls) -> dict[str, str]:
         return {_label("approximate"): cls.colour, _label("actual"): "#CC79A7"}
 
     def check_model(self, layers: int, tokens: int | None = None) -> None:

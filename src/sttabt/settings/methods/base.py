@@ -44,6 +44,11 @@ class MethodSettings:
         """Raises UserError for settings that a model of so many layers, and so many tokens a sample, cannot keep."""
 
     @property
+    def trains(self) -> bool:
+        """Whether the stage prune trains it."""
+        return False
+
+    @property
     def reads_approximation(self) -> bool:
         """Whether it reads the approximate network's attention, as its `Method.attention` says."""
         return False
@@ -53,6 +58,12 @@ class MethodSettings:
         """Name and value of the setting that moves it along its curve; None where none does."""
         name = self.knob_name()
         return None if name is None else (name, getattr(self, name))
+
+    @classmethod
+    def own_names(cls) -> list[str]:
+        """Its settings beside `method` and how it trains: those that `sttabt.prune` takes."""
+        common = {each.name for each in fields(TrainedSettings)}
+        return [each.name for each in fields(cls) if each.name not in common]
 
     @classmethod
     def knob_name(cls) -> str | None:
@@ -89,6 +100,10 @@ class TrainedSettings(MethodSettings):
     )
     training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")
 
+    @property
+    def trains(self) -> bool:
+        return True
+
     def aimed(self, value: Any, kept: float) -> Self:
         """The settings to train with for a budget, which the untrained model keeps with its dial at `value`.
 
@@ -101,8 +116,6 @@ class TrainedSettings(MethodSettings):
 class TunedSettings(TrainedSettings):
     """What the settings of every method have that has no weights of its own, but whose base weights can be tuned."""
 
-    tuned_colour: ClassVar[str] = ""  # of the curve with tuned weights
-
     hard_from: float = setting(
         0.0,
         "share of the epochs after which training drops tokens; it always does",
@@ -111,9 +124,23 @@ class TunedSettings(TrainedSettings):
     )
 
     @property
+    def trains(self) -> bool:
+        return self.training.epochs not in (0, MISSING)
+
+    @property
+    def untuned_label(self) -> str:
+        """The label with the base weights as they are."""
+        return self.title
+
+    @classmethod
+    def untuned_labels(cls) -> dict[str, str]:
+        """As `labels`, with the base weights as they are."""
+        return {cls.title: cls.colour}
+
+    @property
     def label(self) -> str:
-        return f"{self.title}{TUNED}" if self.training.epochs not in (0, MISSING) else self.title
+        return f"{self.untuned_label}{TUNED}" if self.trains else self.untuned_label
 
     @classmethod
     def labels(cls) -> dict[str, str]:
-        return {cls.title: cls.colour, f"{cls.title}{TUNED}": cls.tuned_colour}
+        return {f"{label}{tuned}": colour for label, colour in cls.untuned_labels().items() for tuned in ("", TUNED)}

@@ -19,7 +19,6 @@ class ClassAttentionSettings(TunedSettings):
     )
     implementation = "sttabt.methods.class_attention:ClassAttention"
     colour = "#0000FF"
-    tuned_colour = "#7777FF"
     order = 10
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0}, {"layers": [0]})
     rising = (0.2, 0.5, 0.9)

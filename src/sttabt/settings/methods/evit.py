@@ -15,5 +15,4 @@ class EvitSettings(ClassAttentionSettings):
     source = "Liang et al., ICLR 2022, section 3.2"
     implementation = "sttabt.methods.evit:Evit"
     colour = "#DD00BB"
-    tuned_colour = "#AADDBB"
     order = 8

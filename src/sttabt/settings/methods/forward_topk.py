@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sttabt.settings.fields import SHARE_ABOVE_ZERO, setting
-from sttabt.settings.methods.base import MethodSettings
+from sttabt.settings.methods.base import TunedSettings
 
 
 @dataclass
-class ForwardTopkSettings(MethodSettings):
+class ForwardTopkSettings(TunedSettings):
     """Layer by layer, the tokens that received most attention go on."""
 
     title = "forward top-k"

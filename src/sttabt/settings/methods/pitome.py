@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sttabt.settings.fields import SHARE_ABOVE_ZERO, setting
-from sttabt.settings.methods.base import MethodSettings
+from sttabt.settings.methods.base import TunedSettings
 
 
 @dataclass
-class PitomeSettings(MethodSettings):
+class PitomeSettings(TunedSettings):
     """PiToMe: of the tokens that have most company, pairs become one."""
 
     title = "PiToMe"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sttabt.settings.fields import SEED, SHARE_ABOVE_ZERO, setting
-from sttabt.settings.methods.base import MethodSettings
+from sttabt.settings.methods.base import TunedSettings
 
 
 @dataclass
-class RandomSettings(MethodSettings):
+class RandomSettings(TunedSettings):
     """Every layer reads the same random tokens: the control that a method has to beat."""
 
     title = "random"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sttabt.settings.fields import SHARE, at_least, setting
-from sttabt.settings.methods.base import MethodSettings
+from sttabt.settings.methods.base import TunedSettings
 
 
 def _share_is_asked_for(settings: Any, _: str) -> str | None:
@@ -14,7 +14,7 @@ def _share_is_asked_for(settings: Any, _: str) -> str | None:
 
 
 @dataclass
-class TomeSettings(MethodSettings):
+class TomeSettings(TunedSettings):
     """ToMe: tokens that are alike become one."""
 
     title = "ToMe"
