@@ -33,10 +33,11 @@ from sttabt.lit.fit import fit
 from sttabt.lit.modules import Approximation, BaseTraining, Pruning
 from sttabt.lit.stage import TrainingStage, warmup_cosine
 from sttabt.methods import find_method
+from sttabt.methods.base import TunedMethod
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.timm_model import build_timm
-from sttabt.settings import Settings
+from sttabt.settings import Settings, TunedSettings, method_names, method_settings
 
 ARCHITECTURE = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
 RATE = "training.learning_rate=0.01"
@@ -182,6 +183,45 @@ def test_hard_masks_send_gradients_to_the_base_model_alone() -> None:
     assert all(name.startswith("trained.base.") for name in gradients)
     assert "trained.base.model.blocks.0.attn.qkv.weight" in gradients
     assert set(module.terms(_batch())) == {"task", "distillation"}
+
+
+TUNED = {
+    "random": [], "forward_topk": [], "backtracking": [], "backtracking_actual": [], "tome": ["sparsity.merged=2"],
+    "pitome": ["sparsity.keep_ratio=0.6"], "class_attention": [], "evit": [], "ats": [],
+}  # fmt: skip
+
+
+def test_all_that_can_be_tuned_are_known() -> None:
+    kinds = {name for name in method_names() if issubclass(method_settings(name), TunedSettings)}
+    assert kinds == set(TUNED) - {"backtracking_actual"}
+    assert all(issubclass(find_method(name), TunedMethod) for name in kinds)
+
+
+@pytest.mark.parametrize("method", TUNED)
+def test_tuning_sends_gradients_to_the_base_model_alone(method: str) -> None:
+    """The same as those of finite differences, where the choice does not change: of one weight of each layer."""
+    settings = _settings(f"sparsity={method}", *TUNED[method], "sparsity.distillation=0.5")
+    module = _stage("prune", settings).double().train()
+    batch = _batch()
+    batch = batch._replace(inputs=batch.inputs.double())
+
+    def loss() -> Tensor:
+        return torch.stack(list(module.terms(batch).values())).sum()
+
+    loss().backward()
+    weights = {name: weight for name, weight in module.named_parameters() if weight.grad is not None}
+    assert all(name.startswith("trained.base.") for name in weights)
+    for layer in (0, 1):
+        weight = weights[f"trained.base.model.blocks.{layer}.mlp.fc2.weight"]
+        assert weight.grad is not None
+        place = divmod(int(weight.grad.abs().argmax()), weight.shape[1])
+        with torch.no_grad():
+            weight[place] += 1e-6
+            above = loss()
+            weight[place] -= 2e-6
+            below = loss()
+            weight[place] += 1e-6
+        assert float(weight.grad[place]) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
 
 
 def _terms(*overrides: str) -> dict[str, float]:

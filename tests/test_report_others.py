@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from sttabt.report.points import points_by_dataset, to_points
 from sttabt.report.rows import Row
 from sttabt.report.search import draw_search
 from sttabt.report.table import format_table, table_columns
+from sttabt.settings.methods.base import TUNED
 from test_report import make_gallery, make_row, make_sweep, write_rows
 from test_report_texts import make_text_gallery, make_text_row
 
@@ -93,7 +95,8 @@ def test_labels_keep_their_colours_whatever_the_order() -> None:
     others = [f"method {number}" for number in range(5)]
     given = colours([*known_labels(), *others])
     assert {label: given[label] for label in known_labels()} == known_labels()
-    assert len(set(given.values())) == len(given), "no two are alike"
+    alike = Counter(label.removesuffix(TUNED) for label in given)
+    assert len(set(given.values())) == len(alike), "a method and the same, tuned, share theirs, and no others"
     assert colours(reversed([*others, *known_labels()])) == given
     assert colours([*others, *others[:2]]) == {label: given[label] for label in others}
     assert sorted(given, key=rank) == [*known_labels(), *others]
@@ -118,7 +121,8 @@ def cielab(colour: str, vision: np.ndarray) -> np.ndarray:
 
 
 def test_colours_of_unknown_labels_are_told_apart_by_all_readers() -> None:
-    for one, other in itertools.combinations([*known_labels().values(), *OTHERS], 2):
+    given = dict.fromkeys(known_labels().values())  # a method and the same, tuned, share theirs
+    for one, other in itertools.combinations([*given, *OTHERS], 2):
         apart = min(float(np.linalg.norm(cielab(one, vision) - cielab(other, vision))) for vision in VISIONS)
         assert apart > (15 if other in OTHERS else 9), (one, other)
 
@@ -130,6 +134,14 @@ def test_curves_of_one_label_share_its_colour() -> None:
     dense, one, two, other = styles.values()
     assert one.colour == two.colour != other.colour and one.marker != two.marker and one.line != two.line
     assert dense.marker == "*"
+
+
+def test_a_tuned_method_has_its_own_colour_and_another_line() -> None:
+    points = to_points([make_row("tome", label="ToMe"), make_row("tome", label=f"ToMe{TUNED}"), make_row("random")])
+    styles = curve_styles(points)
+    plain, tuned, random = styles["ToMe"], styles["ToMe, fine-tuned"], styles["random"]
+    assert plain.colour == tuned.colour != random.colour
+    assert plain.line != tuned.line and plain.marker != tuned.marker and plain.line == random.line
 
 
 def test_what_is_off_tells_no_curve_apart_and_what_is_on_does() -> None:
