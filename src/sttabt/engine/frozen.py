@@ -271,14 +271,14 @@ def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
 
 
 @run_dropped.register
-def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan) -> Tensor:
+def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan, counts: Sequence[Sequence[int]] | None = None) -> Tensor:
     plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
-    order, counts = plan.order(), plan.counts
-    sample, place = (torch.arange(order.shape[1]) < counts[:, :1]).nonzero(as_tuple=True)
+    order, own = plan.order(), plan.counts
+    sample, place = (torch.arange(order.shape[1]) < own[:, :1]).nonzero(as_tuple=True)
     x = backbone.embed_tokens(inputs, sample, order[sample, place])
-    left = counts[:, -1]
-    x = backbone.encode(x, counts.t().contiguous(), int(left.sum()))
+    left = own[:, -1]
+    x = backbone.encode(x, own.t().contiguous(), int(left.sum()))
     present = torch.arange(int(left.max()) if len(left) else 0) < left[:, None]
     return backbone.head(unpack(x, present), present)
 
