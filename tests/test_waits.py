@@ -112,6 +112,22 @@ def test_fixed_counts_never_wait_and_mark_what_they_could_not_read(
     torch.testing.assert_close(found[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [
+    "dense", "tome", "pitome", "evit", "diffrate", "class_attention", "dynamicvit", "forward_topk", "power_bert",
+])  # fmt: skip
+@torch.inference_mode()
+def test_an_image_that_nobody_asked_for_has_no_logits(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And changes nothing of the others in its batch."""
+    for value in (torch.nan, torch.inf):
+        model, example = Case(method, "digits").make()
+        expected = model.run(example.inputs).logits
+        example.inputs[2, 0, 3, 3] = value
+        with pretended_device(monkeypatch):
+            found = from_device(to_device(model).run(to_device(example.inputs)).logits)
+        assert found[2].isnan().all()
+        torch.testing.assert_close(found[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-4, rtol=1e-4)
+
+
 @torch.inference_mode()
 def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.tensor([1.0, 0.0, 3.0])

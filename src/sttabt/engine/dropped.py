@@ -27,7 +27,8 @@ def run_dropped(
     Where all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice; otherwise rows
     are packed, (T, D), and attention alone may compute padding (engine.packed). A device is asked once, how many tokens
     each layer reads, and not at all where the host knows: counts[l][b] tokens of sample b live at boundary l.
-    Raises ValueError for a plan that drops what the head reads, UserError for inputs that the model cannot read.
+    Where it is asked: raises ValueError for a plan that drops what the head reads, UserError for inputs that the model
+    cannot read.
     """
     if counts is None:
         packings = _packings(backbone, inputs, plan)

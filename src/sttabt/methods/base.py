@@ -100,7 +100,7 @@ class Method(nn.Module, ABC):
 
     @property
     def is_static(self) -> bool:
-        """Whether no shape of a run depends on the numbers of a batch, so that it can be captured as one graph."""
+        """Whether no shape of a run depends on what images hold, so that it can be captured as one graph."""
         return self.counts is not None
 
     def check(self, base: Backbone) -> None:
