@@ -80,6 +80,7 @@ class _Functions(TorchFunctionMode):
             return args[0].own.tolist()
         if function in (torch.tensor, torch.as_tensor) and _is_cuda(kwargs.get("device")):
             self.device.wait(function)  # made on the CPU, and copied
+            self.device.copies.append(_named(function))
             return OnDevice(function(*args, **{**kwargs, "device": "cpu"}))
         if function is F.scaled_dot_product_attention and isinstance(args[0], OnDevice):
             return tree_map(_wrapped, function(*tree_map(_own, args), **tree_map(_own, kwargs)))
@@ -90,6 +91,7 @@ class _Device(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.copies: list[str] = []  # that the host made to it, waited for or not: no graph can have them
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -109,6 +111,8 @@ class _Device(TorchDispatchMode):
             # A copy to the device waits, too, unless it was told not to.
             if away or (arrives and not kwargs.get("non_blocking")):
                 self.wait(function)
+            if arrives:
+                self.copies.append(_named(function))
         elif packet in WAITING or (packet in (aten.index, aten.index_put, aten.index_put_) and _by_mask(args[1])):
             self.wait(function)
         elif here:
@@ -131,13 +135,12 @@ class _Device(TorchDispatchMode):
         return tree_map(_wrapped, found)
 
     def wait(self, function: Any) -> None:
-        place = [line for line in traceback.format_stack() if "/sttabt/" in line and "/testing/" not in line]
-        self.waits.append(f"{function} {place[-1].strip() if place else ''}")
+        self.waits.append(_named(function))
 
 
 @contextmanager
 def pretended_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Device]:
-    """`waits` of what it gives says what waited for the device, and where."""
+    """`waits` of what it gives says what waited for the device, and where; `copies` what was copied to it."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen)
@@ -162,6 +165,12 @@ def to_device(x: Any) -> Any:
 def from_device(x: Any) -> Any:
     """The numbers, without waiting."""
     return tree_map(_own, x)
+
+
+def _named(function: Any) -> str:
+    """With the line of the package that called it."""
+    place = [line for line in traceback.format_stack() if "/sttabt/" in line and "/testing/" not in line]
+    return f"{function} {place[-1].strip() if place else ''}"
 
 
 def _is_cuda(device: Any) -> bool:

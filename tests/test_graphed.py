@@ -125,8 +125,14 @@ def test_any_batch_size_has_its_graphs(batch: int) -> None:
     assert len(model._graphs) == 1
 
 
+STATIC = (
+    "dense", "tome", "pitome", "evit", "diffrate", "class_attention", "dynamicvit", "forward_topk", "power_bert",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("case", [
-    Case("dense", "digits"), Case("tome", "digits"), Case("backtracking", "digits", {"counts": [20, 9, 4]}),
+    *(Case(method, backbone) for method in STATIC for backbone in ("digits", "lvvit_auxiliary")),
+    Case("tome", "digits", {"share": 0.2}), Case("backtracking", "digits", {"counts": [20, 9, 4]}),
     Case("backtracking", "lvvit_auxiliary", {"counts": [12, 9, 4]}),
 ], ids=str)  # fmt: skip
 @torch.inference_mode()
@@ -141,19 +147,19 @@ def test_static_shapes_are_one_graph(case: Case) -> None:
     assert len(model._graphs) == 1
 
 
-@pytest.mark.parametrize("method", [*PLANNED, "tome", "dense"])
+@pytest.mark.parametrize("method", [*PLANNED, *STATIC])
 @torch.inference_mode()
 def test_a_replay_waits_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing that is captured waits, which a capture could not."""
+    """And nothing that is captured waits or copies from the host, which a capture could not."""
     example = make_example("digits")
     pruned = make_pruned(example, method)
     expected, waits = pruned.run(example.inputs), list[int]()
 
     def capture(run: Callable[[], Any]) -> Callable[[], Any]:
         def replay() -> Any:
-            before = len(device.waits)
+            before = len(device.waits), len(device.copies)
             found = run()
-            assert len(device.waits) == before, device.waits
+            assert (len(device.waits), len(device.copies)) == before, (device.waits, device.copies)
             return found
 
         return replay
@@ -177,7 +183,13 @@ def test_an_image_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_cannot_be_captured_is_said() -> None:
-    for method, reason in {"ltp": "layer by layer", "random": "on the host", "concrete": ""}.items():
+    for method, reason in {
+        "ltp": "layer by layer",
+        "ats": "layer by layer",
+        "random": "on the host",
+        "concrete": "",
+        "evit": "",
+    }.items():
         found = capturing_problems(make_pruned(make_example("digits"), method))
         assert reason in " ".join(found) and bool(found) == bool(reason)
     assert "texts differ in length" in capturing_problems(make_pruned(make_example("bert"), "concrete"))[0]
@@ -203,7 +215,7 @@ def test_it_keeps_its_weights_and_copies_itself_without_graphs() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", [*PLANNED, "tome", "dense"])
+@pytest.mark.parametrize("method", [*PLANNED, *STATIC])
 @torch.inference_mode()
 def test_graphs_on_a_card_compute_what_the_model_does(method: str, dtype: torch.dtype) -> None:
     pruned = make_pruned(make_example("digits"), method).to("cuda", dtype)
@@ -217,7 +229,7 @@ def test_graphs_on_a_card_compute_what_the_model_does(method: str, dtype: torch.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", [*PLANNED, "forward_topk", "tome", "dense"])
+@pytest.mark.parametrize("method", [*PLANNED, "random", "ltp", *STATIC])
 @torch.inference_mode()
 def test_nothing_waits_on_a_card_but_the_one_copy(method: str) -> None:
     """torch's own guard, which warns of whatever waits."""
@@ -232,4 +244,5 @@ def test_nothing_waits_on_a_card_but_the_one_copy(method: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waited = [str(each.message) for each in seen if "synchroniz" in str(each.message)]
-    assert len(waited) == int(method not in ("tome", "dense")), waited
+    most = {"ltp": 2} | dict.fromkeys((*PLANNED, "random", "diffrate", "power_bert"), 1)
+    assert len(waited) <= most.get(method, 0), waited

@@ -38,14 +38,14 @@ def test_retention_by_hand() -> None:
     assert found.tolist() == [pytest.approx(row) for row in ([1, 0.6, 0, 1, 0.6, 0], [1, 0.6, 0, 1, 0, 0])]
     found.sum().backward()
     assert retention.grad[0].tolist() == [4, 3, 3], "what is cut goes on to learn"
-    assert retention_counts(retention, REAL).tolist() == [[4, 3], [2, 2]]  # masses 3.2, 2.6 and 2.0, 1.9
+    assert retention_counts(retention, REAL.sum(1)).tolist() == [[4, 3], [2, 2]]  # masses 3.2, 2.6 and 2.0, 1.9
 
 
 @pytest.mark.parametrize("bins", [1, 5, 7, 40])
 def test_counts_are_the_masses_of_loops(bins: int) -> None:
     retention = torch.rand(3, bins, generator=torch.Generator().manual_seed(bins)) * 1.4 - 0.2
     real = torch.arange(23) < torch.tensor([23, 1, 2, 9, 16])[:, None]
-    found = retention_counts(retention, real)
+    found = retention_counts(retention, real.sum(1))
     for sample, tokens in enumerate(real.sum(-1).tolist()):
         before = tokens
         for layer in range(3):
@@ -57,7 +57,7 @@ def test_counts_are_the_masses_of_loops(bins: int) -> None:
 def test_as_many_bins_as_tokens_are_the_papers_parameters() -> None:
     """Its configuration is the mass of a layer, rounded up."""
     retention = torch.tensor([[1.0, 1.0, 0.7, 0.2, 0.0], [1.0, 0.3, 0.1, 0.0, 0.0]])
-    assert retention_counts(retention, torch.ones(1, 5).bool()).tolist() == [[3], [2]]
+    assert retention_counts(retention, torch.tensor([5])).tolist() == [[3], [2]]
 
 
 def test_the_loss_weighs_a_layer_by_its_number() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
@@ -148,6 +148,13 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def real(self, inputs: Any) -> Tensor:
         """Which tokens are real, (B, N) bool; False on padding."""
+
+    def lengths(self, inputs: Any) -> Sequence[int]:
+        """Real tokens of each sample, as the host knows them. Of images it does; a device is asked for those of texts,
+        unless `prepare` has.
+        """
+        real = self.real(inputs)
+        return real.sum(-1).tolist() if self.may_pad else (real.shape[1],) * real.shape[0]
 
     def prepare(self, inputs: Any) -> Any:
         """Inputs with what is computed of them whole, whichever tokens are kept: a convolutional stem's output.

@@ -78,7 +78,8 @@ class BertFamily(TextBackbone):
         return self._library_output(inputs).logits
 
     def samples(self, inputs: Text) -> list[Tensor]:
-        return [torch.stack([ids[real], types[real]]).long() for ids, types, real in zip(*inputs, strict=True)]
+        both = torch.stack([inputs.ids, inputs.types], 1).long()
+        return [rows[:, :own] for rows, own in zip(both.unbind(), self.lengths(inputs), strict=True)]
 
     def embed(self, inputs: Text) -> Tensor:
         return self._embed(inputs.ids, inputs.types, torch.arange(inputs.ids.shape[1], device=inputs.ids.device))

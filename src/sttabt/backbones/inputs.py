@@ -61,12 +61,8 @@ def unreadable_images(images: Tensor) -> Tensor | None:
     return ~(least.isfinite() & largest.isfinite())
 
 
-def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
-    """Raise UserError unless this is a Text whose rows each have a real token, all in front of the padding.
-
-    vocabulary, kinds, positions: how many ids, token types (0: they are not read) and places the model has. In a graph
-    no numbers are looked at.
-    """
+def check_text(text: Any, positions: int) -> None:
+    """Raise UserError unless this is a Text of a shape and kinds that a model of so many positions reads."""
     if not isinstance(text, Text):
         raise UserError(f"a model of text reads a Text, not a {type(text).__name__}: {TEXT_REMEDY}")
     ids, types, real = text
@@ -84,20 +80,32 @@ def check_text(text: Any, vocabulary: int, kinds: int, positions: int) -> None:
             f"texts have {ids.shape[1]} tokens, but the model has {positions} positions: truncate them,"
             f" tokenizer(..., truncation=True, max_length={positions})"
         )
-    tables = [("input_ids", ids, vocabulary)] + ([("token_type_ids", types, kinds)] if kinds else [])
-    if in_graph(ids):
+
+
+def check_text_numbers(text: Text, vocabulary: int, kinds: int) -> None:
+    """Raise UserError, naming what is wrong, unless the model can read all rows; see `unreadable_text`."""
+    if not bool(unreadable_text(text, vocabulary, kinds).any()):
         return
-    in_tables = [((field >= 0) & (field < rows)).all() for _, field, rows in tables]
-    if bool(torch.stack([_whole(real), *in_tables]).all()):  # a device is asked once
-        return
-    check_rows(real)
-    for name, field, rows in tables:
+    check_rows(text.real)
+    for name, field, rows in _tables(text, vocabulary, kinds):
         wrong = field[(field < 0) | (field >= rows)]
         if wrong.numel():
             raise UserError(
                 f"{name} holds {int(wrong[0])}, but the model knows 0 to {rows - 1}: give the encoding of its own"
                 " tokenizer"
             )
+
+
+def unreadable_text(text: Text, vocabulary: int, kinds: int) -> Tensor:
+    """Which rows (B,) bool have no real token, or one behind padding, or a number that is not in the model's tables.
+
+    vocabulary, kinds: how many ids and token types (0: they are not read) the model has.
+    """
+    real = text.real
+    wrong = ~real[:, :1].any(1) | (real[:, 1:] > real[:, :-1]).any(1)
+    for _, field, rows in _tables(text, vocabulary, kinds):
+        wrong = wrong | ((field < 0) | (field >= rows)).any(1)
+    return wrong
 
 
 def check_rows(real: Tensor) -> None:
@@ -114,6 +122,12 @@ def check_rows(real: Tensor) -> None:
         raise UserError("attention_mask has padding in front of a text: set tokenizer.padding_side='right'")
     if (real[:, 1:] > real[:, :-1]).any():
         raise UserError("attention_mask has holes: a text must stand whole in front of its padding")
+
+
+def _tables(text: Text, vocabulary: int, kinds: int) -> list[tuple[str, Tensor, int]]:
+    """What is looked up in tables: its name, the places, and how many rows there are."""
+    types = [("token_type_ids", text.types, kinds)] if kinds else []
+    return [("input_ids", text.ids, vocabulary), *types]
 
 
 def _whole(real: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from torch import Tensor
 
 from sttabt.backbones.base import Example
 from sttabt.backbones.bert_family import BertFamily
-from sttabt.backbones.inputs import in_graph
+from sttabt.core.text import Text
 from sttabt.errors import UserError
 
 
@@ -30,14 +32,22 @@ class Roberta(BertFamily):
     def first_position(self) -> int:
         return self.model.config.pad_token_id + 1
 
-    def check_inputs(self, inputs: Any) -> None:
+    def unreadable(self, inputs: Text) -> Tensor | None:
+        found = super().unreadable(inputs)
+        return None if found is None else found | self._has_padding_id(inputs)
+
+    def check_numbers(self, inputs: Text) -> None:
         """Of a real token that has the id of padding the library's position is that of padding, which is refused."""
-        super().check_inputs(inputs)
+        super().check_numbers(inputs)
         padding = self.model.config.pad_token_id
-        if not in_graph(inputs.ids) and bool(((inputs.ids == padding) & inputs.real).any()):
+        if bool(self._has_padding_id(inputs).any()):
             raise UserError(
                 f"input_ids holds {padding}, the id of padding, in a text: give the tokenizer's mask as well"
             )
+
+    def _has_padding_id(self, inputs: Text) -> Tensor:
+        """Which texts (B,) hold a real token that has the id of padding."""
+        return ((inputs.ids == self.model.config.pad_token_id) & inputs.real).any(1)
 
 
 class XlmRoberta(Roberta):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone, Finish
-from sttabt.backbones.inputs import TEXT_REMEDY, check_rows, check_text
-from sttabt.core.text import Text
+from sttabt.backbones.inputs import (
+    TEXT_REMEDY,
+    check_rows,
+    check_text,
+    check_text_numbers,
+    in_graph,
+    unreadable_text,
+)
+from sttabt.core.text import MeasuredText, Text
 from sttabt.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,8 +98,34 @@ class TextBackbone(Backbone):
     def real(self, inputs: Text) -> Tensor:
         return inputs.real
 
+    def lengths(self, inputs: Text) -> Sequence[int]:
+        return inputs.lengths if isinstance(inputs, MeasuredText) else super().lengths(inputs)
+
     def check_inputs(self, inputs: Any) -> None:
-        check_text(inputs, self.model.config.vocab_size, self.token_types, self.tokens)
+        """In a graph no numbers are looked at; on a device `prepare` does it."""
+        check_text(inputs, self.tokens)
+        if not (inputs.ids.is_cuda or in_graph(inputs.ids)):
+            self.check_numbers(inputs)
+
+    def check_numbers(self, inputs: Text) -> None:
+        check_text_numbers(inputs, self.model.config.vocab_size, self.token_types)
+
+    def unreadable(self, inputs: Text) -> Tensor | None:
+        if not inputs.ids.is_cuda or in_graph(inputs.ids) or isinstance(inputs, MeasuredText):
+            return None
+        return unreadable_text(inputs, self.model.config.vocab_size, self.token_types)
+
+    def prepare(self, inputs: Text) -> Text:
+        """On a device with the lengths, in one copy to the host, which also says whether the numbers can be read.
+
+        A place behind a table's end would end the process there. Raises UserError as `check_numbers`.
+        """
+        if (unreadable := self.unreadable(inputs)) is None:
+            return inputs
+        *lengths, refused = torch.cat([inputs.real.sum(-1), unreadable.any()[None]]).tolist()
+        if refused:
+            self.check_numbers(inputs)
+        return MeasuredText.of(inputs, lengths)
 
     def read_call(self, *args: Any, **kwargs: Any) -> tuple[Text, Finish]:
         """As the library's model is called: ids (B, N), mask and token types by position or by name, labels, or a Text.
@@ -164,7 +197,7 @@ def bound_arguments(library: type[nn.Module], args: tuple[Any, ...], kwargs: Map
 def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
     """Which tokens a mask says are real, (B, N) bool; None: all.
 
-    Raises UserError unless each text has a token, and stands whole in front of its padding.
+    Raises UserError unless each text has a token, and stands whole in front of its padding; on a device the model does.
     """
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
@@ -173,7 +206,8 @@ def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
     if ids.ndim != 2:
         raise UserError(f"input_ids: the shape {tuple(ids.shape)} is not (B, tokens): {TEXT_REMEDY}")
     real = mask.bool()
-    check_rows(real)
+    if not real.is_cuda:  # whose numbers are looked at together, when the model runs
+        check_rows(real)
     return real
 
 

@@ -17,10 +17,15 @@ from sttabt.core.plan import TokenPlan
 
 
 def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
-    """(B,) int64 on the device, which waits for them only where they differ."""
+    """(B,) int64 on the device, which nobody waits for; where all are the same number nothing is copied, either."""
     if len(set(counts)) == 1:
         return torch.full((len(counts),), counts[0], device=device)
-    return torch.tensor(counts, device=device)
+    return on_host(counts).to(device, non_blocking=True)
+
+
+def on_host(counts: Sequence[int]) -> Tensor:
+    """(B,) int64 on the CPU, whichever device is the default one."""
+    return torch.tensor(counts, dtype=torch.int64, device="cpu")
 
 
 def extend(order: Tensor, importance: Tensor, count: int, real: Tensor | None = None) -> Tensor:

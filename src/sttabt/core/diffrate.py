@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sttabt.core.counts import counts_on
 from sttabt.core.plan import ranks
 
 ROUNDING = 1e-6  # a share of tokens is no token more than it should be
@@ -22,7 +23,7 @@ STEEPEST = 1e4  # a start that keeps all is all but certain of it
 
 def start_logits(share: float, candidates: int) -> Tensor:
     """(K,): the logits, linear in the candidates, whose expected share is `share`, above 1/K and at most 1."""
-    shares, low, high = _shares(candidates).double(), -STEEPEST, STEEPEST
+    shares, low, high = _shares(candidates, torch.device("cpu")).double(), -STEEPEST, STEEPEST
     for _ in range(100):  # bisection: the expectation rises with the slope
         slope = (low + high) / 2
         expected = float((slope * shares).softmax(0) @ shares)
@@ -32,7 +33,7 @@ def start_logits(share: float, candidates: int) -> Tensor:
 
 def expected_shares(logits: Tensor) -> Tensor:
     """(...): the share of tokens that is kept, from logits (..., K)."""
-    return logits.softmax(-1) @ _shares(logits.shape[-1]).to(logits)
+    return logits.softmax(-1) @ _shares(logits.shape[-1], logits.device).to(logits.dtype)
 
 
 def kept_counts(share: float, tokens: Sequence[int], counts: Sequence[int], outputs: int) -> list[int]:
@@ -80,7 +81,7 @@ def compress(
     """
     device, places = x.device, torch.arange(x.shape[1], device=x.device)
     rank = ranks(importance.masked_fill(places < outputs, torch.inf), alive)
-    pruned, merged = (torch.tensor(each, device=device)[:, None] for each in (pruned_to, merged_to))
+    pruned, merged = (counts_on(device, each)[:, None] for each in (pruned_to, merged_to))
     target = places.expand_as(rank).masked_fill(rank >= pruned, -1)
     most = max(before - after for before, after in zip(pruned_to, merged_to, strict=True))
     if most:
@@ -99,5 +100,5 @@ def _rows(x: Tensor, places: Tensor) -> Tensor:
     return F.normalize(x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])), dim=-1)
 
 
-def _shares(candidates: int) -> Tensor:
-    return torch.arange(1, candidates + 1) / candidates
+def _shares(candidates: int, device: torch.device) -> Tensor:
+    return torch.arange(1, candidates + 1, device=device) / candidates

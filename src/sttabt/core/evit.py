@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sttabt.core.counts import counts_on, on_host
 from sttabt.core.merge import Merging, first_places
 from sttabt.core.plan import largest, output_tokens, tokens_to_keep
 
@@ -19,16 +20,17 @@ def fuse_inattentive(attention: Tensor, counts: Sequence[int], keep_ratio: float
     counts: rows of each sample, the first of its n. ceil(keep_ratio * m) of the m rows behind the `outputs` first are
     kept; the fused row is the mean of the others, weighted by the attention that they receive.
     """
-    rows = torch.tensor(counts, device=attention.device)
+    rows = on_host(counts)
+    whole = kept_rows(rows, keep_ratio, outputs)
+    kept = counts_on(attention.device, whole.tolist())
     present = first_places(counts, attention.shape[1], attention.device)
     first = output_tokens(present, outputs) & present
-    stays = largest(attention, kept_rows(rows, keep_ratio, outputs) - outputs, among=present & ~first) | first
+    stays = largest(attention, kept - outputs, among=present & ~first) | first
     fused = present & ~stays
-    kept = stays.sum(1)
     place = torch.where(stays, stays.cumsum(1) - 1, kept[:, None]).masked_fill(~present, -1)
     received = attention.float() * fused + TINY
     weight = torch.where(stays, 1.0, received / received.amax(-1, keepdim=True))
-    return Merging(place, stays, (kept + fused.any(1)).tolist(), weight)
+    return Merging(place, stays, (whole + (whole < rows)).tolist(), weight)
 
 
 def kept_rows(rows: Tensor, keep_ratio: float, outputs: int = 1) -> Tensor:

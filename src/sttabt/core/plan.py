@@ -8,6 +8,7 @@ hard plan (TokenPlan), a soft one that training differentiates (SoftPlan), and w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,10 +162,19 @@ class MergeRecord:
 
 @dataclass(frozen=True)
 class Planned:
-    """A hard plan, and the rows of attention a sample that were computed to make it, by layer."""
+    """A hard plan, and the rows of attention a sample that were computed to make it, by layer.
+
+    counts: how many tokens of each sample live at each of the L+1 boundaries, where the host knew before; else None.
+    """
 
     plan: TokenPlan
     scored: Scored = ()
+    counts: Sequence[Sequence[int]] | None = None
+
+    def with_survivors(self) -> Planned:
+        """As TokenPlan's."""
+        counts = None if self.counts is None else [*self.counts[:-1], self.counts[-2]]
+        return Planned(self.plan.with_survivors(), self.scored, counts)
 
 
 Kept = TokenPlan | MergeRecord  # what cost, gallery and report read

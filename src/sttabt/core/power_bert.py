@@ -24,12 +24,12 @@ def retained(retention: Tensor, rank: Tensor, real: Tensor) -> Tensor:
     return inside[..., bins.clamp_max(retention.shape[-1] - 1)] * real
 
 
-def retention_counts(retention: Tensor, real: Tensor) -> Tensor:
+def retention_counts(retention: Tensor, tokens: Tensor) -> Tensor:
     """(L, B) int64: the tokens that each layer keeps, its mass rounded up, never more than the layer before and 1 at
-    least. retention: (L, K); real: (B, N) bool.
+    least. retention: (L, K); tokens: (B,) int64, real ones of each sample.
     """
-    rank = torch.arange(real.shape[-1], device=real.device).expand_as(real)
-    there = rank < real.sum(-1, keepdim=True)
+    rank = torch.arange(int(tokens.max()), device=tokens.device).expand(len(tokens), -1)
+    there = rank < tokens[:, None]
     mass = retained(retention.detach().double(), rank, there).sum(-1)
     return torch.ceil(mass - ROUNDING).long().clamp_min(1).cummin(0).values
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sttabt.core.counts import counts_on
 from sttabt.core.forward import forward_select
 from sttabt.core.ltp import hard_mask
 from sttabt.core.plan import largest, output_tokens
@@ -14,14 +15,20 @@ from sttabt.core.plan import largest, output_tokens
 
 @dataclass(frozen=True)
 class MostReceived:
-    """In each layer but the last the tokens that receive most: counts, (L-1, B) int64, says how many of a sample's."""
+    """In each layer but the last the tokens that receive most: counts, (L-1, B) int64, says how many of a sample's.
+
+    Where the counts are on the host no device is asked for them.
+    """
 
     counts: Tensor
     threshold: None = None
 
     def select(self, layer: int, received: Tensor, alive: Tensor, outputs: int) -> Tensor:
         """The alive tokens that the layer writes, (B, N) bool, the first `outputs` among them; received: (B, N)."""
-        return forward_select(received, alive, self.counts[layer], outputs)
+        counts = self.counts[layer]
+        if counts.device != alive.device:
+            counts = counts_on(alive.device, counts.tolist())
+        return forward_select(received, alive, counts, outputs)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,3 +17,15 @@ class Text(NamedTuple):
     ids: Tensor
     types: Tensor
     real: Tensor
+
+
+class MeasuredText(Text):
+    """A Text on a device whose host knows `lengths`, the real tokens of each row."""
+
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: Text, lengths: Sequence[int]) -> MeasuredText:
+        found = cls(*text)
+        found.lengths = tuple(lengths)
+        return found

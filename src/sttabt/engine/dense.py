@@ -57,7 +57,7 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     whose shapes follow no numbers, padding is computed and masked.
     """
     real = backbone.real(inputs)
-    packing = pack_real(backbone, real)
+    packing = pack_real(backbone, inputs)
     attend_layer: Callable[..., Tensor]
     if backbone.may_pad and in_graph(real):
         x, attend_layer = backbone.embed(inputs), partial(attend, bias=padding_bias(real))
@@ -75,13 +75,22 @@ def trace_attention(backbone: Backbone, inputs: Any) -> AttentionTrace:
     return kind(tuple(queries), tuple(keys), real, _scale(backbone), may_pad, backbone.pools)
 
 
-def pack_real(backbone: Backbone, real: Tensor) -> Packing | None:
-    """How the real tokens (B, N) of texts of unequal length are packed; None in graphs, and where none is padding."""
+def pack_real(backbone: Backbone, inputs: Any) -> Packing | None:
+    """How the real tokens of texts of unequal length are packed; None in graphs, and where none is padding."""
+    real = backbone.real(inputs)
     if not backbone.may_pad or in_graph(real):
         return None
-    each = real.sum(-1)
-    lengths = each.tolist()
-    return None if min(lengths) == real.shape[1] else Packing.of(each, lengths)
+    lengths = backbone.lengths(inputs)
+    return None if min(lengths) == real.shape[1] else Packing.of(real.sum(-1), lengths)
+
+
+def embed_packed(backbone: Backbone, inputs: Any) -> tuple[Tensor, Packing]:
+    """The real tokens behind each other, (T, D), as the first layer reads them; padding is not embedded."""
+    packing = pack_real(backbone, inputs)
+    if packing is not None:
+        return backbone.embed_tokens(inputs, *packing.places), packing
+    samples, tokens = (real := backbone.real(inputs)).shape
+    return backbone.embed(inputs).flatten(0, 1), Packing.alike(samples, tokens, real.device)
 
 
 def padding_bias(real: Tensor) -> Tensor | None:

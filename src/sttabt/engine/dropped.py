@@ -19,19 +19,25 @@ from sttabt.engine.packed import Packing, attend_packed
 
 
 @dispatched
-def run_dropped(backbone: Backbone, inputs: Any, plan: TokenPlan) -> Tensor:
+def run_dropped(
+    backbone: Backbone, inputs: Any, plan: TokenPlan, counts: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     """Logits (B, classes) under a hard plan; computes what the plan keeps and nothing else.
 
     Where all samples keep equally many tokens a layer, rows are (B, n, D) and a layer's set is a slice; otherwise rows
     are packed, (T, D), and attention alone may compute padding (engine.packed). A device is asked once, how many tokens
-    each layer reads.
-    Raises ValueError for a plan that drops what the head reads, UserError for inputs that the model cannot read.
+    each layer reads, and not at all where the host knows: counts[l][b] tokens of sample b live at boundary l.
+    Where it is asked: raises ValueError for a plan that drops what the head reads, UserError for inputs that the model
+    cannot read.
     """
-    packings = _packings(backbone, inputs, plan)
+    if counts is None:
+        packings = _packings(backbone, inputs, plan)
+    else:
+        packings = [Packing.of_lengths(lengths, plan.lifetime.device) for lengths in counts]
     x = backbone.embed_tokens(inputs, *first_tokens(plan, packings[0]))
     if all(packing.uniform for packing in packings):
-        counts = [packing.longest for packing in packings]
-        return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), counts)
+        kept = [packing.longest for packing in packings]
+        return _run_sliced(backbone, x.unflatten(0, (plan.lifetime.shape[0], -1)), kept)
     return run_packed(backbone, x, packings)
 
 

@@ -13,10 +13,10 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.dynamicvit import attend_to_kept
 from sttabt.core.plan import TokenPlan
 from sttabt.engine.attention import merge_heads, split_heads
-from sttabt.engine.dense import padding_bias
+from sttabt.engine.dense import embed_packed
 from sttabt.engine.merging import attend_rows
-from sttabt.engine.online import LayerAttention, drop_out, what_the_last_writes
-from sttabt.engine.packed import present_places, unpack
+from sttabt.engine.online import GoesOn, LayerAttention, drop_out, pack_kept, places_of, what_the_last_writes
+from sttabt.engine.packed import Packing
 from sttabt.engine.run import Run
 
 # rule(layer, x (B, n, D), alive (B, n) bool) -> (B, n) bool, the alive tokens that the layer reads
@@ -34,36 +34,40 @@ class EnteringSoftRun:
     decisions: list[Tensor]
 
 
-def run_entering(backbone: Backbone, inputs: Any, rule: EntryRule, deciding: Container[int]) -> Run:
+def run_entering(
+    backbone: Backbone,
+    inputs: Any,
+    rule: EntryRule,
+    deciding: Container[int],
+    enters: GoesOn = lambda layer, tokens: None,
+) -> Run:
     """Computes the tokens that enter a layer and no others; the rule is asked at the layers `deciding`.
+
+    enters: as `goes_on` of engine.online, of what the rule lets enter.
 
     Rows of the samples are packed behind each other, (T, D); attention may run on samples padded to the longest.
     """
     real = backbone.real(inputs)
-    sample, token = real.nonzero(as_tuple=True)  # who stands in each row
-    if padding_bias(real) is None:
-        x = backbone.embed(inputs).flatten(0, 1)
-    else:
-        x = backbone.embed_tokens(inputs, sample, token)
-    counts: list[int] = real.sum(-1).tolist()
+    x, packing = embed_packed(backbone, inputs)
+    sample, token = packing.places  # who stands in each row
     lifetime = real.long()
     for layer in range(backbone.layers):
         if layer in deciding:
-            present = present_places(counts, x.device)
-            keep = rule(layer, unpack(x, present), present)
-            kept, counts = keep[present], keep.sum(1).tolist()
-            x, sample, token = x[kept], sample[kept], token[kept]
+            keep = rule(layer, packing.unpack(x), packing.present)
+            entered = pack_kept(keep, enters(layer, packing.counted))
+            kept = packing.rows_at(places_of(keep, entered), entered)
+            x, sample, token, packing = x[kept], sample[kept], token[kept], entered
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 1))
         if layer < backbone.layers - 1:
-            attended = attend_rows(backbone, layer, *backbone.qkv(layer, x), counts, counts, None)
+            attended = attend_rows(backbone, layer, *backbone.qkv(layer, x), packing, packing, None)
             x = backbone.finish(layer, x, attended)
     last = what_the_last_writes(lifetime == backbone.layers, backbone)
-    written, left = last[sample, token], last.sum(1).tolist()
+    left = packing if backbone.reads_survivors else Packing.alike(len(real), backbone.outputs, real.device)
+    written = packing.prefix(left)  # the output tokens stand in front
     inputs_of_last = backbone.qkv(backbone.layers - 1, x, lambda rows: rows[written])
-    attended = attend_rows(backbone, backbone.layers - 1, *inputs_of_last, counts, left, None)
+    attended = attend_rows(backbone, backbone.layers - 1, *inputs_of_last, packing, left, None)
     x = backbone.finish(backbone.layers - 1, x[written], attended)
-    present = present_places(left, x.device)
-    return Run(backbone.head(unpack(x, present), present), TokenPlan(lifetime + last, backbone.layers), real)
+    return Run(backbone.head(left.unpack(x), left.present), TokenPlan(lifetime + last, backbone.layers), real)
 
 
 def run_entering_masked(backbone: Backbone, inputs: Any, rule: EntryRule, deciding: Container[int]) -> Run:

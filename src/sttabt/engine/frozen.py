@@ -27,6 +27,7 @@ from sttabt.engine.dense import trace_attention
 from sttabt.engine.dropped import run_dropped, run_fixed
 from sttabt.engine.merging import attend_rows, matching_rule, run_matched, run_merging
 from sttabt.engine.online import (
+    GoesOn,
     LayerAttention,
     Rule,
     first_places,
@@ -35,7 +36,7 @@ from sttabt.engine.online import (
     run_selected,
     what_the_last_writes,
 )
-from sttabt.engine.packed import unpack
+from sttabt.engine.packed import Packing, unpack
 from sttabt.engine.packing import pack_layers
 from sttabt.engine.run import Run
 from sttabt.errors import UserError
@@ -81,6 +82,9 @@ class FrozenBackbone(Backbone):
 
     def real(self, inputs: Any) -> Tensor:
         return self.shell.real(inputs)
+
+    def lengths(self, inputs: Any) -> Sequence[int]:
+        return self.shell.lengths(inputs)
 
     def check_inputs(self, inputs: Any) -> None:
         self.shell.check_inputs(inputs)
@@ -267,14 +271,14 @@ def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
 
 
 @run_dropped.register
-def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan) -> Tensor:
+def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan, counts: Sequence[Sequence[int]] | None = None) -> Tensor:
     plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
-    order, counts = plan.order(), plan.counts
-    sample, place = (torch.arange(order.shape[1]) < counts[:, :1]).nonzero(as_tuple=True)
+    order, own = plan.order(), plan.counts
+    sample, place = (torch.arange(order.shape[1]) < own[:, :1]).nonzero(as_tuple=True)
     x = backbone.embed_tokens(inputs, sample, order[sample, place])
-    left = counts[:, -1]
-    x = backbone.encode(x, counts.t().contiguous(), int(left.sum()))
+    left = own[:, -1]
+    x = backbone.encode(x, own.t().contiguous(), int(left.sum()))
     present = torch.arange(int(left.max()) if len(left) else 0) < left[:, None]
     return backbone.head(unpack(x, present), present)
 
@@ -337,7 +341,7 @@ def _topk(
 
 
 @run_online_dropped.register
-def _(backbone: FrozenBackbone, inputs: Any, rule: Rule) -> Run:
+def _(backbone: FrozenBackbone, inputs: Any, rule: Rule, goes_on: GoesOn | None = None) -> Run:
     """Rows of the samples stay packed."""
     real, x, counts = embed_real(backbone, inputs)
     heads, lifetime = backbone.heads, real.long()
@@ -381,13 +385,11 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    counts: list[int],
-    written: list[int],
+    read: Packing,
+    write: Packing,
     log_size: Tensor | None,
 ) -> Tensor:
-    return kernels.attend_ragged(
-        query, key, value, backbone.heads, torch.tensor(counts), torch.tensor(written), log_size
-    )
+    return kernels.attend_ragged(query, key, value, backbone.heads, read.each, write.each, log_size)
 
 
 @run_matched.register

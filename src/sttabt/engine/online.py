@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.core.received import Selection
 from sttabt.engine.attention import attend, merge_heads, split_heads
-from sttabt.engine.dense import pack_real
+from sttabt.engine.dense import embed_packed
 from sttabt.engine.packed import Packing
 from sttabt.engine.run import Run
 
@@ -139,35 +139,23 @@ def mask_online(backbone: Backbone, inputs: Any, rule: Rule) -> tuple[Tensor, Te
     return backbone.head(x, alive), torch.stack(boundaries, 1)
 
 
+# goes_on(layer, tokens) -> how many go on of samples of which the layer reads so many, None where it depends on them
+GoesOn = Callable[[int, Sequence[int]], Sequence[int] | None]
+
+
 @dispatched
-def run_online_dropped(backbone: Backbone, inputs: Any, rule: Rule) -> Run:
+def run_online_dropped(
+    backbone: Backbone, inputs: Any, rule: Rule, goes_on: GoesOn = lambda layer, tokens: None
+) -> Run:
     """Computes the kept tokens only; padding is not even embedded.
+
+    goes_on: what is known of the rule beforehand. A device is asked for the rest, once a layer.
 
     The samples' rows are packed behind each other, (T, D): what is linear runs over kept rows alone. Attention runs on
     samples padded to the longest, and not fused in layers whose probabilities the rule reads.
     """
-    return _run_rule(backbone, inputs, rule, None)
-
-
-@dispatched
-def run_selected(backbone: Backbone, inputs: Any, selection: Selection) -> Run:
-    """`run_online_dropped` by the attention received alone; an engine may register a faster way.
-
-    Where the selection says how many tokens go on, a device is asked once and not layer by layer.
-    """
-    counts = None if selection.counts is None else selection.counts.clamp_min(backbone.outputs).tolist()
-    return _run_rule(backbone, inputs, rule_of(selection, backbone.outputs), counts)
-
-
-def _run_rule(backbone: Backbone, inputs: Any, rule: Rule, counts: list[list[int]] | None) -> Run:
-    """counts[l][b]: how many tokens the rule lets go on in each layer but the last, as far as there are so many."""
     real = backbone.real(inputs)
-    heads, packing = backbone.heads, pack_real(backbone, real)
-    if packing is None:
-        packing = Packing.alike(len(real), real.shape[1], real.device)
-        x = backbone.embed(inputs).flatten(0, 1)
-    else:
-        x = backbone.embed_tokens(inputs, *packing.places)
+    heads, (x, packing) = backbone.heads, embed_packed(backbone, inputs)
     sample, token = packing.places  # who stands in each row
     lifetime = real.long()
     for layer in range(backbone.layers - 1):
@@ -175,10 +163,10 @@ def _run_rule(backbone: Backbone, inputs: Any, rule: Rule, counts: list[list[int
         query, key, value = map(packing.unpack, backbone.qkv(layer, x))
         attention = LayerAttention(backbone, query, key, value, present)
         keep = rule(layer, attention, present)
-        written = _packed(keep, packing, None if counts is None else counts[layer])
-        place = keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.longest]
+        written = pack_kept(keep, goes_on(layer, packing.counted))
+        place = places_of(keep, written)
         attended = attention.attended(place, _bias(packing), backbone.attention_dropout(layer))
-        kept = packing.starts[written.places[0]] + written.pack(place[..., None])[:, 0]
+        kept = packing.rows_at(place, written)
         x = backbone.finish(layer, x[kept], written.pack(attended))
         sample, token, packing = sample[kept], token[kept], written
         lifetime = lifetime.index_put((sample, token), lifetime.new_full((), layer + 2))
@@ -193,17 +181,36 @@ def _run_rule(backbone: Backbone, inputs: Any, rule: Rule, counts: list[list[int
     return Run(backbone.head(x, left.present), TokenPlan(lifetime, backbone.layers), real)
 
 
+@dispatched
+def run_selected(backbone: Backbone, inputs: Any, selection: Selection) -> Run:
+    """`run_online_dropped` by the attention received alone; an engine may register a faster way.
+
+    Where the selection says how many tokens go on, a device is not asked.
+    """
+    goes_on = partial(_selected, None if selection.counts is None else selection.counts.tolist(), backbone.outputs)
+    return run_online_dropped(backbone, inputs, rule_of(selection, backbone.outputs), goes_on)
+
+
+def pack_kept(keep: Tensor, lengths: Sequence[int] | None) -> Packing:
+    """How the rows that are kept, (B, n) bool, are packed; lengths: how many they are, None: a device is asked."""
+    each = keep.sum(1)
+    return Packing.of(each, each.tolist() if lengths is None else lengths)
+
+
+def places_of(keep: Tensor, written: Packing) -> Tensor:
+    """The places (B, longest) of the rows that are kept, (B, n) bool, in their order; behind them those of others."""
+    return keep.int().argsort(dim=1, descending=True, stable=True)[:, : written.longest]
+
+
+def _selected(counts: list[list[int]] | None, outputs: int, layer: int, tokens: Sequence[int]) -> Sequence[int] | None:
+    if counts is None:
+        return None
+    return [min(max(count, outputs), there) for count, there in zip(counts[layer], tokens, strict=True)]
+
+
 def _bias(read: Packing) -> Tensor | None:
     """Of the keys that are read, where samples are padded to the longest."""
     return None if read.uniform else read.present[:, None, None, :]
-
-
-def _packed(keep: Tensor, read: Packing, counts: list[int] | None) -> Packing:
-    """How the rows that are kept, (B, n) bool of those read, are packed; counts: how many would be, None: look."""
-    each = keep.sum(1)
-    if counts is None or read.lengths is None:
-        return Packing.of(each, each.tolist())
-    return Packing.of(each, [min(count, there) for count, there in zip(counts, read.lengths, strict=True)])
 
 
 def rule_of(selection: Selection, outputs: int) -> Rule:

@@ -39,10 +39,21 @@ class Packing:
         return cls(each, sum(lengths), max(lengths), tuple(lengths))
 
     @classmethod
+    def of_lengths(cls, lengths: Sequence[int], device: torch.device) -> Packing:
+        """Without padding, of lengths that the host alone knows."""
+        return cls.of(counts_on(device, lengths), lengths)
+
+    @classmethod
     def alike(cls, samples: int, length: int, device: torch.device) -> Packing:
         """Of samples of one length."""
         each = torch.full((samples,), length, device=device)
         return cls(each, samples * length, length, (length,) * samples)
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """`lengths`, of rows that the host has counted."""
+        assert self.lengths is not None, "no host counts rows that a bucket holds"
+        return self.lengths
 
     @property
     def uniform(self) -> bool:
@@ -72,6 +83,10 @@ class Packing:
         found = self.starts[sample] + place
         return found if shorter.lengths is not None else found.clamp_max(self.rows - 1)
 
+    def rows_at(self, place: Tensor, picked: Packing) -> Tensor:
+        """The rows (T',) that are picked: at `place` (B, n) of their samples, as many as `picked` has."""
+        return self.starts[picked.places[0]] + picked.pack(place[..., None])[:, 0]
+
     def unpack(self, rows: Tensor) -> Tensor:
         """(T, D) rows padded to the longest, (B, longest, D); zeros on padding."""
         if self.uniform:
@@ -83,11 +98,15 @@ class Packing:
         return found.masked_fill(~self.present[..., None], 0)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The rows (T, D) of samples that are padded to the longest, (B, longest, D)."""
-        if self.uniform:
+        """The rows (T, ...) of samples that are padded to one length, to the longest at the least, (B, n, ...)."""
+        if self.uniform and padded.shape[1] == self.longest:
             return padded.flatten(0, 1)
         sample, place = self.places
-        return padded.flatten(0, 1).index_select(0, sample * self.longest + place)
+        return padded.flatten(0, 1).index_select(0, sample * padded.shape[1] + place)
+
+    def each_row(self, values: Tensor) -> Tensor:
+        """(T,): the value of a sample, (B,), for each of its rows."""
+        return values.repeat_interleave(self.longest) if self.uniform else values[self.places[0]]
 
 
 def attend_packed(
@@ -116,11 +135,6 @@ def padding_macs(counts: list[list[int]], width: int, like: Tensor) -> int:
         return 0
     layers = pairwise(zip(*counts, strict=True))
     return sum(_wasted_macs(read, write, width) for read, write in layers if _pads(read, write, like, width))
-
-
-def present_places(counts: Sequence[int], device: torch.device) -> Tensor:
-    """(B, longest) bool: which places hold a row when samples of `counts` rows are padded to the longest."""
-    return torch.arange(max(counts), device=device) < counts_on(device, counts)[:, None]
 
 
 def unpack(rows: Tensor, present: Tensor) -> Tensor:

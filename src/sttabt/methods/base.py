@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs, trace_macs
-from sttabt.core.plan import Planned, Scored, TokenPlan, least_kept
+from sttabt.core.counts import on_host
+from sttabt.core.plan import Planned, Scored, least_kept
 from sttabt.core.received import Selection
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
@@ -99,11 +100,14 @@ class Method(nn.Module, ABC):
 
     @property
     def is_static(self) -> bool:
-        """Whether no shape of a run depends on the numbers of a batch, so that it can be captured as one graph."""
+        """Whether no shape of a run depends on what images hold, so that it can be captured as one graph."""
         return self.counts is not None
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a base model that the method cannot prune."""
+
+    def settle(self) -> None:
+        """Called once the weights change no more: those that runs decide by on the host may be copied to it."""
 
     def fit_to(self, base: Backbone) -> None:
         """Make the weights whose sizes are the base model's, where there are none yet; they always start alike."""
@@ -165,11 +169,14 @@ class PlannedMethod(Method):
         return 0.0
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return self._run(run_dropped, base, inputs, trace)
+        planned = self._planned(base, inputs, trace)
+        logits = run_dropped(base, inputs, planned.plan, planned.counts)
+        return Run(logits, planned.plan, base.real(inputs), planned.scored)
 
     def masked(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         """As `run`, every token computed and masked."""
-        return self._run(run_masked, base, inputs, trace)
+        planned = self._planned(base, inputs, trace)
+        return Run(run_masked(base, inputs, planned.plan), planned.plan, base.real(inputs), planned.scored)
 
     def forms(self) -> dict[str, Form]:
         return super().forms() | {"masked": self.masked}
@@ -205,17 +212,10 @@ class PlannedMethod(Method):
             found["planning"] += self.planning_macs(scored, run.real.shape[1], network.width, network.heads)
         return found
 
-    def _run(
-        self,
-        execute: Callable[[Backbone, Any, TokenPlan], Tensor],
-        base: Backbone,
-        inputs: Any,
-        trace: AttentionTrace | None,
-    ) -> Run:
+    def _planned(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         with torch.no_grad():
             planned = self.plan(base, inputs, trace)
-        plan = planned.plan.with_survivors() if base.reads_survivors else planned.plan
-        return Run(execute(base, inputs, plan), plan, base.real(inputs), planned.scored)
+        return planned.with_survivors() if base.reads_survivors else planned
 
 
 class OnlineMethod(Method):
@@ -229,8 +229,18 @@ class OnlineMethod(Method):
     def decision_macs(self, tokens: float) -> float:
         """Multiply-adds of one decision among `tokens` tokens of a sample."""
 
+    def goes_on(self, layer: int, tokens: Sequence[int]) -> Sequence[int] | None:
+        """How many tokens go on of samples of which the layer reads so many; None where that depends on what they hold,
+        for which a device is asked.
+        """
+        return None if self.decides(layer) else tokens
+
+    @property
+    def is_static(self) -> bool:
+        return all(self.goes_on(layer, [self.least]) is not None for layer in range(self.layers - 1))
+
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_online_dropped(base, inputs, self.rule(base.real(inputs)))
+        return run_online_dropped(base, inputs, self.rule(base.real(inputs)), self.goes_on)
 
     def masked(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         """As `run`, every token computed and masked."""
@@ -285,14 +295,18 @@ class ReceivedMethod(OnlineMethod):
     """
 
     @abstractmethod
-    def selection(self, real: Tensor) -> Selection:
-        """Who goes on, in a batch whose real tokens are `real` (B, N)."""
+    def selection(self, tokens: Tensor) -> Selection:
+        """Who goes on, of samples of so many real tokens: (B,) int64, on the host wherever the model is."""
+
+    @property
+    def is_static(self) -> bool:
+        return self.selection(on_host([self.least])).counts is not None
 
     def rule(self, real: Tensor) -> Rule:
-        return rule_of(self.selection(real), self.outputs)
+        return rule_of(self.selection(real.sum(-1).cpu()), self.outputs)
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_selected(base, inputs, self.selection(base.real(inputs)))
+        return run_selected(base, inputs, self.selection(on_host(base.lengths(inputs))))
 
     def decision_macs(self, tokens: float) -> float:
         return tokens**2
@@ -306,9 +320,14 @@ class MergingMethod(Method):
 
     weighted = True
 
+    @property
+    def is_static(self) -> bool:
+        """How many rows are left follows from how many there are."""
+        return True
+
     @abstractmethod
-    def rule(self, real: Tensor) -> MergingRule:
-        """The rule for a batch whose real tokens are `real` (B, N)."""
+    def rule(self, tokens: Sequence[int]) -> MergingRule:
+        """The rule for a batch of samples of so many real tokens."""
 
     @abstractmethod
     def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
@@ -318,7 +337,7 @@ class MergingMethod(Method):
         """
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_merging(base, inputs, self.rule(base.real(inputs)), self.weighted)
+        return run_merging(base, inputs, self.rule(base.lengths(inputs)), self.weighted)
 
     def macs(self, base: Backbone, run: Run, traced: Backbone | None) -> dict[str, float]:
         architecture = base.architecture

@@ -10,8 +10,12 @@ feed-forward, ceil(keep * n) of the n tokens beside the class token are left. De
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
+from sttabt.core.counts import on_host
 from sttabt.core.forward import forward_select
 from sttabt.core.plan import tokens_to_keep
 from sttabt.engine.online import LayerAttention, Rule
@@ -19,12 +23,19 @@ from sttabt.methods.base import ClassAttentionMethod
 
 
 class ClassAttention(ClassAttentionMethod):
+    def goes_on(self, layer: int, tokens: Sequence[int]) -> Sequence[int]:
+        return self._kept(on_host(tokens)).tolist() if self.decides(layer) else tokens
+
     def rule(self, real: Tensor) -> Rule:
         def select(layer: int, attention: LayerAttention, alive: Tensor) -> Tensor:
             if not self.decides(layer):
                 return alive
-            others = alive.sum(-1) - self.outputs
-            count = tokens_to_keep(self.settings.keep_ratio, others) + self.outputs
+            count = self._kept(alive.sum(-1))
             return forward_select(attention.of_class.mean(1), alive, count, self.outputs)
 
         return select
+
+    def _kept(self, tokens: Tensor) -> Tensor:
+        """How many of a sample's `tokens` (B,) a deciding layer keeps."""
+        kept = tokens_to_keep(self.settings.keep_ratio, tokens - self.outputs) + self.outputs
+        return torch.minimum(kept, tokens)  # a text may have no other token

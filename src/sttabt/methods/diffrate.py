@@ -46,13 +46,17 @@ class DiffRate(MergingMethod, TrainedMethod):
             kept = pruned * settings.merged_to
             starts.append(torch.stack([start_logits(share, settings.candidates) for share in (pruned, kept)]))
         self.logits = nn.Parameter(torch.stack(starts) if starts else torch.zeros(0, 2, settings.candidates))
+        self._on_host: Tensor | None = None  # of weights that change no more
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a model without a class token, whose attention says what is important."""
         check_class_token(self.title, base)
 
-    def rule(self, real: Tensor) -> MergingRule:
-        tokens, shares = real.sum(-1).tolist(), self._shares()
+    def settle(self) -> None:
+        self._on_host = self.logits.detach().cpu()
+
+    def rule(self, tokens: Sequence[int]) -> MergingRule:
+        shares = self._shares()
 
         def merge(layer: int, rows: MergingRows) -> Merging | None:
             pruned_to, merged_to = self._kept(shares[layer], tokens, rows.counts)
@@ -81,7 +85,8 @@ class DiffRate(MergingMethod, TrainedMethod):
 
     def _shares(self) -> list[list[float]]:
         """Of a sample's tokens, what each layer prunes to and merges to."""
-        shares = expected_shares(self.logits.detach().double()) * self.settings.share_scale
+        logits = self.logits.detach().cpu() if self._on_host is None else self._on_host
+        shares = expected_shares(logits.double()) * self.settings.share_scale
         return shares.clamp_max(1).tolist()
 
     def _kept(

@@ -15,6 +15,7 @@ of a sample's tokens that are likeliest to be kept. Deviations:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from torch.nn import functional as F
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS, encoder_macs
+from sttabt.core.counts import on_host
 from sttabt.core.dynamicvit import decide, kept_tokens, ratio_loss
 from sttabt.core.plan import largest, output_tokens
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.entering import EntryRule, run_entering, run_entering_masked, run_entering_soft
+from sttabt.engine.online import GoesOn
 from sttabt.engine.run import Run
 from sttabt.methods.base import ComparedStates, Form, SoftRun, TrainedMethod
 
@@ -50,8 +53,14 @@ class DynamicVit(TrainedMethod):
             self.predictors.extend(Predictor(base.architecture.width) for _ in self.deciding)
         self.predictors.to(like.device, like.dtype)
 
+    @property
+    def is_static(self) -> bool:
+        """A stage keeps a share of a sample's tokens."""
+        return True
+
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_entering(base, inputs, self._rule(base.real(inputs)), self.deciding)
+        rule, enters = self._rule(base.real(inputs)), self._enters(base.lengths(inputs))
+        return run_entering(base, inputs, rule, self.deciding, enters)
 
     def masked(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
         """As `run`, every token computed and masked."""
@@ -99,6 +108,16 @@ class DynamicVit(TrainedMethod):
             found["attention"] = 2 * width * sum(read * write for read, write in pairs)
             samples.append(found | {"planning": planning})
         return {part: sum(each.get(part, 0.0) for each in samples) / len(samples) for part in PARTS}
+
+    def _enters(self, lengths: Sequence[int]) -> GoesOn:
+        """How many tokens the rule lets enter of samples of so many real ones."""
+        own = on_host(lengths) - self.outputs
+
+        def enters(layer: int, tokens: Sequence[int]) -> list[int]:
+            count = kept_tokens(self.settings.keep_ratio, self.deciding.index(layer) + 1, own) + self.outputs
+            return torch.minimum(count, on_host(tokens)).tolist()
+
+        return enters
 
     def _rule(self, real: Tensor) -> EntryRule:
         own = real.sum(-1) - self.outputs

@@ -19,10 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sttabt.backbones.base import Backbone
+from sttabt.core.counts import on_host
 from sttabt.core.evit import fuse_inattentive, kept_rows
 from sttabt.core.merge import Merging
 from sttabt.engine.merging import MergingRows, MergingRule
@@ -39,14 +37,13 @@ class Evit(MergingMethod, TunedMethod):
     def check(self, base: Backbone) -> None:
         check_class_token(self.title, base)
 
-    def rule(self, real: Tensor) -> MergingRule:
+    def rule(self, tokens: Sequence[int]) -> MergingRule:
         keep_ratio = self.settings.keep_ratio
 
         def fuse(layer: int, rows: MergingRows) -> Merging | None:
             if layer not in self.deciding:
                 return None
-            before = torch.tensor(rows.counts)
-            if torch.equal(kept_rows(before, keep_ratio, self.outputs), before):
+            if kept_rows(on_host(rows.counts), keep_ratio, self.outputs).tolist() == rows.counts:
                 return None
             return fuse_inattentive(rows.of_class, rows.counts, keep_ratio, self.outputs)
 

@@ -11,7 +11,7 @@ from sttabt.methods.base import ReceivedMethod, TunedMethod
 
 
 class ForwardTopk(ReceivedMethod, TunedMethod):
-    def selection(self, real: Tensor) -> MostReceived:
+    def selection(self, tokens: Tensor) -> MostReceived:
         ratios = forward_keep_ratios(self.settings.keep_ratio, self.layers)[:-1]
-        shares = torch.tensor(ratios, dtype=torch.float64).to(real.device, non_blocking=True)[:, None]
-        return MostReceived((shares * real.sum(-1).double()).floor().long().clamp_min(self.least))
+        shares = torch.tensor(ratios, dtype=torch.float64, device=tokens.device)[:, None]
+        return MostReceived((shares * tokens.double()).floor().long().clamp_min(self.least))

@@ -27,7 +27,7 @@ class Ltp(ReceivedMethod, TrainedMethod):
         """(L,): what is learned, scaled."""
         return self.threshold * self.settings.threshold_scale
 
-    def selection(self, real: Tensor) -> AboveThreshold:
+    def selection(self, tokens: Tensor) -> AboveThreshold:
         return AboveThreshold(self.thresholds[:-1], self.pools)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from sttabt.backbones.base import Backbone
 from sttabt.core.merge import Merging
 from sttabt.core.pitome import margin, match_by_energy, pairs_of_share
@@ -21,7 +19,7 @@ from sttabt.methods.base import MergingMethod, TunedMethod
 
 
 class Pitome(MergingMethod, TunedMethod):
-    def rule(self, real: Tensor) -> MergingRule:
+    def rule(self, tokens: Sequence[int]) -> MergingRule:
         def merge(layer: int, rows: MergingRows) -> Merging | None:
             merged = pairs_of_share(self.settings.keep_ratio, rows.counts, self.outputs)
             if not any(merged):

@@ -33,10 +33,16 @@ class PowerBert(ReceivedMethod, TrainedMethod):
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         self.retention = nn.Parameter(torch.full((layers - 1, settings.bins), float(settings.start)))
+        self._on_host: Tensor | None = None  # of weights that change no more
 
-    def selection(self, real: Tensor) -> MostReceived:
-        counts = retention_counts(self.retention + self.settings.retention_shift, real)
-        return MostReceived(counts.clamp_min(self.least))
+    def settle(self) -> None:
+        self._on_host = self.retention.detach().cpu()
+
+    def selection(self, tokens: Tensor) -> MostReceived:
+        retention = self.retention.detach().cpu() if self._on_host is None else self._on_host
+        lengths, place = tokens.unique(return_inverse=True)
+        counts = retention_counts(retention + self.settings.retention_shift, lengths)
+        return MostReceived(counts[:, place].clamp_min(self.least))
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         run, real = run_online_soft(base, inputs, self._soft_rule(), before_feed_forward=True), base.real(inputs)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from sttabt.backbones.base import Backbone
 from sttabt.core.merge import pairs_by_layer
 from sttabt.core.trace import AttentionTrace
@@ -20,23 +18,18 @@ from sttabt.methods.base import MergingMethod, TunedMethod
 
 
 class Tome(MergingMethod, TunedMethod):
-    @property
-    def is_static(self) -> bool:
-        """All images have equally many tokens."""
-        return not self.settings.share
-
-    def pairs(self, real: Tensor) -> list[list[int]]:
-        """How many pairs each layer merges of each sample, of real tokens (B, N)."""
+    def pairs(self, tokens: Sequence[int]) -> list[list[int]]:
+        """How many pairs each layer merges of each sample, of so many real tokens."""
         share = self.settings.share
-        wanted = [share * tokens for tokens in real.sum(-1).tolist()] if share else [self.settings.merged] * len(real)
+        wanted = [share * own for own in tokens] if share else [self.settings.merged] * len(tokens)
         samples = [pairs_by_layer(pairs, self.layers - 1) for pairs in wanted]
         return [list(layer) for layer in zip(*samples, strict=True)]
 
-    def rule(self, real: Tensor) -> MergingRule:
-        return matching_rule(self.pairs(real), self.outputs)
+    def rule(self, tokens: Sequence[int]) -> MergingRule:
+        return matching_rule(self.pairs(tokens), self.outputs)
 
     def run(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Run:
-        return run_matched(base, inputs, self.pairs(base.real(inputs)))
+        return run_matched(base, inputs, self.pairs(base.lengths(inputs)))
 
     def decision_macs(self, base: Backbone, layer: int, counts: Sequence[int], tokens: Sequence[int]) -> float:
         compared = max(counts) - self.outputs

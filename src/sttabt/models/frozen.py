@@ -89,6 +89,7 @@ class FrozenModel(PrunedModel):
     def __init__(self, pruned: PrunedModel, packed: set[str], left_to_torch: list[str]) -> None:
         base = _frozen(pruned.base, "the base model" in packed)
         method = copy.deepcopy(pruned.method).requires_grad_(False)
+        method.settle()
         network: Any = None
         if pruned.approx is not None and pruned.method.attention == "approximate":
             network = FrozenNetwork(pruned.approx, "the approximate network" in packed)

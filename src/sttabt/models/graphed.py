@@ -56,10 +56,10 @@ def capture_graph(run: Callable[[], Result]) -> Callable[[], Result]:
 class GraphedModel(FrozenModel):
     """Made by `sttabt.freeze` of a model on CUDA. Called as that; in evaluation mode, in its precision, for good.
 
-    Where shapes do not depend on the images (dense, fixed counts, merging) a run is one graph. Where a plan says how
-    many tokens each image keeps, planning is one, one copy brings the sizes to the host, and the base model is one of a
-    few, of the bucket that holds them (core.buckets). Logits and plan are those of the model that was frozen. A shape
-    of inputs that is new, or a bucket, is captured when it comes.
+    Where shapes do not depend on the images (dense, fixed counts, merging, shares of tokens) a run is one graph. Where
+    a plan says how many tokens each image keeps, planning is one, one copy brings the sizes to the host, and the base
+    model is one of a few, of the bucket that holds them (core.buckets). Logits and plan are those of the model that was
+    frozen. A shape of inputs that is new, or a bucket, is captured when it comes.
 
     left_to_torch: why nothing is captured, [] where all is. capture: what makes a graph of a function.
     """
