@@ -83,6 +83,17 @@ def test_a_fraction_is_spread_over_layers() -> None:
         assert sum(pairs) == int(11 * merged) and max(pairs) - min(pairs) <= 1
 
 
+def test_a_decreasing_schedule_falls_from_twice_as_many_to_none() -> None:
+    assert pairs_by_layer(4, 5, decreasing=True) == [8, 6, 4, 2, 0]
+    assert pairs_by_layer(1.5, 5, decreasing=True) == [3, 2, 1, 1, 0]  # sums 3, 5.25, 6.75, 7.5, 7.5
+    assert pairs_by_layer(2, 1, decreasing=True) == [2] and pairs_by_layer(2, 0, decreasing=True) == []
+    for merged in (0.3, 1.0, 7.77):
+        pairs = pairs_by_layer(merged, 11, decreasing=True)
+        exact = [merged * 2 * (1 - layer / 10) for layer in range(11)]
+        assert sum(pairs) == int(11 * merged + 1e-9) and pairs[-1] == 0
+        assert all(abs(found - wanted) < 1 for found, wanted in zip(pairs, exact, strict=True))
+
+
 def test_layers_merge_their_own_number_of_pairs() -> None:
     base, images = make_backbone("digits"), make_images("digits")
     tokens = base.tokens

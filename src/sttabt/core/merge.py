@@ -33,9 +33,15 @@ class Merging:
     weight: Tensor | None = None
 
 
-def pairs_by_layer(merged: float, layers: int) -> list[int]:
-    """Pairs that each of so many layers merges, `merged` on the average: of 2.5 they are 2, 3, 2, 3, ..."""
-    total = [math.floor(merged * layer) for layer in range(layers + 1)]
+def pairs_by_layer(merged: float, layers: int, decreasing: bool = False) -> list[int]:
+    """Pairs that each of so many layers merges, `merged` on the average: of 2.5 they are 2, 3, 2, 3, ...
+
+    decreasing: twice as many in the first layer, none in the last, on a line between. (ToMe section 4.1)
+    """
+    before = [*range(layers + 1)]  # of every layer, as if all layers before it merged one pair
+    if decreasing and layers > 1:
+        before = [2 * layer - layer * (layer - 1) / (layers - 1) for layer in before]
+    total = [math.floor(merged * share) for share in before]
     return [after - before for before, after in pairwise(total)]
 
 

@@ -22,7 +22,7 @@ class Tome(MergingMethod, TunedMethod):
         """How many pairs each layer merges of each sample, of so many real tokens."""
         share = self.settings.share
         wanted = [share * own for own in tokens] if share else [self.settings.merged] * len(tokens)
-        samples = [pairs_by_layer(pairs, self.layers - 1) for pairs in wanted]
+        samples = [pairs_by_layer(pairs, self.layers - 1, self.settings.decreasing) for pairs in wanted]
         return [list(layer) for layer in zip(*samples, strict=True)]
 
     def rule(self, tokens: Sequence[int]) -> MergingRule:

@@ -22,7 +22,7 @@ class TomeSettings(TunedSettings):
     implementation = "sttabt.methods.tome:Tome"
     colour = "#56B4E9"
     order = 5
-    examples = ({}, {"merged": 3}, {"share": 0.2})
+    examples = ({}, {"merged": 3}, {"share": 0.2}, {"merged": 2.5, "decreasing": True})
     rising = (3, 1, 0)
 
     merged: float = setting(
@@ -37,6 +37,11 @@ class TomeSettings(TunedSettings):
         0.0,
         "pairs as a share of a sample's real tokens, for texts, which differ in length; 0: as many as `merged` says",
         SHARE,
+    )
+
+    decreasing: bool = setting(
+        False,
+        "twice as many pairs in the first layer, falling to none in the last that merges, instead of equally many",
     )
 
     @property
