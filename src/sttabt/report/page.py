@@ -25,8 +25,7 @@ from sttabt.report.overhead import TITLE as OVERHEAD
 from sttabt.report.overhead import overhead_frame, overhead_lines
 from sttabt.report.pareto import panel_axes
 from sttabt.report.points import Point
-from sttabt.report.rivals import NOTES as RIVAL_NOTES
-from sttabt.report.rivals import rival_tables
+from sttabt.report.rivals import rival_notes, rival_tables
 from sttabt.report.rows import METRICS
 from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
 
@@ -59,6 +58,7 @@ def write_page(
     template = environment.from_string(_file("page.html.j2"))
     points = [point for own in datasets.values() for point in own]
     styles = curve_styles(points)
+    rivals = rival_tables(datasets)
     firsts = accumulate((len(own) for own in datasets.values()), initial=0)
     overhead = overhead_frame(datasets)
     overhead_heads, overhead_cells = overhead_lines(overhead) if len(overhead) else ([], [])
@@ -75,8 +75,8 @@ def write_page(
             overhead_heads=overhead_heads,
             overhead=overhead_cells,
             notes=notes(points),
-            rivals=rival_tables(datasets),
-            rivals_notes=RIVAL_NOTES,
+            rivals=rivals,
+            rivals_notes=rival_notes(rivals),
             figures=[
                 (name, CATALOGUE[name].title, _address(path.read_bytes()))
                 for name, path in figures.items()
