@@ -67,6 +67,20 @@ def test_only_what_is_still_to_be_made_counts(jobs: list[Settings]) -> None:
     assert Forecast(jobs).plan() == "1 of 1 base, 2 of 4 evaluate, 2 of 4 timing, 1 of 1 approx, 1 of 2 prune"
 
 
+def test_a_training_of_no_epochs_says_nothing_of_one_that_has_some(tmp_path: Path) -> None:
+    untrained = [_job(tmp_path, "evit", "", f"sparsity.keep_ratio={ratio}") for ratio in (0.5, 0.7)]
+    trained = _job(tmp_path, "concrete", "1")
+    forecast = Forecast([*untrained, trained])
+    _made(untrained[0], "base", 40.0)  # 10 s an epoch
+    _made(untrained[0], "prune", 0.01)
+    for stage, taken in (("approx", 20.0), ("evaluate", 0.0), ("timing", 0.0)):
+        _made(trained, stage, taken)
+    seconds, lacking = forecast.left([0, 1], 60.01, 1)
+    assert (seconds, lacking) == (pytest.approx(8 * 10), ""), "as long an epoch as those of the others took"
+    seconds, _ = forecast.left([0, 2], 60.01, 1)
+    assert seconds == pytest.approx(0.01), "and the other without epochs as the first"
+
+
 def test_a_finished_sweep_has_its_jobs_alone_to_go_through(jobs: list[Settings]) -> None:
     for job in jobs:
         for work in work_of(job):

@@ -334,6 +334,14 @@ def test_data_of_one_name_stay_apart(tmp_path):
     assert sorted(again, key=str) == sorted(rows, key=str), "the table has the names of the rows, each counts once"
 
 
+def test_the_page_names_no_commit_where_there_is_none(tmp_path):
+    found = {}
+    for commit in ("", "0123abc"):
+        folder = write_rows(tmp_path / f"of{commit}", [make_row(commit=commit)])
+        found[commit] = make_report([folder]).page.read_text(encoding="utf-8")
+    assert "<dt>commit</dt>" in found["0123abc"] and "<dt>commit</dt>" not in found[""]
+
+
 def test_report_repeats_byte_for_byte(tmp_path):
     rows = make_sweep()
     reports = []

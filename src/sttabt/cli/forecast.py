@@ -86,7 +86,7 @@ class Forecast:
 
     def _seconds(self, work: Work) -> float | None:
         """As those of its kind took, else any of its stage, else an epoch of any training of that model."""
-        made = list(self.seconds.values())
+        made = [one for one in self.seconds.values() if (one[0].epochs > 0) == (work.epochs > 0)]
         same_model = [one for one in made if one[0].kind[1:3] == work.kind[1:3]]
         for alike in (
             [one for one in same_model if one[0].kind == work.kind],
@@ -94,7 +94,7 @@ class Forecast:
             [one for one in same_model if one[0].stage in TRAININGS and work.stage in TRAININGS],
         ):
             if alike:
-                return median(seconds / one.epochs for one, seconds in alike) * work.epochs
+                return median(seconds / max(one.epochs, 1) for one, seconds in alike) * max(work.epochs, 1)
         return None
 
 
@@ -136,7 +136,7 @@ def _work(stage: str, values: Mapping[str, Any], stages: Sequence[str]) -> Work:
     node: Any = values
     for name in TRAININGS.get(stage, "").split("."):
         node = node.get(name, {}) if name else {}
-    return Work(stage, json.dumps(parts, sort_keys=True, default=str), kind, max(node.get("epochs", 1), 1))
+    return Work(stage, json.dumps(parts, sort_keys=True, default=str), kind, node.get("epochs", 1))
 
 
 def _made(path: Path) -> tuple[Work, float] | None:

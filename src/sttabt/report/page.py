@@ -22,7 +22,7 @@ from sttabt.report.curves import Style, curve_styles
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.images import STRENGTH, faded_colour
 from sttabt.report.overhead import TITLE as OVERHEAD
-from sttabt.report.overhead import overhead_frame, overhead_lines
+from sttabt.report.overhead import overhead_frame, overhead_lines, overhead_notes
 from sttabt.report.pareto import panel_axes
 from sttabt.report.points import Point
 from sttabt.report.rivals import rival_notes, rival_tables
@@ -74,6 +74,7 @@ def write_page(
             overhead_title=OVERHEAD,
             overhead_heads=overhead_heads,
             overhead=overhead_cells,
+            overhead_notes=overhead_notes(overhead) if len(overhead) else [],
             notes=notes(points),
             rivals=rivals,
             rivals_notes=rival_notes(rivals),
@@ -115,7 +116,8 @@ def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:
     """What a reader asks about the rows as a whole: (question, all values)."""
     rows = [row for point in points for row in point.rows]
     names = ("experiment", "device", "threads", "precision", "version", "commit", "sweep")
-    return [(name, ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))) for name in names]
+    facts = [(name, ", ".join(filter(None, dict.fromkeys(str(getattr(row, name)) for row in rows)))) for name in names]
+    return [(name, values) for name, values in facts if values]  # without git there is no commit
 
 
 def _layers(point: Point) -> list[float]:
