@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from sttabt.report.catalogue import CATALOGUE
+from sttabt.report.catalogue import catalogue
 from sttabt.report.chart import chart
 from sttabt.report.curves import Style, curve_styles
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
@@ -58,6 +58,7 @@ def write_page(
     template = environment.from_string(_file("page.html.j2"))
     points = [point for own in datasets.values() for point in own]
     styles = curve_styles(points)
+    entries = catalogue()
     rivals = rival_tables(datasets)
     firsts = accumulate((len(own) for own in datasets.values()), initial=0)
     overhead = overhead_frame(datasets)
@@ -79,7 +80,7 @@ def write_page(
             rivals=rivals,
             rivals_notes=rival_notes(rivals),
             figures=[
-                (name, CATALOGUE[name].title, _address(path.read_bytes()))
+                (name, entries[name].title, _address(path.read_bytes()))
                 for name, path in figures.items()
                 if path.suffix == ".png"
             ],
