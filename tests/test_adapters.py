@@ -568,6 +568,8 @@ def test_a_vit_is_called_as_timm_calls_it() -> None:
     for arguments in ((), (images, None, False, 1)):
         with pytest.raises(UserError, match="is called with images"):
             base.read_call(*arguments)
+    with pytest.raises(UserError, match="alone, by position"):
+        base.read_call(pixel_values=images)
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if not make_backbone(name).embeds])

@@ -168,6 +168,13 @@ def _divergence(pruned: PrunedModel, inputs: Any) -> float:
 
 
 def test_distilling_nothing_is_refused() -> None:
+    for given in (_vit(), "artifacts/base/1"):
+        with pytest.raises(UserError, match=f"a {type(given).__name__} is not pruned: give what sttabt.prune gives"):
+            sttabt.distil(given, [])  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"a {type(given).__name__} is not pruned"):
+            sttabt.calibrate(given, 0.5, [])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="batches are a dict: give a DataLoader or a list of batches"):
+        sttabt.distil(sttabt.prune(make_backbone("bert").model, approx=4), _encoding(make_text()))
     with pytest.raises(UserError, match="reads no approximate network"):
         sttabt.distil(sttabt.prune(_vit(), "random"), [])
     with pytest.raises(UserError, match="gave nothing in epoch 2"):

@@ -170,14 +170,16 @@ def test_what_cannot_be_reached_is_said_in_one_line(caplog: pytest.LogCaptureFix
         ("concrete", {"budget": 0.5, "p_logit": -1}, "finds sparsity.p_logit: leave sparsity.p_logit=-1.0 out"),
         ("backtracking", {"budget": 0.5, "dynamic": True}, "moves sparsity.keep_ratio, which has no effect here: "
          "sparsity.dynamic=true chooses the count"),
-        ("random", {"budget": 1.5}, "budget.macs=1.5 is out of range: it must be between 0 and 1"),
-        ("random", {"budget": 0}, "budget asks for nothing"),
+        ("random", {"budget": 1.5}, "budget.macs=1.5 is out of range: it must be above 0 and at most 1, or 0"),
+        ("random", {"budget": 0}, "budget asks for nothing: give a share above 0 and at most 1"),
+        ("random", {"budget": sttabt.Budget(macs="0.5")}, "budget.macs='0.5' is no number: it must be above 0"),
         ("random", {"budget": "half"}, "budget='half' is no share"),
         ("random", {"budget": sttabt.Budget(macs=0.5, time=0.5)}, "budget.macs=0.5 and budget.time=0.5 cannot both"),
         ("random", {"budget": sttabt.Budget(time=0.5, baseline="librry")}, "did you mean 'library'?"),
         ("random", {"budget": 0.5, "calibration": None}, "budget and calibration belong together"),
         ("random", {"budget": 0.5, "calibration": []}, "calibration gave nothing"),
         ("random", {"budget": 0.5, "calibration": 3}, "calibration is a int"),
+        ("random", {"budget": 0.5, "calibration": images()[0]}, "calibration is a Tensor: give a DataLoader or a list"),
         ("random", {"budget": 0.5, "calibration": [torch.full((2, 3, 32, 32), torch.nan)]}, "NaN"),
     ],
 )  # fmt: skip

@@ -73,7 +73,9 @@ MISTAKES = {
     "experiment=debug sparsity.training.global_batch_size=-1": "sparsity.training.global_batch_size=-1 is out of range",
     "experiment=debug evaluation.precision=bf16": "evaluation.precision=bf16 is for GPUs: set float32, or hardware=gpu",
     "experiment=debug hardware.devices=0": "hardware.devices=0 is out of range: it must be at least 1",
-    "experiment=debug budget.macs=1.5": "budget.macs=1.5 is out of range: it must be between 0 and 1",
+    "experiment=debug budget.macs=1.5": "budget.macs=1.5 is out of range: it must be above 0 and at most 1, or 0",
+    "experiment=debug budget=0.5": "budget=0.5: budget holds settings of its own: give one of budget.baseline, "
+    "budget.batch, budget.macs",
     "experiment=debug budget.macs=0.5 budget.time=0.5": "budget.macs=0.5 and budget.time=0.5 cannot both be kept: give",
     "experiment=debug budget.macs=0.5 sparsity=dense": "budget.macs=0.5: dense has no setting that moves its cost: ",
     "experiment=debug budget.macs=0.5 sparsity.p_logit=-1": "budget.macs=0.5 finds sparsity.p_logit: leave "

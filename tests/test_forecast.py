@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sttabt.cli.composition import compose_settings
 from sttabt.cli.forecast import Forecast, work_of
 from sttabt.cli.sweep import Progress
 from sttabt.settings import Settings
-from sttabt.store.artifacts import Store
+from sttabt.store.artifacts import RECORD, Store
 
 JOBS = (("dense", ""), ("random", ""), ("concrete", "-1"), ("concrete", "1"))
 
@@ -67,12 +68,42 @@ def test_only_what_is_still_to_be_made_counts(jobs: list[Settings]) -> None:
     assert Forecast(jobs).plan() == "1 of 1 base, 2 of 4 evaluate, 2 of 4 timing, 1 of 1 approx, 1 of 2 prune"
 
 
+def test_a_training_of_no_epochs_says_nothing_of_one_that_has_some(tmp_path: Path) -> None:
+    untrained = [_job(tmp_path, "evit", "", f"sparsity.keep_ratio={ratio}") for ratio in (0.5, 0.7)]
+    trained = _job(tmp_path, "concrete", "1")
+    forecast = Forecast([*untrained, trained])
+    _made(untrained[0], "base", 40.0)  # 10 s an epoch
+    _made(untrained[0], "prune", 0.01)
+    for stage, taken in (("approx", 20.0), ("evaluate", 0.0), ("timing", 0.0)):
+        _made(trained, stage, taken)
+    seconds, lacking = forecast.left([0, 1], 60.01, 1)
+    assert (seconds, lacking) == (pytest.approx(8 * 10), ""), "as long an epoch as those of the others took"
+    seconds, _ = forecast.left([0, 2], 60.01, 1)
+    assert seconds == pytest.approx(0.01), "and the other without epochs as the first"
+
+
 def test_a_finished_sweep_has_its_jobs_alone_to_go_through(jobs: list[Settings]) -> None:
     for job in jobs:
         for work in work_of(job):
             _made(job, work.stage, 100.0)
     seconds, lacking = Forecast(jobs).left([0], 5.0, 1)
     assert (seconds, lacking) == (0.0, "")
+
+
+def test_what_is_remade_is_not_done(jobs: list[Settings], tmp_path: Path) -> None:
+    again = [replace(job, remake=["evaluate"]) for job in jobs[:2]]
+    for job in again:
+        for work in work_of(job):
+            _made(job, work.stage, 5.0)
+    forecast = Forecast(again)
+    assert forecast.plan() == "1 of 1 base"
+    assert forecast.left([], 0.0, 1) == (4 * 5.0, "")
+    for stage in ("evaluate", "timing"):
+        (record,) = [path for path in tmp_path.glob(f"{stage}/*/{RECORD}") if '"random"' not in path.read_text()]
+        os.utime(record, ns=(0, record.stat().st_mtime_ns + 1))  # as one that takes its place
+    assert (
+        forecast.left([0], 10.0, 1)[0] == 2 * 5.0 and forecast.plan() == "1 of 1 base, 1 of 2 evaluate, 1 of 2 timing"
+    )
 
 
 def test_what_nothing_is_known_of_is_named(jobs: list[Settings]) -> None:

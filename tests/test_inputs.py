@@ -263,7 +263,7 @@ def test_the_name_of_a_preset_is_a_method_too() -> None:
         ({"batches": [images(), with_pixel(float("nan"))]}, "image 1 of the batch holds NaN"),
         ({"batches": [images()[:0]]}, "batch 1 is empty"),
         ({"batches": [()]}, "images are a tuple"),
-        ({"batches": images()}, "one image as image[None]"),
+        ({"batches": images()}, "batches are a Tensor: give a DataLoader or a list of batches"),
         ({"epochs": 0}, "epochs=0 is out of range"),
         ({"epochs": 1.5}, "epochs=1.5 is out of range"),
         ({"learning_rate": 0}, "learning_rate=0 is out of range"),

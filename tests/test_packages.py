@@ -60,6 +60,46 @@ def _python(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+FIGURE = """
+from matplotlib.figure import Figure
+
+from sttabt.report.catalogue import Entry
+from sttabt.report.figures import figure_style, save
+
+
+def draw(results, folder):
+    found = [(kl.mean, point) for points in results.datasets.values() for point in points
+             if (kl := point.value("approx.kl"))]
+    if not found:
+        return None
+    with figure_style():
+        figure = Figure()
+        panel = figure.subplots()
+        panel.plot([kl for kl, _ in found], [point.value("score").mean for _, point in found], "o")
+        return save(figure, folder, "by_kl")
+
+
+ENTRY = Entry("score against the divergence of the attention", "with an approximate network", ("sttabt",), draw)
+"""
+
+
+def test_a_figure_is_listed_drawn_and_in_the_page(package: Path) -> None:
+    points = package / "my_tokens-1.0.dist-info" / "entry_points.txt"
+    (package / "my_tokens" / "figure.py").write_text(FIGURE)
+    points.write_text("[sttabt.figures]\nby_kl = my_tokens.figure:ENTRY\n")
+    table = Path(SOURCE).parent / "experiments" / "001_quickstart" / "table.csv"
+    assert "by_kl" in _python(package, "-m", "sttabt.report", "--help").stdout
+    made = _python(package, "-m", "sttabt.report", str(table), "out=R")
+    assert made.returncode == 0, made.stderr
+    report = package.parent / "work" / "R"
+    assert {path.suffix for path in report.glob("by_kl.*")} == {".png", ".pdf", ".svg"}
+    assert "Score against the divergence of the attention" in (report / "index.html").read_text(encoding="utf-8")
+    for entry, why in (("by_kl = my_tokens.figure:draw", "it is no"), ("pareto = my_tokens.figure:ENTRY", "taken")):
+        points.write_text(f"[sttabt.figures]\n{entry}\n")
+        ended = _python(package, "-m", "sttabt.report", str(table), "out=R")
+        assert ended.returncode == 2 and why in ended.stderr and ended.stderr.count("\n") == 1
+
+
 def test_help_lists_the_method_and_its_settings(package: Path) -> None:
     listed = _python(package, "-m", "sttabt.run", "--help")
     assert listed.returncode == 0 and listed.stderr == ""

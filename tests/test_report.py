@@ -319,6 +319,29 @@ def test_models_of_one_data_set_stay_apart(tmp_path):
     assert "large on digits, concrete" in page and "<h1>2 data sets: large on digits, small on digits</h1>" in page
 
 
+def test_data_of_one_name_stay_apart(tmp_path):
+    """Another's data may be called digits, too; rows that do not say what their data are belong to the only ones."""
+    known = [make_row(share=share, data="1f2e3a4b") for share in (0.3, 0.6)]
+    older = make_row(share=0.5, commit="89cd012")
+    assert list(points_by_dataset([*known, older])) == ["digits"]
+    rows = [*known, make_row(share=0.4, data="0a0b0c0d"), older]
+    found = points_by_dataset(rows)
+    names = ["digits (data 0a0b0c0d)", "digits (data 1f2e3a4b)", "digits (data unknown)"]
+    assert {name: len(points) for name, points in found.items()} == dict(zip(names, (1, 2, 1), strict=True))
+    report = make_report([write_rows(tmp_path, rows)])
+    assert all(f"## small on {name}: accuracy" in report.table.read_text() for name in names)
+    again = read_rows([tmp_path, report.table.with_suffix(".csv")])
+    assert sorted(again, key=str) == sorted(rows, key=str), "the table has the names of the rows, each counts once"
+
+
+def test_the_page_names_no_commit_where_there_is_none(tmp_path):
+    found = {}
+    for commit in ("", "0123abc"):
+        folder = write_rows(tmp_path / f"of{commit}", [make_row(commit=commit)])
+        found[commit] = make_report([folder]).page.read_text(encoding="utf-8")
+    assert "<dt>commit</dt>" in found["0123abc"] and "<dt>commit</dt>" not in found[""]
+
+
 def test_report_repeats_byte_for_byte(tmp_path):
     rows = make_sweep()
     reports = []

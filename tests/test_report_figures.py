@@ -18,7 +18,7 @@ from sttabt.report.__main__ import main
 from sttabt.report.ablation import ablations
 from sttabt.report.ablation_lambda import draw_ablation_lambda
 from sttabt.report.ablation_lines import draw_ablation_factor, draw_ablation_p
-from sttabt.report.build import draw_figures
+from sttabt.report.build import draw_figures, make_report
 from sttabt.report.catalogue import CATALOGUE
 from sttabt.report.chart import pareto_front
 from sttabt.report.csv_rows import write_table
@@ -305,6 +305,12 @@ def test_overheads_are_shares_of_the_dense_model(tmp_path):
     assert (own["approximate_network_macs"], own["planning_macs"]) == pytest.approx((0.1, 0.025))
     assert (own["approximate_network_time"], own["planning_time"], own["time"]) == pytest.approx((0.11, 0.07, 0.54))
     assert not (frame["model"] == OVERHEAD).any(), "digits are not like BERT-base"
+    text = (tmp_path / "overhead.md").read_text()
+    assert "Published" not in text and "below 0" not in text, "notes of what is not there"
+    below = replace(rows[0], time=time | {"planning_ratio": -0.01})
+    files = make_report([write_rows(tmp_path / "below", [below, *rows[1:]])])
+    for path in (files.figures["overhead"], files.page):
+        assert "below 0 it is lost in the noise" in path.read_text(encoding="utf-8")
     text = make_text_row("concrete")
     write_overhead(points_by_dataset([*rows, replace(text, macs=text.macs | parts)]), tmp_path)
     frame = pd.read_csv(tmp_path / "overhead.csv")
@@ -312,7 +318,8 @@ def test_overheads_are_shares_of_the_dense_model(tmp_path):
     assert published.set_index("factor")["approximate_network_macs"].loc[4] == pytest.approx(0.0686)
     masks = published[(published["method"] == "concrete masks") & (published["occupancy"] == 0.4)]
     assert masks["planning_macs"].item() == pytest.approx(18.5e6 / 22.4e9)
-    assert "| small, digits" in (tmp_path / "overhead.md").read_text()
+    text = (tmp_path / "overhead.md").read_text()
+    assert "| small, digits" in text and "Published planning counts" in text
     assert write_overhead(points_by_dataset([make_row("random")]), tmp_path) is None
 
 

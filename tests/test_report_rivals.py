@@ -78,6 +78,7 @@ def test_the_files(tmp_path):
     assert write_rivals(points_by_dataset(rows), tmp_path) == tmp_path / "rivals.md"
     text = (tmp_path / "rivals.md").read_text()
     assert text.count("**") == 2 and "**95.00 ± 0.00**" in text
+    assert "compared with the dense model" in text
     frame = pd.read_csv(tmp_path / "rivals.csv").set_index("method")
     assert frame.loc["random", "behind"] == pytest.approx(17 / 60) and frame.loc["random", "budget"] == 0.5
     assert frame["seeds"].eq(2).all()
@@ -101,6 +102,8 @@ def test_each_budget_has_a_best(tmp_path):
     ]
     assert all(line.same_class is None and line.divergence is None for line in lines), "no dense row"
     assert len(verdicts(lines)) == 2
+    text = write_rivals(points_by_dataset(rows), tmp_path).read_text()
+    assert "McNemar" in text and "dense model of the same seed" not in text, "a note of columns that are not there"
 
 
 def test_no_two_methods_under_one_budget_give_no_table(tmp_path):

@@ -360,6 +360,21 @@ def test_the_figure_marks_the_front_and_needs_two_settings(tmp_path: Path) -> No
     assert not figures and "differ in two settings" in missing["search"]
 
 
+def test_what_a_budget_found_was_not_searched(tmp_path: Path) -> None:
+    def budgeted(asked: float, epochs: int) -> Any:
+        found = {"p_logit": asked, "lambda_mask": 100 * asked}
+        budget = {"asked": asked, "reached": asked} | {f"found.{name}": value for name, value in found.items()}
+        given = {"settings": found | {"training.epochs": epochs}, "validation": {"score": 0.5, "macs_share": asked}}
+        return make_row(share=asked, budget=budget, budget_of="macs_share", config_hash=f"{asked}-{epochs}", **given)
+
+    write_rows(tmp_path / "budgets", [budgeted(asked, 3) for asked in (0.3, 0.6)])
+    figures, missing, _ = draw_figures(["search"], [tmp_path / "budgets"])
+    assert not figures and "differ in two settings" in missing["search"]
+    write_rows(tmp_path / "both", [budgeted(asked, epochs) for asked in (0.3, 0.6) for epochs in (3, 5)])
+    figures, _, _ = draw_figures(["search"], [tmp_path / "both"])
+    assert "search" in figures, "a budget is one of the settings that were tried"
+
+
 def test_a_trial_is_a_job_that_runs_alone() -> None:
     settings = compose_settings([*SEARCH, "sparsity.p_logit=-1.25", "hydra.mode=RUN"])
     assert settings.sparsity.p_logit == -1.25

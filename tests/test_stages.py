@@ -32,6 +32,7 @@ from sttabt.lit.fit import fit
 from sttabt.lit.loggers import JobLoggers
 from sttabt.lit.modules import BaseTraining
 from sttabt.lit.stage import TrainingStage
+from sttabt.pipeline.descriptions import hash_of_tested
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.stage import Context
 from sttabt.pipeline.stages import base_model, run_stages
@@ -329,7 +330,15 @@ def test_the_same_files_elsewhere_are_the_same_data(images: Path) -> None:
     renamed = moved.rename(moved.with_name("pets"))
     run_stages(_folder(renamed), JOB)
     assert {stage for stage, each in _all().items() if each != made[stage]} == {"evaluate", "timing"}, "a row names it"
-    assert {Row.read(path).dataset for path in Path("artifacts").glob("evaluate/*/row.json")} == {"images", "pets"}
+    rows = [Row.read(path) for path in Path("artifacts").glob("evaluate/*/row.json")]
+    assert {row.dataset for row in rows} == {"images", "pets"}
+    (hashed,) = {row.data for row in rows}
+    assert len(hashed) == 8
+    settings, others = _settings(), _settings("dataset.path=others")
+    places = [hash_of_tested(each, {}) for each in (settings, settings, others)]
+    assert places[0] == places[1] != places[2], "where the source cannot say what its data are"
+    contents = [{"test": "0a" * 8, "train": "0c"}, {"all": "0b" * 8}]
+    assert [hash_of_tested(settings, each) for each in contents] == ["0a" * 4, "0b" * 4]
 
 
 @pytest.mark.parametrize("change", ["a pixel to train on", "a label to train on", "a pixel to test on"])
@@ -349,6 +358,8 @@ def test_other_contents_at_the_same_place_are_other_data(change: str, images: Pa
     run_stages(_folder(images), JOB)
     again = {"base", "approx", "prune", "evaluate", "timing"} if part == "train" else {"evaluate", "timing"}
     assert {stage for stage, made in _all().items() if len(made) == 2} == again
+    hashes = {Row.read(path).data for path in Path("artifacts").glob("evaluate/*/row.json")}
+    assert len(hashes) == (2 if part == "val" else 1), "of the test data"
 
 
 def test_other_code_makes_nothing_again_but_times() -> None:

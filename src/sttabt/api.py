@@ -58,6 +58,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # files of conf/sparsity who
 TEXT_WEIGHTS = ApproximationWeights(attention=1.0, hidden=1.0, embedding=1.0, prediction=1.0)
 CLIP = 0.5  # largest gradient norm of distillation
 LOADED = ("base", "approx", "prune", "budget")  # stages whose artifacts are models by themselves
+A_SHARE = "above 0 and at most 1, e.g. 0.5, or sttabt.Budget(time=0.5)"  # what a budget may be
 LARGEST_RATE = 1.0  # at which weights are replaced rather than learned
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,9 @@ def prune(
 def calibrate(pruned: PrunedModel, budget: float | Budget, batches: Iterable[Any]) -> PrunedModel:
     """Finds the setting of the method with which `pruned` costs a share of the dense model; gives back `pruned`.
 
-    budget: a share of multiply-adds, everything counted, or `Budget(time=0.5)` of time: of the frozen dense model's on
-    a CPU, on which the pruned one is to be frozen, too, or with baseline="library" of the library's; batch and samples
-    are those of `batches`.
+    budget: a share above 0 and at most 1 of multiply-adds, everything counted, or `Budget(time=0.5)` of time: of the
+    frozen dense model's on a CPU, on which the pruned one is to be frozen, too, or with baseline="library" of the
+    library's; batch and samples are those of `batches`.
     batches: as `distil` takes them; data for training or validation, never for testing.
 
     `pruned.calibration` says what was asked, reached and found. One line is logged where the budget cannot be reached:
@@ -125,6 +126,7 @@ def calibrate(pruned: PrunedModel, budget: float | Budget, batches: Iterable[Any
     """
     if isinstance(pruned, FrozenModel):
         raise UserError("a frozen model stays as it is: calibrate the model that was frozen, and freeze it again")
+    _check_pruned(pruned)
     return _calibrate(pruned, batches, _budget(budget, pruned.method.settings, ()))
 
 
@@ -141,10 +143,10 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     """
     if isinstance(pruned, FrozenModel):
         raise UserError("a frozen model cannot learn: distil the model that was frozen, and freeze it again")
+    _check_pruned(pruned)
     if pruned.approx is None:
         raise UserError(f"{pruned.method.title} reads no approximate network: there is nothing to distil")
-    if not isinstance(batches, Iterable):
-        raise UserError(f"batches are a {type(batches).__name__}: give a DataLoader or a list of batches")
+    _check_batches("batches are", batches)
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs={epochs} is out of range: it must be a whole number, at least 1")
     if not 0 < learning_rate <= LARGEST_RATE:
@@ -294,18 +296,17 @@ def _budget(budget: Any, sparsity: MethodSettings, given: Iterable[str]) -> Budg
     asked = budget if isinstance(budget, Budget) else None
     if asked is None:
         if not isinstance(budget, int | float) or isinstance(budget, bool):
-            raise UserError(f"budget={budget!r} is no share: give one, e.g. 0.5, or sttabt.Budget(time=0.5)")
+            raise UserError(f"budget={budget!r} is no share: give a number {A_SHARE}")
         asked = Budget(macs=float(budget))
     check_values(asked, "budget.")
     if not asked.asked:
-        raise UserError("budget asks for nothing: give a share above 0, e.g. 0.5, or sttabt.Budget(time=0.5)")
+        raise UserError(f"budget asks for nothing: give a share {A_SHARE}")
     check_budget(Settings(sparsity=sparsity, budget=asked), given)
     return asked
 
 
 def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel:
-    if not isinstance(batches, Iterable):
-        raise UserError(f"calibration is a {type(batches).__name__}: give a DataLoader or a list of batches")
+    _check_batches("calibration is", batches)
     device = next(pruned.base.parameters()).device
     given = [move_data_to_device(inputs_of(batch), device) for batch in batches]
     for inputs in given:
@@ -315,6 +316,16 @@ def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel
         raise UserError("calibration gave nothing: give a DataLoader or a list of batches")
     fit_to_budget(pruned, given, budget)
     return pruned
+
+
+def _check_pruned(model: Any) -> None:
+    if not isinstance(model, PrunedModel):
+        raise UserError(f"a {type(model).__name__} is not pruned: give what sttabt.prune gives")
+
+
+def _check_batches(name: str, batches: Any) -> None:
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping | Text):  # the last three are one
+        raise UserError(f"{name} a {type(batches).__name__}: give a DataLoader or a list of batches")
 
 
 def inputs_of(batch: Any) -> Any:

@@ -145,11 +145,11 @@ class ViT(Backbone):
         self.check_call()
         given = dict(zip(("x", "attn_mask", "is_causal"), args, strict=False)) | kwargs
         images = given.pop("x", None)
+        if images is None or len(args) > 3:
+            raise UserError("a pruned ViT is called with images (B, C, height, width) alone, by position")
         for name, value in given.items():
             if value is not None and value is not False:
                 raise UserError(f"a pruned model does not take {name}: leave it out")
-        if images is None or len(args) > 3:
-            raise UserError("a pruned vision transformer is called with images (B, C, height, width) alone")
         return images, lambda logits: logits
 
     def check_inputs(self, inputs: Any) -> None:

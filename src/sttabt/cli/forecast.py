@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,8 @@ from sttabt.settings import TRAININGS, Settings, method_settings
 from sttabt.settings.budget import ASKED
 from sttabt.settings.dataset import PLACES
 from sttabt.store.artifacts import RECORD, read_record
+
+ASKED_BY = {"budget": "prune", "timing": "evaluate"}  # stages that `remake` names by another's name
 
 
 class Work(NamedTuple):
@@ -39,23 +42,40 @@ class Forecast:
         self.roots = {Path(job.paths.artifacts) for job in jobs}
         self.seconds: dict[Path, tuple[Work, float]] = {}  # by record
         self.first: tuple[float, int] | None = None
+        self.written: dict[Path, int] = {}  # when, by record
+        self.before: dict[Path, int] = {}  # as `written` at the start
         self.look()
-        self.before = set(self.seconds)
-        self.made = {work.key for work, _ in self.seconds.values()}
+        self.before = dict(self.written)
+        self.remade = {
+            work.key
+            for job, works in zip(jobs, self.needs, strict=True)
+            for work in works
+            if ASKED_BY.get(work.stage, work.stage) in job.remake
+        }
 
     def look(self) -> None:
         """Read what has been made since."""
         stages = {work.stage for works in self.needs for work in works}
         for path in (path for root in self.roots for stage in stages for path in root.glob(f"{stage}/*/{RECORD}")):
-            if path not in self.seconds and (found := _made(path)) is not None:
-                self.seconds[path] = found
-        self.made = {work.key for work, _ in self.seconds.values()}
+            with suppress(FileNotFoundError):  # it is being made again
+                written = path.stat().st_mtime_ns
+                if self.written.get(path) != written and (found := _made(path)) is not None:
+                    self.seconds[path], self.written[path] = found, written
+
+    @property
+    def made(self) -> set[str]:
+        """The keys of stages that need not be made: those asked for by `remake` have been since the start."""
+        return {work.key for path, (work, _) in self.seconds.items() if work.key not in self.remade or self._new(path)}
+
+    def _new(self, path: Path) -> bool:
+        return self.before.get(path) != self.written[path]
 
     def plan(self) -> str:
         """`1 of 2 base, 3 of 6 prune are done already`; what is not done at all is not named."""
         total = {work.key: work.stage for works in self.needs for work in works}
         stages = Counter(total.values())
-        done = Counter(stage for key, stage in total.items() if key in self.made)
+        made = self.made
+        done = Counter(stage for key, stage in total.items() if key in made)
         return ", ".join(f"{done[stage]} of {count} {stage}" for stage, count in stages.items() if done[stage])
 
     def left(self, ended: Iterable[int], elapsed: float, lanes: int) -> tuple[float, str]:
@@ -66,10 +86,11 @@ class Forecast:
         self.look()
         gone = set(ended)
         rest = [works for number, works in enumerate(self.needs) if number not in gone]
-        missing = {work.key: work for works in rest for work in works if work.key not in self.made}
+        made = self.made
+        missing = {work.key: work for works in rest for work in works if work.key not in made}
         known = {key: self._seconds(work) for key, work in missing.items()}
         lacking = Counter(missing[key].stage for key, seconds in known.items() if seconds is None)
-        work = sum(seconds for path, (_, seconds) in self.seconds.items() if path not in self.before)
+        work = sum(seconds for path, (_, seconds) in self.seconds.items() if self._new(path))
         seconds = (sum(filter(None, known.values())) + self._beside(elapsed, work, len(gone), lanes) * len(rest)) / min(
             lanes, max(len(rest), 1)
         )
@@ -86,7 +107,7 @@ class Forecast:
 
     def _seconds(self, work: Work) -> float | None:
         """As those of its kind took, else any of its stage, else an epoch of any training of that model."""
-        made = list(self.seconds.values())
+        made = [one for one in self.seconds.values() if (one[0].epochs > 0) == (work.epochs > 0)]
         same_model = [one for one in made if one[0].kind[1:3] == work.kind[1:3]]
         for alike in (
             [one for one in same_model if one[0].kind == work.kind],
@@ -94,7 +115,7 @@ class Forecast:
             [one for one in same_model if one[0].stage in TRAININGS and work.stage in TRAININGS],
         ):
             if alike:
-                return median(seconds / one.epochs for one, seconds in alike) * work.epochs
+                return median(seconds / max(one.epochs, 1) for one, seconds in alike) * max(work.epochs, 1)
         return None
 
 
@@ -136,7 +157,7 @@ def _work(stage: str, values: Mapping[str, Any], stages: Sequence[str]) -> Work:
     node: Any = values
     for name in TRAININGS.get(stage, "").split("."):
         node = node.get(name, {}) if name else {}
-    return Work(stage, json.dumps(parts, sort_keys=True, default=str), kind, max(node.get("epochs", 1), 1))
+    return Work(stage, json.dumps(parts, sort_keys=True, default=str), kind, node.get("epochs", 1))
 
 
 def _made(path: Path) -> tuple[Work, float] | None:

@@ -9,7 +9,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sttabt.cli.composition import unknown_setting
+from sttabt.cli.composition import setting_names, unknown_setting
 from sttabt.errors import UserError, nearest
 from sttabt.system.faults import system_fault
 
@@ -61,6 +61,10 @@ def explain(error: BaseException) -> str:
     file = re.search(r"In '([^']+)'", text)
     override = re.search(r"Error merging override (\S+)", text)
     where = f"{file[1]}.yaml: " if file else f"{override[1]}: " if override else ""
+    if override and re.search(r"Invalid type assigned: \S+ is not a subclass of", text):
+        node, _, _ = override[1].lstrip("+").partition("=")
+        own = [name for name in setting_names() if name.startswith(f"{node}.")]
+        return f"{where}{node} holds settings of its own: give one of {', '.join(own)}"
     unknown = re.search(r"Key '[^']*' (?:is )?not in", text) or re.search(r"Could not override", text)
     key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if unknown and key:

@@ -13,6 +13,7 @@ from sttabt.pretrained.hub import find_pretrained
 from sttabt.pretrained.weights import verify
 from sttabt.settings import Settings, training_of, update_size
 from sttabt.settings.dataset import PLACES
+from sttabt.store.artifacts import fingerprint
 from sttabt.system.files import checksum
 
 TIMING = ("timing_batch", "timing_rounds")  # the settings of `evaluation` that decide how times are measured
@@ -45,6 +46,16 @@ def data_of(settings: Settings, contents: Mapping[str, str], tested: bool = Fals
     if find_source(settings.dataset.source).holds == "images":
         described |= {name: model[name] for name in IMAGES}
     return described
+
+
+def hash_of_tested(settings: Settings, contents: Mapping[str, str]) -> str:
+    """How a hash of the test data begins, which tells them from others of that name; contents: as of `data_of`.
+
+    Of a source that cannot say what its data are it is that of their place.
+    """
+    data = settings.dataset
+    known = contents.get("test") or contents.get("all")
+    return (known or fingerprint(dict(contents) or {name: getattr(data, name) for name in ("source", *PLACES)}))[:8]
 
 
 def training_of_stage(settings: Settings, stage: str) -> dict[str, Any]:

@@ -61,10 +61,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def usage() -> str:
     """The help, with every figure of the catalogue."""
-    from sttabt.report.catalogue import CATALOGUE
+    from sttabt.report.catalogue import catalogue
 
-    width = max(map(len, CATALOGUE))
-    return USAGE + "".join(f"  {name:{width}}  {entry.title}\n" for name, entry in CATALOGUE.items())
+    entries = catalogue()
+    width = max(map(len, entries))
+    return USAGE + "".join(f"  {name:{width}}  {entry.title}\n" for name, entry in entries.items())
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sttabt.errors import UserError, nearest
-from sttabt.report.catalogue import CATALOGUE, Results
+from sttabt.report.catalogue import Results, catalogue
 from sttabt.report.choice import best_by_validation
 from sttabt.report.figures import remove
 from sttabt.report.gallery import choose as choose_galleries
@@ -55,7 +55,7 @@ def make_report(
     datasets = points_by_dataset(best_by_validation(rows, choose), choose, along)
     with _written_to(_folder(folders, out)) as folder:
         results, galleries, start, broken = _collect(datasets)
-        figures, missing = _draw(list(CATALOGUE), results, folder)
+        figures, missing = _draw(list(catalogue()), results, folder)
         table = write_tables(datasets, folder)
         page = write_page(folder / "index.html", title or report_heading(datasets), datasets, figures, galleries, start)
     return ReportFiles(table, figures, missing, page, left_out + broken)
@@ -73,9 +73,10 @@ def draw_figures(
     Raises:
         UserError: a name is not in the catalogue, and as `make_report`.
     """
+    known = catalogue()
     for name in names:
-        if name not in CATALOGUE:
-            raise UserError(f"figure={name}: there is no figure {name}, {nearest(name, CATALOGUE)}")
+        if name not in known:
+            raise UserError(f"figure={name}: there is no figure {name}, {nearest(name, known)}")
     rows, left_out = read_records(folders)
     datasets = points_by_dataset(best_by_validation(rows, choose), choose)
     with _written_to(_folder(folders, out)) as folder:
@@ -102,12 +103,13 @@ def _written_to(folder: Path) -> Iterator[Path]:
 
 
 def _draw(names: Sequence[str], results: Results, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    entries = catalogue()
     figures, missing = {}, {}
     for name in names:
-        path = CATALOGUE[name].draw(results, folder)
+        path = entries[name].draw(results, folder)
         if path is None:
             remove(folder, name)
-            missing[name] = CATALOGUE[name].missing
+            missing[name] = entries[name].missing
         else:
             figures[name] = path
     return figures, missing

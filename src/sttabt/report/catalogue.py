@@ -1,11 +1,16 @@
-"""Every figure and table by name, with the rows that it is drawn from and the runs that make such rows."""
+"""Every figure and table by name, with the rows that it is drawn from and the runs that make such rows.
+
+An installed package adds its own by an entry point of the group `sttabt.figures`: NAME = "package.module:ENTRY".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from sttabt.errors import UserError
 from sttabt.report.ablation_lambda import draw_ablation_lambda
 from sttabt.report.ablation_lines import draw_ablation_factor, draw_ablation_p
 from sttabt.report.glue import draw_glue
@@ -19,6 +24,7 @@ from sttabt.report.search import draw_search
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
 
+GROUP = "sttabt.figures"
 RUN = "python -m sttabt.run"
 CONCRETE = f"{RUN} experiment=deit_concrete dataset.path=FOLDER"
 
@@ -44,6 +50,23 @@ class Entry:
     def missing(self) -> str:
         """One line that says what to run."""
         return f"there are no rows {self.needs}: run `{'` and `'.join(self.commands)}`"
+
+
+def catalogue() -> dict[str, Entry]:
+    """Every figure there is: those of CATALOGUE, and what installed packages add.
+
+    Raises:
+        UserError: a package's figure is none, or has a name that is taken.
+    """
+    return CATALOGUE | {point.name: _load(point) for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> Entry:
+    entry = point.load()
+    if isinstance(entry, Entry) and point.name not in CATALOGUE:
+        return entry
+    why = "its name is taken" if isinstance(entry, Entry) else "it is no sttabt.report.catalogue.Entry"
+    raise UserError(f"figure {point.name} ({point.value}): {why}: correct the entry point of the package that has it")
 
 
 def _of_points(draw: Callable[[dict[str, list[Point]], Path], Path | None]) -> Callable[[Results, Path], Path | None]:

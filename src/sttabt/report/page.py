@@ -16,17 +16,16 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from sttabt.report.catalogue import CATALOGUE
+from sttabt.report.catalogue import catalogue
 from sttabt.report.chart import chart
 from sttabt.report.curves import Style, curve_styles
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.report.images import STRENGTH, faded_colour
 from sttabt.report.overhead import TITLE as OVERHEAD
-from sttabt.report.overhead import overhead_frame, overhead_lines
+from sttabt.report.overhead import overhead_frame, overhead_lines, overhead_notes
 from sttabt.report.pareto import panel_axes
 from sttabt.report.points import Point
-from sttabt.report.rivals import NOTES as RIVAL_NOTES
-from sttabt.report.rivals import rival_tables
+from sttabt.report.rivals import rival_notes, rival_tables
 from sttabt.report.rows import METRICS
 from sttabt.report.table import Column, approx_table, heading, notes, report_heading, table_columns
 
@@ -59,6 +58,8 @@ def write_page(
     template = environment.from_string(_file("page.html.j2"))
     points = [point for own in datasets.values() for point in own]
     styles = curve_styles(points)
+    entries = catalogue()
+    rivals = rival_tables(datasets)
     firsts = accumulate((len(own) for own in datasets.values()), initial=0)
     overhead = overhead_frame(datasets)
     overhead_heads, overhead_cells = overhead_lines(overhead) if len(overhead) else ([], [])
@@ -74,11 +75,12 @@ def write_page(
             overhead_title=OVERHEAD,
             overhead_heads=overhead_heads,
             overhead=overhead_cells,
+            overhead_notes=overhead_notes(overhead) if len(overhead) else [],
             notes=notes(points),
-            rivals=rival_tables(datasets),
-            rivals_notes=RIVAL_NOTES,
+            rivals=rivals,
+            rivals_notes=rival_notes(rivals),
             figures=[
-                (name, CATALOGUE[name].title, _address(path.read_bytes()))
+                (name, entries[name].title, _address(path.read_bytes()))
                 for name, path in figures.items()
                 if path.suffix == ".png"
             ],
@@ -115,7 +117,8 @@ def _facts(points: Sequence[Point]) -> list[tuple[str, str]]:
     """What a reader asks about the rows as a whole: (question, all values)."""
     rows = [row for point in points for row in point.rows]
     names = ("experiment", "device", "threads", "precision", "version", "commit", "sweep")
-    return [(name, ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))) for name in names]
+    facts = [(name, ", ".join(filter(None, dict.fromkeys(str(getattr(row, name)) for row in rows)))) for name in names]
+    return [(name, values) for name, values in facts if values]  # without git there is no commit
 
 
 def _layers(point: Point) -> list[float]:

@@ -9,7 +9,7 @@ import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from sttabt.report.labels import rank
 from sttabt.report.rows import DENSE, Row
 
 ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
-ONE_TABLE = ("dataset", "model", *ONE_PANEL)
+ONE_TABLE = ("dataset", "data", "model", *ONE_PANEL)
 # Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "samples", "device", "threads", "precision", "version", "commit")
 METHOD = ("method", "label", "knob")
@@ -72,11 +72,18 @@ def points_by_dataset(
 ) -> dict[str, list[Point]]:
     """The points of each data set, sorted by its name; of several models on one: of each `MODEL on DATASET`.
 
+    Where a name is that of several data, each has its own points, and its rows are called `DATASET (data HASH)`.
+
     chosen, along: as `to_points`.
 
     Raises:
         UserError: rows of one of them differ in split or metric, so that they cannot share a panel.
     """
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        hashes[row.dataset].add(row.data)
+    several = {name for name, found in hashes.items() if len(found - {""}) > 1}
+    rows = [replace(row, dataset=row.dataset + _which(row)) if row.dataset in several else row for row in rows]
     models: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         models[row.dataset].add(row.model)
@@ -126,6 +133,15 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
             apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
             points.append(Point(first.label, ", ".join(variant), apart, (row,), *kind))
     return sorted(points, key=_order)
+
+
+def as_recorded(row: Row) -> Row:
+    """A point's row under the name that its data set has in the row's file."""
+    return replace(row, dataset=row.dataset.removesuffix(_which(row)))
+
+
+def _which(row: Row) -> str:
+    return f" (data {row.data or 'unknown'})"
 
 
 def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.DataFrame:

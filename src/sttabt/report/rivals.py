@@ -40,11 +40,11 @@ HEADS = {
     "single_time_ratio_frozen": "the same, single samples",
 }
 WORDS = ("budget", "method", "setting")  # columns of no numbers
-NOTES = (
+P_NOTE = (
     "p is of McNemar's exact test against the best of the same budget, on the same test items, those of the seeds that"
-    " both have pooled, and corrected for the number of methods (Holm).",
-    "Class and divergence are those of the dense model of the same seed.",
+    " both have pooled, and corrected for the number of methods (Holm)."
 )
+DENSE_NOTE = "Class and divergence are compared with the dense model of the same seed."
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def write_rivals(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         ]
         texts += [f"## {table.heading}", "", *markdown_table(table.heads, cells, table.numbers), ""]
         texts += [*(f"- {sentence}" for sentence in table.verdicts), ""]
-    (folder / "rivals.md").write_text("\n".join([*texts, *NOTES, ""]), encoding="utf-8")
+    (folder / "rivals.md").write_text("\n".join([*texts, *rival_notes(tables), ""]), encoding="utf-8")
     write_latex(folder / "rivals.tex", [(table.heading, table.heads, table.cells) for table in tables])
     _frame([line for points in datasets.values() for line in rival_lines(points)]).to_csv(
         folder / "rivals.csv", index=False
@@ -128,6 +128,13 @@ def rival_tables(datasets: dict[str, list[Point]]) -> list[RivalTable]:
         best = [line.best for line in lines]
         tables.append(RivalTable(heading(points), heads, numbers, cells, best, names.index("score"), verdicts(lines)))
     return tables
+
+
+def rival_notes(tables: Sequence[RivalTable]) -> list[str]:
+    """What the columns of the tables mean that do not say it themselves, of those columns that are there."""
+    heads = {head for table in tables for head in table.heads}
+    compared = heads & {HEADS["same_class"], HEADS["divergence"]}
+    return [P_NOTE] * (HEADS["p_value"] in heads) + [DENSE_NOTE] * bool(compared)
 
 
 def rival_lines(points: Sequence[Point]) -> list[Line]:

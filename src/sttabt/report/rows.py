@@ -19,7 +19,7 @@ ROW_FILE = "row.json"
 MOST_BYTES = 1 << 24  # of that file; it has some thousands
 LONGEST_NUMBER = 30  # digits of a whole number
 SCHEMA = 7
-SINCE: dict[str, Any] = {"precision": "float32"}  # fields that came since, and what they were in rows without them
+SINCE: dict[str, Any] = {"precision": "float32", "data": ""}  # fields that came since, what they are in rows without
 DENSE = "dense"  # the method that all others are compared with
 TIME_KEYS = ("batch_size", "rounds", "dense_ms", "ms", "ratio", "ratio_low", "ratio_high")
 EMA_KEYS = ("score_soft", "occupancy", "macs")
@@ -106,6 +106,7 @@ class Row:
     # single_...: one sample at a time
     time: dict[str, float] | None
     time_baseline: str | None  # the dense run behind `ratio`: batch (padded, for texts) | unpadded; the faster one
+    data: str = ""  # how a hash of the test data begins; "": not known
     precision: str = "float32"  # of evaluation: float32 | tf32 | bf16
     left_to_torch: list[str] = field(default_factory=list)  # parts of the frozen model, each with the reason
     approx: dict[str, float] | None  # APPROX_KEYS: distance of the approximate attention from the base model's

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sttabt.report.curves import MARKERS
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.front import front
-from sttabt.report.points import Point, point_frame
+from sttabt.report.points import Point, asked_budget, point_frame
 from sttabt.report.rows import METRICS
 
 COST, SCORE = "validation.macs_share", "validation.score"
@@ -60,8 +60,10 @@ def _searched(points: list[Point]) -> list[Point]:
 
 
 def _settings(point: Point) -> dict[str, object]:
+    """What was tried: a budget stands for all settings that were found for it."""
     first = point.rows[0]
-    return {**first.settings, "factor": first.factor}
+    given = {name: value for name, value in first.settings.items() if name not in first.found}
+    return {**given, "factor": first.factor, "budget": asked_budget(first)}
 
 
 def _results(points: list[Point]) -> list[tuple[float, float]]:
@@ -89,7 +91,7 @@ def _draw(panel: Axes, points: list[Point]) -> None:
     panel.set_xlabel("multiply-adds on validation (share of dense)")
     panel.set_ylabel(f"{metric.title} on validation ({metric.unit})")
     panel.set_title(f"{first.model} on {first.dataset}", fontsize=9)
-    panel.legend(frameon=False, fontsize=7.5, loc="lower right")
+    panel.legend(frameon=False, fontsize=7.5, loc="best")
 
 
 def _knob(points: list[Point]) -> tuple[str, list[float]]:

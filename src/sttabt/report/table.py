@@ -11,7 +11,7 @@ import pandas as pd
 
 from sttabt.report.csv_rows import flat_row, write_table
 from sttabt.report.markup import markdown_table, write_latex
-from sttabt.report.points import ONE_TABLE, Point, Value, to_points
+from sttabt.report.points import ONE_TABLE, Point, Value, as_recorded, to_points
 from sttabt.report.rows import APPROX_KEYS, FOUND, METRICS, Row
 
 
@@ -88,7 +88,7 @@ def write_tables(datasets: dict[str, list[Point]], folder: Path) -> Path:
         tables.append((heading(points), [column.title for column in columns], lines))
     write_latex(folder / "table.tex", tables)
     rows = [row for points in datasets.values() for point in points for row in point.rows]
-    write_table(rows, folder / "table.csv")
+    write_table([as_recorded(row) for row in rows], folder / "table.csv")
     return folder / "table.md"
 
 

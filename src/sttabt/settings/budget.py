@@ -8,7 +8,7 @@ from typing import Any
 
 from sttabt.errors import UserError
 from sttabt.settings.effects import no_effect
-from sttabt.settings.fields import SHARE, at_least, setting
+from sttabt.settings.fields import SHARE_OR_NONE, at_least, setting
 
 ASKED = ("macs", "time")  # the settings that ask for a share; 0: do not
 
@@ -25,10 +25,8 @@ def _is_timed(settings: Any, _: str) -> str | None:
 class BudgetSettings:
     """What a pruned model may cost. Instead of the method's knob, which is then found."""
 
-    macs: float = setting(
-        0.0, "share of the dense model's multiply-adds, planning and all else counted; 0: none is asked for", SHARE
-    )
-    time: float = setting(0.0, "share of the dense model's time on this machine; 0: none is asked for", SHARE)
+    macs: float = setting(0.0, "share of the dense model's multiply-adds, planning and all else counted", SHARE_OR_NONE)
+    time: float = setting(0.0, "share of the dense model's time on this machine", SHARE_OR_NONE)
     baseline: str = setting(
         "deployed",
         "the dense time that budget.time is a share of: as the dense model is deployed, which is frozen on CPUs, or as"

@@ -34,6 +34,7 @@ ANY = Rule("any number", lambda value: True)
 SEED = Rule("between 0 and 4294967295", lambda value: 0 <= value < 2**32, 0, 2**32)  # what all generators take
 ABOVE_ZERO = Rule("above 0", lambda value: value > 0, 0)
 SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1, 0, 1)
+SHARE_OR_NONE = Rule("above 0 and at most 1, or 0 for none", lambda value: 0 <= value <= 1, 0, 1)
 SHARE_ABOVE_ZERO = Rule("above 0 and at most 1", lambda value: 0 < value <= 1, 0, 1)
 SHARE_BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1, 0, 1)
 SHIFT_OF_SHARE = Rule("between -1 and 1", lambda value: -1 <= value <= 1, -1, 1)

@@ -101,16 +101,14 @@ class Settings:
     )
     logger: LoggerSettings = setting(LoggerSettings, "where metrics go while a job runs")
     paths: PathSettings = setting(PathSettings, "where files go")
-    stages: list[str] = setting(list(STAGES), f"what is done, of {', '.join(STAGES)}", choices=STAGES)
+    stages: list[str] = setting(list(STAGES), "what is done", choices=STAGES)
     skip_approx: bool = setting(
         False, "use the approximate network that is there; an error if there is none", when=_is_approximated
     )
     resume: str = setting(
         "auto", "go on with an interrupted stage (auto), or begin it again (never)", choices=("auto", "never")
     )
-    remake: list[str] = setting(
-        [], f"stages that are made again though they are there, of {', '.join(REMADE)}", choices=REMADE
-    )
+    remake: list[str] = setting([], "stages that are made again though they are there", choices=REMADE)
     seed: int = setting(0, "of all that is random, except the splits", SEED)
     fast_dev_run: int = setting(0, "above 0: so many steps a stage, on as many batches; for tests", at_least(0))
 

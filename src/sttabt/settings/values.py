@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sttabt.errors import UserError, nearest
-from sttabt.settings.fields import Description, walk
+from sttabt.settings.fields import Description, Rule, walk
 
 
 def check_values(node: Any, prefix: str = "") -> None:
@@ -26,12 +26,12 @@ def check_value(key: str, value: Any, description: Description) -> None:
     rule, choices = description.rule, description.allowed
     if isinstance(value, list):
         for entry in value:
-            if rule is not None and not rule.holds(entry):
+            if rule is not None and not _holds(key, entry, rule):
                 raise UserError(f"{key}: {entry} is out of range: it must be {rule.text}")
             if choices is not None:
                 check_choice(key, entry, choices)
         return
-    if rule is not None and value is not None and not rule.holds(value):
+    if rule is not None and value is not None and not _holds(key, value, rule):
         raise UserError(f"{key}={value} is out of range: it must be {rule.text}")
     if choices is not None:
         check_choice(key, value, choices)
@@ -42,6 +42,13 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise UserError(f"{key}={value} is unknown: {nearest(str(value), choices)}")
+
+
+def _holds(key: str, value: Any, rule: Rule) -> bool:
+    try:
+        return bool(rule.holds(value))
+    except TypeError as error:  # settings that were made in Python may be of any type
+        raise UserError(f"{key}={value!r} is no number: it must be {rule.text}") from error
 
 
 def _check_finite(key: str, value: Any) -> None:

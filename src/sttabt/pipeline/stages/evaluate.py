@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sttabt.data.sources import find_source
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.descriptions import TIMING, data_of, without
+from sttabt.pipeline.descriptions import TIMING, data_of, hash_of_tested, without
 from sttabt.pipeline.evaluation import computing_in, gallery
 from sttabt.pipeline.result import device_name, make_row
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
@@ -67,7 +67,7 @@ class EvaluateStage(Stage):
         predictions.write(folder / PREDICTIONS_FILE)
         if kept is not None:
             kept.write(folder / GALLERY_FILE)
-        row.write(folder / ROW_FILE)
+        replace(row, data=hash_of_tested(settings, context.contents)).write(folder / ROW_FILE)
         return Made()
 
     def read(self, artifact: Artifact) -> tuple[Row, Gallery | None]:
