@@ -25,8 +25,7 @@ where this page is old. `sttabt.prune(model, method)` takes live models of these
 the same. They are called as their library calls them, and answer as it does; an encoder without a classifier answers
 with one vector a sample, `pooler_output`: the pooler's, or without a pooler the mean of the real tokens that are left
 (CLIP's with a projection: `image_embeds`). It has no `last_hidden_state`, as dropped tokens have no row: reading it is
-an error. Such encoders are not exported, and no method trains on them but the approximate network, which learns the
-attention alone.
+an error. No method trains on such encoders but the approximate network, which learns the attention alone.
 """
 LEGEND = """
 `yes`: the model runs, and where the method has a masked form, masking gives the logits of dropping. A number says why
