@@ -18,7 +18,7 @@ from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.patches import embed_picked, example_images, mean_of
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated
-from sttabt.backbones.text import answer_of, bound_arguments, configuration_of
+from sttabt.backbones.transformers_calls import answer_of, bound_arguments, configuration_of, refuse_others
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -177,11 +177,7 @@ class TransformersViT(Backbone):
         self.check_call()
         given = bound_arguments(type(self.model), args, kwargs)
         images, labels, return_dict = (given.pop(name, None) for name in ("pixel_values", "labels", "return_dict"))
-        config = self.model.config
-        given |= {f"config.{name}": getattr(config, name) for name in ("output_attentions", "output_hidden_states")}
-        for name, value in given.items():
-            if value is not None and value is not False:
-                raise UserError(f"a pruned model does not take {name}: leave it out")
+        refuse_others(given, self.model.config)
         if images is None:
             raise UserError("a pruned model of images reads pixel_values: give an image processor's tensors")
 
