@@ -139,19 +139,30 @@ def test_an_encoder_of_text_gives_one_vector(family: str, made: dict[str, Any], 
         ("CLIPVisionModelWithProjection", {"projection_dim": 24}),
         ("SiglipVisionModel", {}),
         ("SiglipVisionModel", {"vision_use_head": False}),
+        ("ViTModel", {"pooler_output_size": 24}),
+        ("ViTModel", {"add_pooling_layer": False}),
+        ("DeiTModel", {}),
+        ("Dinov2Model", {"mlp_ratio": 2}),
+        ("Dinov2WithRegistersModel", {"mlp_ratio": 2, "num_register_tokens": 2}),
     ],
 )
 @torch.inference_mode()
 def test_an_encoder_of_images_gives_one_vector(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(2)
-    library = getattr(transformers, family)
-    model = library(library.config_class(**VIT, intermediate_size=48, **changes)).eval()
+    library, made = (
+        getattr(transformers, family),
+        {name: changes[name] for name in ("add_pooling_layer",) if name in changes},
+    )
+    sizes = {name: value for name, value in changes.items() if name not in made}
+    model = library(library.config_class(**VIT, intermediate_size=48, **sizes), **made).eval()
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     answer, name = model(pixel_values=images()), "image_embeds" if "projection_dim" in changes else "pooler_output"
     expected = answer.get(name)
     if "vision_use_head" in changes:
         expected = answer.last_hidden_state.mean(1)
+    if made:
+        expected = answer.last_hidden_state[:, 0]
     pruned = sttabt.prune(model, "backtracking", keep_ratio=1.0, approx=2)
     found = pruned(pixel_values=images())
     torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)

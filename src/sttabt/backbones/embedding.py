@@ -10,6 +10,8 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.transformers_calls import answer_of
 from sttabt.errors import UserError
 
+POOLING = "add_pooling_layer"  # the library's argument, which its configurations do not keep
+
 
 class Embedding(Backbone):
     """The vector (B, D) is given by the library's name for it; stands in front of the adapter of the encoder.
@@ -20,6 +22,11 @@ class Embedding(Backbone):
     embeds = True
     answers: ClassVar[str] = "pooler_output"
     head_prefixes: tuple[str, ...] = ()
+
+    @property
+    def _pooled(self) -> bool:
+        """Whether the vector is a pooler's."""
+        return getattr(self.model, "pooler", None) is not None
 
     def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
         if labels is not None:

@@ -15,15 +15,13 @@ from sttabt.backbones.bert import Bert
 from sttabt.backbones.bert_family import BertFamily
 from sttabt.backbones.distilbert import DistilBert
 from sttabt.backbones.electra import Electra
-from sttabt.backbones.embedding import Embedding
+from sttabt.backbones.embedding import POOLING, Embedding
 from sttabt.backbones.patches import mean_of
 from sttabt.backbones.roberta import Roberta
 from sttabt.core.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-POOLING = "add_pooling_layer"  # the library's argument, which its configurations do not keep
 
 
 class EmbeddingText(Embedding, BertFamily):
@@ -71,10 +69,6 @@ class EmbeddingText(Embedding, BertFamily):
     def like(self, config: PreTrainedConfig) -> Self:
         """With a pooler where this one has one."""
         return self.from_config(config, self._pooled)
-
-    @property
-    def _pooled(self) -> bool:
-        return getattr(self.model, "pooler", None) is not None
 
 
 class BertEmbedding(EmbeddingText, Bert):
