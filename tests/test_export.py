@@ -30,7 +30,7 @@ from sttabt.runtimes.graph import Graph
 from sttabt.runtimes.reading import open_exported
 from sttabt.runtimes.runtime import Runtime
 from sttabt.store.job import Job
-from sttabt.testing.models import make_example, make_pruned
+from sttabt.testing.models import make_example, make_pruned, pick
 
 INSTALLED = [name for name, each in RUNTIMES.items() if all(map(find_spec, each.packages.values()))]
 needs_onnx = pytest.mark.skipif("onnx" not in INSTALLED, reason="the extra sttabt[export] is not installed")
@@ -40,6 +40,8 @@ GRAPHS = [  # a graph takes seconds to make
     *(("bert", method) for method in ("dense", "backtracking", "concrete")),
     *(("lvvit", "concrete"), ("distilled", "backtracking"), ("distilbert", "backtracking")),
     *(("mean_of_patches", "concrete"), ("attention_pool", "backtracking"), ("dinov2_registers", "backtracking")),
+    *(("bert_mean", method) for method in ("dense", "backtracking", "concrete")),
+    *(("roberta", "dense"), ("roberta", "backtracking"), ("siglip_embedding", "backtracking")),
 ]
 
 
@@ -89,6 +91,42 @@ def test_a_file_has_the_models_logits_and_says_how_to_use_it(name: str, format: 
     torch.testing.assert_close(found(*given), graph.expected(given), atol=1e-4, rtol=1e-4)
     wanted = ["input_ids", "attention_mask", "token_type_ids"] if name == "bert" else ["images"]
     assert [each.name for each in found.inputs] == wanted
+
+
+@pytest.mark.parametrize("format", INSTALLED)
+@pytest.mark.parametrize("name", ["bert_mean", "siglip_embedding"])
+def test_a_file_of_an_encoder_has_its_vectors_and_says_so(name: str, format: str, tmp_path: Path) -> None:
+    """Texts of unequal length, of which some have fewer tokens than a layer's count: padding is in no mean."""
+    pruned, counts = _pruned(name)
+    made = export(pruned, tmp_path / _ending(format), format=format, counts=counts, tokens=_tokens(pruned))
+    found = open_exported(made.path)
+    assert made.output == found.metadata["output"] == "embeddings" and found.metadata["classes"] == []
+    graph = Graph(pruned, counts, _tokens(pruned))
+    inputs = make_inputs(name)
+    assert name != "bert_mean" or int(inputs.real.sum(-1).min()) < counts[0]
+    for batch in (inputs, pick(inputs, slice(1)), pick(inputs, slice(2))):
+        given = graph.tensors(batch)
+        torch.testing.assert_close(found(*given), graph.expected(given), atol=1e-4, rtol=1e-4)
+
+
+@needs_onnx
+def test_a_dense_encoders_file_is_the_librarys_and_int8_says_how_alike_it_is(tmp_path: Path) -> None:
+    import onnx
+
+    model, text = make_backbone("bert_mean").model, make_inputs("bert_mean")
+    plain = export(model, tmp_path / "plain.onnx", tokens=text.ids.shape[1])
+    given = (text.ids, text.real.long(), text.types)
+    with torch.no_grad():
+        states = model(text.ids, attention_mask=text.real, token_type_ids=text.types).last_hidden_state
+    expected = torch.stack([own[real].mean(0) for own, real in zip(states, text.real, strict=True)])
+    found = open_exported(plain.path)
+    torch.testing.assert_close(found(*given), expected, atol=1e-4, rtol=1e-4)
+    assert [each.name for each in onnx.load(plain.path).graph.output] == ["embeddings"]
+    made = export(model, tmp_path / "int8.onnx", tokens=text.ids.shape[1], int8=True, calibration=[text])
+    small = open_exported(made.path)
+    alike = torch.nn.functional.cosine_similarity(small(*given), expected).double().mean()
+    assert 0.9 < made.agreement < 0.99999 and made.agreement == pytest.approx(float(alike), abs=1e-6)
+    assert small.metadata["agreement"] == made.agreement
 
 
 @needs_onnx
@@ -231,6 +269,8 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused("say the same", pruned, tmp_path, budget=0.5, counts=counts, calibration=[make_inputs("digits")])
     _refused("budget=50 is no share", pruned, tmp_path, budget=50, calibration=[make_inputs("digits")])
     _refused("budget=0.5 has no effect on a dense", make_pruned(make_example("digits"), "dense"), tmp_path, budget=0.5)
+    encoder, counts = _pruned("bert_mean")
+    _refused("class_names have no effect on a model without", encoder, tmp_path, counts=counts, class_names=["a"])
     text, counts = _pruned("bert")
     _refused("tokens=99 is out of range: texts have 2 to 24", text, tmp_path, counts=counts, tokens=99)
     _refused("begin with more tokens than tokens=4", text, tmp_path, counts=counts, tokens=4)
@@ -359,6 +399,14 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
     assert open_exported("part.pt2").metadata["macs_share"] < 1
     assert main([f"model={artifacts['base']}", "format=torch", "out=dense.pt2"]) == 0
     assert set(open_exported("dense.pt2").metadata["counts"]) == {sttabt.load(artifacts["base"]).base.tokens}
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_the_command_says_what_a_file_of_an_encoder_gives(capsys: pytest.CaptureFixture) -> None:
+    _pruned("bert_mean")[0].save_pretrained("saved")
+    assert main(["model=saved", "format=torch", "counts=[9,5,3]", "tokens=12", "out=vectors.pt2"]) == 0
+    assert "; embeddings within" in capsys.readouterr().out
+    assert open_exported("vectors.pt2").metadata["classes"] == []
 
 
 @pytest.mark.usefixtures("own_folder")

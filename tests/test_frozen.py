@@ -9,13 +9,16 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
-from conftest import TEXTS, VISION, make_approx, make_backbone, make_inputs
+import sttabt
+from conftest import BERT, TEXTS, VISION, make_approx, make_backbone, make_inputs, make_text
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import backtrack, plan_topk
 from sttabt.core.concrete import concrete_plan, plan_concrete
@@ -200,6 +203,10 @@ def other_activation(base: Backbone) -> None:
     base.model.blocks[2].mlp.act = nn.GELU(approximate="tanh")
 
 
+def unknown_activation(base: Backbone) -> None:
+    base.model.blocks[2].mlp.act = nn.SiLU()
+
+
 def wider_layer(base: Backbone) -> None:
     mlp, width = base.model.blocks[1].mlp, base.architecture.width
     mlp.fc1, mlp.fc2 = nn.Linear(width, 512), nn.Linear(512, width)
@@ -228,7 +235,8 @@ REFUSED = {
     subclass: "blocks.1.attn.qkv is a Lora",
     parametrization: "blocks.0.mlp.fc2 is a Parametrized",
     parametrized_norm: "blocks.0.norm1 is a Parametrized",
-    other_activation: "blocks.2.mlp.act is a GELU",
+    other_activation: "blocks.2.mlp.act is a GELU.*unlike the first block's",
+    unknown_activation: "blocks.2.mlp.act is a SiLU.*, not a GELU or QuickGELU",
     wider_layer: "blocks.1.mlp.fc1 has the shape",
     dropout_at_work: "blocks.1.mlp.drop1 is training",
     dropout_on_the_embedding: "pos_drop is training",
@@ -246,6 +254,26 @@ def test_what_the_kernels_cannot_reproduce_is_refused_by_name(change: Callable[[
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_tanh", "quick_gelu"])
+def test_each_librarys_gelu_is_the_kernels(name: str) -> None:
+    """Far enough from 0 that one is not the other."""
+    model: Any
+    if name in ("gelu_tanh", "quick_gelu"):
+        sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        model = timm.models.VisionTransformer(**sizes, act_layer=timm.layers.get_act_layer(name))
+        inputs = make_inputs("test_vit")
+    else:
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(**BERT, hidden_act=name))
+        inputs = make_text()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    pruned = sttabt.prune(model, "backtracking_actual", keep_ratio=0.6)
+    frozen = freeze(pruned)
+    assert frozen.left_to_torch == []
+    torch.testing.assert_close(frozen.run(inputs).logits, pruned.run(inputs).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_what_cannot_be_frozen_is_left_to_torch_aloud(caplog: pytest.LogCaptureFixture) -> None:
     model, images = make_model("digits", keep_ratio=0.4), make_inputs("digits")
     seen: list[bool] = []

@@ -6,6 +6,7 @@ import pickle
 import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,16 @@ from sttabt.core.merge import match_tokens, pairs_to_merge
 from sttabt.core.received import AboveThreshold, MostReceived
 from sttabt.core.trace import AttentionTrace
 from sttabt.native import cpu, operators
-from sttabt.native.packed import LayerWeights, Linear, Norm, PackedEncoder, pack_encoder, unpack_encoder
+from sttabt.native.packed import ACTIVATIONS, LayerWeights, Linear, Norm, PackedEncoder, pack_encoder, unpack_encoder
 
 pytestmark = pytest.mark.skipif(not cpu.is_built(), reason="built without a C++ compiler: there are no kernels")
 ops = torch.ops.sttabt
 VECTORS = (4, 8, 16)
+COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 SIZES = [(48, 96, 3), (12, 48, 3), (20, 33, 5), (96, 384, 6), (64, 200, 2)]  # width, feed-forward width, heads
 
 
@@ -86,14 +92,14 @@ def projected(layer: LayerWeights, x: Tensor, attended: Tensor, norm_first: bool
     return x if norm_first else norm_of(x, layer.first)
 
 
-def fed_forward(layer: LayerWeights, x: Tensor, norm_first: bool) -> Tensor:
+def fed_forward(layer: LayerWeights, x: Tensor, norm_first: bool, activation: str = "gelu") -> Tensor:
     rows = norm_of(x, layer.second) if norm_first else x
-    found = x + linear_of(F.gelu(linear_of(rows, layer.widen)), layer.narrow)
+    found = x + linear_of(COMPUTED[activation](linear_of(rows, layer.widen)), layer.narrow)
     return found if norm_first else norm_of(found, layer.second)
 
 
 def reference(
-    layers: Sequence[LayerWeights], x: Tensor, heads: int, counts: Tensor, norm_first: bool
+    layers: Sequence[LayerWeights], x: Tensor, heads: int, counts: Tensor, norm_first: bool, activation: str = "gelu"
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """What the last layer writes, and queries and keys by layer, sample after sample."""
     outs, queries, keys = [x[:0]], [[x[:0]] for _ in layers], [[x[:0]] for _ in layers]
@@ -104,7 +110,7 @@ def reference(
             queries[number].append(query)
             keys[number].append(key)
             attended = attention_of(query[:kept], key, value, heads)
-            rows = fed_forward(layer, projected(layer, rows[:kept], attended, norm_first), norm_first)
+            rows = fed_forward(layer, projected(layer, rows[:kept], attended, norm_first), norm_first, activation)
         outs.append(rows)
     return torch.cat(outs), [torch.cat(rows) for rows in queries], [torch.cat(rows) for rows in keys]
 
@@ -181,6 +187,20 @@ def test_a_layer_part_by_part(vectors: int, width: int, wide: int, heads: int, n
         torch.testing.assert_close(ops.layer_finish(x, attended, *pair, 2), expected, rtol=1e-4, atol=1e-4)
         found = ops.layer_feed_forward(x, *pair, 0)
         torch.testing.assert_close(found, fed_forward(layers[0], x, norm_first), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize(("width", "wide", "heads"), SIZES)
+def test_every_activation(
+    vectors: int, threads: int, width: int, wide: int, heads: int, norm_first: bool, activation: str
+) -> None:
+    layers = make_layers(width, wide)
+    pair = packed_pair(pack_encoder(layers, heads, norm_first, activation))
+    for count in (1, 5, 600):
+        x, attended = torch.randn(2, count, width)
+        expected = fed_forward(layers[2], projected(layers[2], x, attended, norm_first), norm_first, activation)
+        torch.testing.assert_close(ops.layer_finish(x, attended, *pair, 2), expected, rtol=1e-4, atol=1e-4)
 
 
 def spoilt(x: Tensor, what: float) -> Tensor:
@@ -306,17 +326,18 @@ def test_an_encoder_hands_on_what_is_not_finite(vectors: int, norm_first: bool, 
             assert_like(found, expected)
 
 
-def test_gelu_of_what_is_not_finite_and_of_far_numbers(vectors: int) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_what_is_not_finite_and_of_far_numbers(vectors: int, activation: str) -> None:
     """Weights that are the identity show the activation alone."""
     one, zero = Linear(torch.eye(16), None), Linear(torch.zeros(16, 16), None)
     layer = LayerWeights(zero, zero, zero, zero, one, one, Norm(None, None, 1e-5), Norm(None, None, 1e-5))
-    x = torch.tensor([*WRONG, 0.0, -0.0, 1e4, -1e4, -5.3, -5.5, -20, 5, 1e30, -1e30, 1, -1, 2])
+    x = torch.tensor([*WRONG, 0.0, -0.0, 1e4, -1e4, -5.3, -5.5, -20, -60, 5, 1e30, -1e30, 1, -1, 2])
     for value in x:
         bias = torch.zeros(16)
         bias[3] = value
-        packed = pack_encoder([layer._replace(widen=Linear(torch.zeros(16, 16), bias))], 1, True)
+        packed = pack_encoder([layer._replace(widen=Linear(torch.zeros(16, 16), bias))], 1, True, activation)
         found = ops.layer_feed_forward(torch.zeros(1, 16), *packed_pair(packed), 0)
-        assert_like(found[0, 3], F.gelu(value), 1e-5)
+        assert_like(found[0, 3], COMPUTED[activation](value), 1e-5)
 
 
 def trace_of(queries: Tensor, keys: Tensor, heads: int, real: Tensor) -> AttentionTrace:
@@ -644,17 +665,16 @@ def test_a_packed_encoder_is_packed_again_for_other_vectors(vectors: int) -> Non
     with cpu.limited_to(8 if vectors == 4 else 4) as other:
         if other == vectors:
             pytest.skip("this machine has one kind of vectors")
-        foreign = pack_encoder(layers, 5, False)
+        foreign = pack_encoder(layers, 5, False, "quick_gelu")
         stored = pickle.dumps(foreign)
-    assert foreign.sizes != pack_encoder(layers, 5, False).sizes, "they are packed otherwise"
+    expected = pack_encoder(layers, 5, False, "quick_gelu")
+    assert foreign.sizes != expected.sizes, "they are packed otherwise"
     found = pickle.loads(stored)
-    expected = pack_encoder(layers, 5, False)
     assert found.sizes == expected.sizes and torch.equal(found.buffer, expected.buffer)
     for own, other in zip(unpack_encoder(found), layers, strict=True):
         assert all(torch.equal(getattr(own, name)[0], getattr(other, name)[0]) for name in LayerWeights._fields)
-    torch.testing.assert_close(
-        ops.encode(x, *packed_pair(found), counts, 9), reference(layers, x, 5, counts, False)[0], rtol=1e-4, atol=1e-4
-    )
+    wanted = reference(layers, x, 5, counts, False, "quick_gelu")[0]
+    torch.testing.assert_close(ops.encode(x, *packed_pair(found), counts, 9), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_encoder_of_other_vectors_is_refused() -> None:

@@ -136,6 +136,32 @@ def _same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
         assert one == other | {"probability": pytest.approx(other["probability"], abs=1.01e-4)}
 
 
+@pytest.mark.parametrize("name", ["bert_mean", "siglip_embedding"])
+def test_an_encoder_gives_vectors_of_any_batch_and_pictures(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Against the model run by hand on each text, or image, alone."""
+    pruned, texts = make_pruned(make_example(name), "backtracking"), name == "bert_mean"
+    gains = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3], "crop": 0.9, "interpolation": "bicubic"}
+    own: dict[str, Any] = {"tokenizer": make_tokenizer(tmp_path / "w")} if texts else {"preprocessing": gains}
+    model = sttabt.load(pruned.save_pretrained(tmp_path / "m", **own))
+    given = (f"model={tmp_path / 'm'}", "texts.txt" if texts else "photos")
+    found = _lines(capsys, *given, f"show={tmp_path / 'kept'}")
+    assert len(found) == len(list((tmp_path / "kept").glob("*.png"))) == (6 if texts else 7)
+    for each in found:
+        with torch.inference_mode():
+            if texts:
+                tokenizer = model.preparation.load_tokenizer()  # type: ignore[union-attr]
+                run = model.run(sttabt.text(tokenizer([each["input"]], return_tensors="pt")))
+            else:
+                run = model.run(_prepared(each["input"])[None])
+        assert list(each)[-3:] == ["embedding", "tokens", "kept"] and not {"class", "score"} & set(each)
+        assert each["embedding"] == pytest.approx(run.logits[0].tolist(), rel=1e-4, abs=1e-5)
+        assert each["kept"] == pytest.approx(run.plan.occupancy(run.real).double().mean().item(), abs=1e-4)
+    for one, other in zip(_lines(capsys, *given, "batch=2"), found, strict=True):
+        assert one == other | {"embedding": pytest.approx(other["embedding"], rel=1.01e-4, abs=1e-5)}
+
+
 def test_tables_and_standard_input(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = _lines(capsys, "model=bert", "texts.txt")
     table = _lines(capsys, "model=bert", "column=sentence", "texts.csv")

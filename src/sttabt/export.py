@@ -52,9 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = export_saved(**options)
     except Exception as error:
         return tell(error)
-    agreement = "" if made.agreement is None else f"; int8 predicts as torch for {made.agreement:.1%} of the samples"
+    agreement = ""
+    if made.agreement is not None and made.output == "logits":
+        agreement = f"; int8 predicts as torch for {made.agreement:.1%} of the samples"
+    elif made.agreement is not None:
+        agreement = f"; int8 has a mean cosine similarity of {made.agreement:.4f} to torch's"
     sys.stdout.write(
-        f"{made.path}: {made.counts} tokens, {made.macs_share:.3f} of the dense multiply-adds; logits within"
+        f"{made.path}: {made.counts} tokens, {made.macs_share:.3f} of the dense multiply-adds; {made.output} within"
         f" {made.difference:.2g} of torch's at batch 1, 2 and 7{agreement}\n"
     )
     return 0

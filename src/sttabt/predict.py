@@ -25,11 +25,12 @@ USAGE = """usage: python -m sttabt.predict model=FOLDER INPUT... [key=value ...]
   column=NAME      of such tables; two, column=A,B, for a model of pairs; by default that which the model was trained on
   out=FILE         where the lines go; by default to standard output
   show=FOLDER      a picture of what was kept, of the first 32 inputs
-  batch=32         inputs at a time: it changes the time, and the last digit of few probabilities
+  batch=32         inputs at a time: it changes the time, and the last digit of few numbers
   encoding=utf-8   of texts; separator=, of tables
 
-A line for each input, in their order: input, class and probability (or score), how many tokens it has, and the share of
-them that was kept, mean over the layers. A file that cannot be read is named and left out.
+A line for each input, in their order: input, class and probability (or score, or the embedding of an encoder), how many
+tokens it has, and the share of them that was kept, mean over the layers. A file that cannot be read is named and left
+out.
 For example: python -m sttabt.predict model=artifacts/prune/0123456789abcdef photos/ out=photos.jsonl
 """
 KEYS = ("model", "column", "out", "show", "batch", "encoding", "separator")

@@ -6,28 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from sttabt.backbones.base import Example
+from sttabt.backbones.embedding import Embedding
 from sttabt.backbones.patches import mean_of
 from sttabt.backbones.repeated import Repeated
-from sttabt.backbones.text import answer_of
 from sttabt.backbones.transformers_clip import ContrastiveViT, TransformersClip, TransformersSiglip
 from sttabt.backbones.transformers_vit import LIBRARY
-from sttabt.errors import UserError
 
 
-class EmbeddingViT(ContrastiveViT):
-    """The vector (B, D) is given by the library's name for it.
+class EmbeddingViT(Embedding, ContrastiveViT):
+    """Whose configuration is that of the vision encoder alone."""
 
-    There is no `last_hidden_state`: dropped patches have no row. Reading it is a UserError.
-    """
-
-    embeds = True
-    answers: ClassVar[str] = "pooler_output"
-    head_prefixes: tuple[str, ...] = ()
     head_inputs = 0
 
     @property
@@ -41,17 +34,6 @@ class EmbeddingViT(ContrastiveViT):
     @staticmethod
     def _sizes_in(config: Any) -> Any:
         return config
-
-    def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
-        if labels is not None:
-            raise UserError("a pruned model without a classifier does not take labels: leave them out")
-        return answer_of(self._output()(**{self.answers: logits}), self.model.config, return_dict)
-
-    def _output(self) -> Any:
-        """The class of what a call returns."""
-        from sttabt.backbones.outputs.embedding import ImageEmbedding
-
-        return ImageEmbedding
 
 
 class ClipEmbedding(EmbeddingViT, TransformersClip):

@@ -10,6 +10,7 @@ from sttabt.errors import nearest
 _INSIDE = "prune what it holds, its .module, and wrap the result"
 _GRAPH = "a graph has no layers to step through: prune the model that it was made of, and export or trace the result"
 _ENCODER = "give a ForSequenceClassification or the plain Model of the same weights"
+_VISION = "give its ForImageClassification, or the plain Model of the same weights"
 # By what the qualified name of a class, or of one that it extends, begins with; the first that fits.
 REASONS = {
     "torch.nn.parallel.distributed.": _INSIDE,
@@ -35,9 +36,9 @@ REASONS = {
     "transformers.models.camembert.": _ENCODER,
     "transformers.models.electra.": _ENCODER,
     "transformers.models.distilbert.": _ENCODER,
-    "transformers.models.vit.": "give its ForImageClassification",
-    "transformers.models.deit.": "give its ForImageClassification",
-    "transformers.models.dinov2": "give its ForImageClassification",
+    "transformers.models.vit.": _VISION,
+    "transformers.models.deit.": _VISION,
+    "transformers.models.dinov2": _VISION,
     "transformers.models.clip.": "give its vision_model or ForImageClassification, or timm's vit_*_clip_*",
     "transformers.models.siglip2.": "it reads images as lists of patches: a SiglipForImageClassification serves",
     "transformers.models.siglip.": "give its vision_model or ForImageClassification, or timm's vit_*_siglip_*",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sttabt.backbones.base import Backbone, Finish
 from sttabt.backbones.inputs import (
@@ -21,6 +19,7 @@ from sttabt.backbones.inputs import (
     in_graph,
     unreadable_text,
 )
+from sttabt.backbones.transformers_calls import answer_of, bound_arguments, configuration_of, refuse_others
 from sttabt.core.text import MeasuredText, Text
 from sttabt.errors import UserError
 
@@ -137,11 +136,7 @@ class TextBackbone(Backbone):
         self.check_call()
         given = bound_arguments(type(self.model), args, kwargs)
         ids, mask, types, labels, return_dict = (given.pop(name, None) for name in READ)
-        config = self.model.config
-        given |= {f"config.{name}": getattr(config, name) for name in ("output_attentions", "output_hidden_states")}
-        for name, value in given.items():
-            if value is not None and value is not False:
-                raise UserError(f"a pruned model does not take {name}: leave it out")
+        refuse_others(given, self.model.config)
         if isinstance(ids, Mapping):
             raise UserError("a pruned model of text reads an encoding by its names: call model(**encoding)")
         if not isinstance(ids, Tensor | Text):
@@ -168,30 +163,6 @@ class TextBackbone(Backbone):
         if labels is not None:
             loss = self.model.loss_function(labels=labels, pooled_logits=logits, config=config)
         return answer_of(SequenceClassifierOutput(loss=loss, logits=logits), config, return_dict)
-
-
-def answer_of(answer: Any, config: Any, return_dict: bool | None) -> Any:
-    """The library's output, or a tuple where the call or the configuration asks for one."""
-    as_mapping = config.return_dict if return_dict is None else return_dict
-    return answer if as_mapping else answer.to_tuple()
-
-
-def configuration_of(model: Any) -> dict[str, Any]:
-    """As transformers' config.json."""
-    found: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
-    found.pop("_name_or_path", None)  # of the machine where it was made
-    return found
-
-
-def bound_arguments(library: type[nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call of `library` by name."""
-    order = [name for name in inspect.signature(library.forward).parameters if name not in ("self", "kwargs")]
-    if len(args) > len(order):
-        raise UserError(f"{library.__name__} takes {len(order)} arguments by position, not {len(args)}")
-    named = dict(zip(order, args, strict=False))
-    for name in named.keys() & kwargs.keys():
-        raise UserError(f"{name} is given twice, by position and by name")
-    return named | dict(kwargs)
 
 
 def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,28 +15,18 @@ from sttabt.backbones.bert import Bert
 from sttabt.backbones.bert_family import BertFamily
 from sttabt.backbones.distilbert import DistilBert
 from sttabt.backbones.electra import Electra
+from sttabt.backbones.embedding import POOLING, Embedding
 from sttabt.backbones.patches import mean_of
 from sttabt.backbones.roberta import Roberta
-from sttabt.backbones.text import answer_of
 from sttabt.core.text import Text
-from sttabt.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-POOLING = "add_pooling_layer"  # the library's argument, which its configurations do not keep
 
+class EmbeddingText(Embedding, BertFamily):
+    """The vector (B, D) is the pooler's; of a model without a pooler the mean of the real tokens that are left."""
 
-class EmbeddingText(BertFamily):
-    """The vector (B, D) is the pooler's; of a model without a pooler the mean of the real tokens that are left.
-
-    It is given as `pooler_output`. There is no `last_hidden_state`: dropped tokens have no row. Reading it is a
-    UserError.
-    """
-
-    embeds = True
-    answers: ClassVar[str] = "pooler_output"
-    head_prefixes: tuple[str, ...] = ()
     may_pool: ClassVar[bool] = False  # whether the library makes the model with a pooler, too
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -79,17 +69,6 @@ class EmbeddingText(BertFamily):
     def like(self, config: PreTrainedConfig) -> Self:
         """With a pooler where this one has one."""
         return self.from_config(config, self._pooled)
-
-    @property
-    def _pooled(self) -> bool:
-        return getattr(self.model, "pooler", None) is not None
-
-    def _answer(self, logits: Tensor, labels: Tensor | None, return_dict: bool | None) -> Any:
-        from sttabt.backbones.outputs.embedding import TextEmbedding
-
-        if labels is not None:
-            raise UserError("a pruned model without a classifier does not take labels: leave them out")
-        return answer_of(TextEmbedding(pooler_output=logits), self.model.config, return_dict)
 
 
 class BertEmbedding(EmbeddingText, Bert):

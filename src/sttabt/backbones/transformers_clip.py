@@ -23,7 +23,7 @@ class ContrastiveViT(TransformersViT):
     def example(cls, served: int = 0, **changes: Any) -> Example:
         """As TransformersViT's."""
         library = class_of(cls.serves[served])
-        sizes = {**EXAMPLE_SIZES, "intermediate_size": 48, "hidden_act": "gelu", **changes}  # which kernels compute
+        sizes = {**EXAMPLE_SIZES, "intermediate_size": 48, **changes}
         config = cls._of_sizes(library.config_class, sizes)
         return Example(cls(library._from_config(config, attn_implementation="sdpa")), example_images(3, 32))
 

@@ -18,7 +18,7 @@ from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.patches import embed_picked, example_images, mean_of
 from sttabt.backbones.repeated import Repeated, has_hooks
 from sttabt.backbones.slicing import gated
-from sttabt.backbones.text import answer_of, bound_arguments, configuration_of
+from sttabt.backbones.transformers_calls import answer_of, bound_arguments, configuration_of, refuse_others
 from sttabt.core.cost import Architecture
 from sttabt.errors import UserError
 
@@ -157,12 +157,16 @@ class TransformersViT(Backbone):
         def found(name: str, kind: str) -> Repeated:
             return Repeated(name, self.model.get_submodule(name), (getattr(library, family + kind),))
 
-        encoder = self.model.base_model_prefix
         names = {id(module): name for name, module in self.model.named_modules()}
-        yield found("", "ForImageClassification")._replace(name="the model")
-        yield found(encoder, "Model")
-        yield found(f"{encoder}.embeddings", "Embeddings")
-        yield found(f"{encoder}.embeddings.patch_embeddings", "PatchEmbeddings")
+        inside = ""
+        if self.encoder is self.model:
+            yield found("", "Model")._replace(name="the model")
+        else:
+            inside = f"{self.model.base_model_prefix}."
+            yield found("", "ForImageClassification")._replace(name="the model")
+            yield found(self.model.base_model_prefix, "Model")
+        yield found(f"{inside}embeddings", "Embeddings")
+        yield found(f"{inside}embeddings.patch_embeddings", "PatchEmbeddings")
         for block in self.blocks:
             name = names[id(block)]
             yield found(name, "Layer")
@@ -177,11 +181,7 @@ class TransformersViT(Backbone):
         self.check_call()
         given = bound_arguments(type(self.model), args, kwargs)
         images, labels, return_dict = (given.pop(name, None) for name in ("pixel_values", "labels", "return_dict"))
-        config = self.model.config
-        given |= {f"config.{name}": getattr(config, name) for name in ("output_attentions", "output_hidden_states")}
-        for name, value in given.items():
-            if value is not None and value is not False:
-                raise UserError(f"a pruned model does not take {name}: leave it out")
+        refuse_others(given, self.model.config)
         if images is None:
             raise UserError("a pruned model of images reads pixel_values: give an image processor's tensors")
 
@@ -277,8 +277,11 @@ class TransformersViT(Backbone):
                     f"approx.factor={factor} does not divide the feed-forward width {wide}: choose a divisor"
                 )
             sizes.intermediate_size = wide // factor
-        narrow = type(self.model)._from_config(config, attn_implementation="sdpa")
-        return like_weights(type(self)(narrow), self.encoder)
+        return like_weights(type(self)(self._like(config)), self.encoder)
+
+    def _like(self, config: Any) -> Any:
+        """Another of the library's models of this kind, of that configuration; random weights."""
+        return type(self.model)._from_config(config, attn_implementation="sdpa")
 
     def _branch(self, block: Any, place: int, rows: Tensor, gate: Tensor | None) -> Tensor:
         """What a branch adds to its residual; the gate stands in front of layer scale and drop path, as timm's."""
@@ -317,7 +320,8 @@ class TransformersViT(Backbone):
         """The library's module, and what the names of its classes begin with."""
         for kind in type(self.model).__mro__:
             if f"{kind.__module__}.{kind.__name__}" in self.serves:
-                return import_module(kind.__module__), kind.__name__.removesuffix("ForImageClassification")
+                family = kind.__name__.removesuffix("ForImageClassification").removesuffix("Model")
+                return import_module(kind.__module__), family
         raise UserError(f"a {type(self.model).__name__} is none of {', '.join(self.serves)}")
 
 
@@ -368,8 +372,8 @@ class TransformersDinov2(TransformersViT):
     def repeated(self) -> Iterator[Repeated]:
         yield from super().repeated()
         library, family = self._family()
-        encoder = self.encoder.encoder
-        yield Repeated(f"{self.model.base_model_prefix}.encoder", encoder, (getattr(library, f"{family}Encoder"),))
+        name = "encoder" if self.encoder is self.model else f"{self.model.base_model_prefix}.encoder"
+        yield Repeated(name, self.encoder.encoder, (getattr(library, f"{family}Encoder"),))
 
     def _norms(self, block: Any) -> tuple[nn.Module, nn.Module]:
         return block.norm1, block.norm2

@@ -34,6 +34,8 @@ def extend(order: Tensor, importance: Tensor, count: int, real: Tensor | None = 
     importance: (B, N), not negative. real: (B, N) bool, False on padding, which comes last; None where there is none.
     """
     rest = importance if real is None else importance.masked_fill(~real, -1.0)
+    if not order.shape[1]:  # OpenVINO's scatter of nothing changes something
+        return rest.topk(count).indices
     rest = rest.scatter(1, order, -torch.inf)
     return torch.cat([order, rest.topk(count - order.shape[1]).indices], dim=1)
 

@@ -66,8 +66,8 @@ def run_fixed(backbone: Backbone, inputs: Any, order: Tensor, counts: Sequence[i
     counts = [*counts[:-1], counts[-2]] if backbone.reads_survivors else counts
     sample = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     x = backbone.embed_tokens(inputs, sample.flatten(), order.flatten())
-    bias = padding_bias(backbone.real(inputs).gather(1, order)) if backbone.may_pad else None
-    logits = _run_sliced(backbone, x.unflatten(0, order.shape), counts, bias)
+    present = backbone.real(inputs).gather(1, order) if backbone.may_pad else None
+    logits = _run_sliced(backbone, x.unflatten(0, order.shape), counts, present)
     unreadable = backbone.unreadable(inputs)
     return logits if unreadable is None else logits.masked_fill(unreadable[:, None], torch.nan)
 
@@ -90,8 +90,9 @@ def first_tokens(plan: TokenPlan, first: Packing) -> tuple[Tensor, Tensor]:
     return sample, plan.order()[sample, place]
 
 
-def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int], bias: Tensor | None = None) -> Tensor:
-    """bias: (B, 1, 1, counts[0]), False on padding."""
+def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int], present: Tensor | None = None) -> Tensor:
+    """present: (B, counts[0]) bool, False on padding; None where there is none."""
+    bias = None if present is None else padding_bias(present)
     for layer in range(backbone.layers):
         kept = counts[layer + 1]
         written = None if kept == counts[layer] else partial(torch.narrow, dim=1, start=0, length=kept)
@@ -99,4 +100,4 @@ def _run_sliced(backbone: Backbone, x: Tensor, counts: Sequence[int], bias: Tens
         seen = None if bias is None else bias[..., : counts[layer]]
         attended = attend(query, key, value, backbone.heads, seen, backbone.attention_dropout(layer))
         x = backbone.finish(layer, x[:, :kept], attended)
-    return backbone.head(x)
+    return backbone.head(x, None if present is None else present[:, : counts[-1]])

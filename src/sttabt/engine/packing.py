@@ -1,6 +1,7 @@
 """From a backbone's layers to one packed buffer, and what stands in the way of that, by name.
 
-The kernels compute a transformer layer with linear layers, layer norms and exact GELU in single precision on a CPU.
+The kernels compute a transformer layer with linear layers, layer norms and a GELU (by erf, by
+tanh, or QuickGELU) in single precision on a CPU.
 Whatever is more than that is named: hooks, subclasses (LoRA, quantized layers), parametrizations, dropout at work.
 """
 
@@ -20,6 +21,14 @@ from sttabt.errors import UserError
 from sttabt.native import LayerWeights, Linear, Norm, PackedEncoder, is_built, pack_encoder
 
 NORMS = ("LayerNorm", "LayerNormFp32")  # of torch and of timm
+GELUS = {  # classes of timm and transformers, by which of native.packed.ACTIVATIONS they compute
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu",
+}
 DROPOUTS = ("Dropout", "DropPath")
 DROPPED = ("p", "drop_prob")  # what they call the share that they drop
 
@@ -54,7 +63,9 @@ def pack_layers(backbone: Backbone) -> PackedEncoder:
     """All layers, of a backbone without problems. Layer scales go into the projections before them."""
     layers = backbone.encoder_layers()
     assert layers, "without problems there are layers"
-    return pack_encoder([_weights(layer) for layer in layers], backbone.heads, layers[0].norm_first)
+    activation = _activation_of(layers[0].activation)
+    assert activation, "without problems it is a known one"
+    return pack_encoder([_weights(layer) for layer in layers], backbone.heads, layers[0].norm_first, activation)
 
 
 def _layer_problems(layer: EncoderLayer, names: dict[int, str]) -> Iterator[str]:
@@ -65,7 +76,7 @@ def _layer_problems(layer: EncoderLayer, names: dict[int, str]) -> Iterator[str]
     kinds = (
         (linears, lambda module: type(module) is nn.Linear, "a plain nn.Linear"),
         ((layer.first, layer.second), _is_norm, "a layer norm over the width"),
-        ((layer.activation,), _is_exact_gelu, "the exact GELU"),
+        ((layer.activation,), _activation_of, "a GELU or QuickGELU"),
         (layer.scales, lambda module: isinstance(module, nn.Identity) or _is_layer_scale(module), "a layer scale"),
         (layer.dropouts, lambda module: isinstance(module, nn.Identity) or _drops_by_name(module), "a dropout"),
     )
@@ -95,6 +106,9 @@ def _shape_problems(layers: list[EncoderLayer], names: dict[int, str]) -> list[s
         ]
         if layer.norm_first != layers[0].norm_first:
             found.append(f"{names.get(id(layer.block), 'a block')} has its norms elsewhere than the first block")
+        if _activation_of(layer.activation) != _activation_of(layers[0].activation):
+            own = f"{type(layer.activation).__name__}({layer.activation.extra_repr()})"
+            found.append(f"{names.get(id(layer.activation), 'an activation')} is a {own}, unlike the first block's")
     return found
 
 
@@ -134,12 +148,14 @@ def _is_norm(module: Any) -> bool:
     )
 
 
-def _is_exact_gelu(module: nn.Module) -> bool:
-    """GELU by erf, as torch, timm or transformers write it."""
-    if type(module) is nn.GELU:
-        return module.approximate == "none"
-    ours = type(module).__module__.startswith(("timm.", "transformers."))
-    return ours and (getattr(module, "act", None) is F.gelu or type(module).__name__ == "GELU")
+def _activation_of(module: nn.Module) -> str | None:
+    """Which of native.packed.ACTIVATIONS it is, as torch, timm or transformers write it; None for another."""
+    kind = type(module)
+    if kind is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(module.approximate))
+    if not kind.__module__.startswith(("timm.", "transformers.")):
+        return None
+    return "gelu" if getattr(module, "act", None) is F.gelu else GELUS.get(kind.__name__)
 
 
 def _is_layer_scale(module: nn.Module) -> bool:

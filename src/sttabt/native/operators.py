@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sttabt.native.cpu import LIBRARY, panel_outputs
-from sttabt.native.packed import Sizes, padded
+from sttabt.native.packed import ACTIVATIONS, Sizes, padded
 
 SCHEMAS = {
     # What the last layer writes, (rows, D), of x (T, D). counts: (L+1, B) rows of each sample before and after each
@@ -322,7 +322,8 @@ def _encoder(packed: Tensor, sizes: Sequence[int]) -> Sizes:
     if own.panel != panel_outputs():
         raise RuntimeError("the encoder was packed for other vectors than this machine's: pack or unpickle it here")
     _floats("packed", packed, 1)
-    if min(own[:5]) < 1 or own.width % own.heads or packed.numel() != own.numbers or not packed.is_contiguous():
+    known = min(own[:5]) >= 1 and own.activation in range(len(ACTIVATIONS)) and own.width % own.heads == 0
+    if not known or packed.numel() != own.numbers or not packed.is_contiguous():
         raise ValueError(f"a buffer of {packed.numel()} numbers is no encoder of {own}")
     return own
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sttabt.native.cpu import LIBRARY, panel_outputs
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")  # by erf, by tanh, x * sigmoid(1.702 * x); as C++ numbers them
 UNIT = 16  # rows, and outputs of a weight, are filled up with zeros to a multiple of it
 
 
@@ -33,7 +34,7 @@ class Norm(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """A transformer layer: query, key, value, join (D, D), widen (F, D), GELU by erf, narrow (D, F), two norms.
+    """A transformer layer: query, key, value, join (D, D), widen (F, D), narrow (D, F), two norms.
 
     first stands at the attention, second at the feed-forward.
     """
@@ -51,7 +52,8 @@ class LayerWeights(NamedTuple):
 class Sizes(NamedTuple):
     """panel: outputs that stand next to each other in a packed weight, which the machine's vectors decide.
 
-    norm_first: 1 where a norm stands before its branch, 0 where it stands after its sum.
+    norm_first: 1 where a norm stands before its branch, 0 where it stands after its sum. activation: a place in
+    ACTIVATIONS.
     """
 
     panel: int
@@ -60,6 +62,7 @@ class Sizes(NamedTuple):
     wide: int
     heads: int
     norm_first: int
+    activation: int
 
     @property
     def stride(self) -> int:
@@ -85,16 +88,23 @@ class PackedEncoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.sizes.panel != panel_outputs():
-            again = pack_encoder(unpack_encoder(self), self.sizes.heads, bool(self.sizes.norm_first))
+            sizes = self.sizes
+            layers = unpack_encoder(self)
+            again = pack_encoder(layers, sizes.heads, bool(sizes.norm_first), ACTIVATIONS[sizes.activation])
             self.__dict__.update(again.__dict__)
 
 
-def pack_encoder(layers: Sequence[LayerWeights], heads: int, norm_first: bool) -> PackedEncoder:
-    """Copies of all weights, packed. Raises ValueError where they do not fit together or are not float32 on the CPU."""
+def pack_encoder(
+    layers: Sequence[LayerWeights], heads: int, norm_first: bool, activation: str = "gelu"
+) -> PackedEncoder:
+    """Copies of all weights, packed; activation: one of ACTIVATIONS.
+
+    Raises ValueError where they do not fit together or are not float32 on the CPU.
+    """
     if not layers:
         raise ValueError("an encoder has at least one layer")
     wide, width = layers[0].widen.weight.shape
-    sizes = Sizes(panel_outputs(), len(layers), width, wide, heads, int(norm_first))
+    sizes = Sizes(panel_outputs(), len(layers), width, wide, heads, int(norm_first), ACTIVATIONS.index(activation))
     if width % heads:
         raise ValueError(f"{heads} heads do not divide the width {width}")
     shapes = {"query": (width, width), "key": (width, width), "value": (width, width), "join": (width, width),
@@ -149,7 +159,7 @@ def padded(count: int) -> int:
 def _offsets(sizes: Sizes) -> tuple[int, ...]:
     """Where in a layer's part of the buffer its numbers begin, and the length of that part: see Offsets in C++."""
     found = (ctypes.c_int64 * 11)()
-    LIBRARY.sttabt_offsets((ctypes.c_int64 * 6)(*sizes), found)
+    LIBRARY.sttabt_offsets((ctypes.c_int64 * 7)(*sizes), found)
     return tuple(found)
 
 

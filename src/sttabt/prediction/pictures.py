@@ -23,11 +23,14 @@ LONGEST = 60  # characters of a path in a title: its end
 SAID = ("class", "probability", "score", "kept")  # what a title says
 
 
+@dataclass(frozen=True, eq=False)
 class _Unlabelled(Gallery):
-    """Nobody says what the sample is."""
+    """Nobody says what the sample is; of an encoder, which predicts nothing, there is nothing to say."""
+
+    predicts: bool
 
     def caption(self, index: int) -> Caption:
-        return Caption("", super().caption(index).prediction, None)
+        return Caption("", super().caption(index).prediction if self.predicts else "", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +94,15 @@ class Pictures:
 
     def _common(self, prediction: Prediction, alive: torch.Tensor) -> dict[str, Any]:
         said, names = prediction.said, self.predictor.preparation.class_names
-        score = "score" in said
-        place = said["score"] if score else (names.index(said["class"]) if names else int(said["class"]))
+        place = said.get("score", 0)
+        if "class" in said:
+            place = names.index(said["class"]) if names else int(said["class"])
+        kind = float if "score" in said else int
         return {
             "alive": alive.numpy(),
             "layers": np.array(alive.shape[1] - 1),
-            "labels": np.array([place], float if score else int),
-            "predictions": np.array([place], float if score else int),
-            "class_names": np.array(() if score else names, dtype=str),
+            "labels": np.array([place], kind),
+            "predictions": np.array([place], kind),
+            "class_names": np.array(() if "score" in said else names, dtype=str),
+            "predicts": "embedding" not in said,
         }

@@ -25,6 +25,7 @@ from sttabt.pretrained.description import Preparation, preparation_of
 
 POOL = 16  # batches of texts that are sorted by length together
 DIGITS = 4  # of probabilities: of more the last would differ from one size of batches to another
+SIGNIFICANT = 5  # digits of a vector's numbers, whose sizes differ from model to model, likewise
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,11 @@ class Prediction:
 class Predictor:
     """`model` as it is deployed: frozen on a CPU, on a GPU where there is one.
 
-    left_out: a line for each input that could not be read, as they come. Raises UserError for a model that predicts no
-    class, or does not say how its inputs are made.
+    left_out: a line for each input that could not be read, as they come. Raises UserError for a model that does not say
+    how its inputs are made.
     """
 
     def __init__(self, model: PrunedModel, batch: int) -> None:
-        if model.base.embeds:
-            raise UserError(
-                "the model gives vectors and predicts no class: call it in Python,"
-                f" sttabt.load(...)(...).{model.base.answers}"
-            )
         self.batch, self.left_out = batch, list[str]()
         self.preparation = model.preparation or preparation_of(model.base)
         self.reads_text = model.base.may_pad
@@ -152,10 +148,15 @@ class Predictor:
         return Text(ids, types, real)
 
     def _said(self, run: Run) -> list[dict[str, Any]]:
-        """Class and probability, or a score; tokens of each input, and the share of them kept, mean over layers."""
+        """Class and probability, a score, or the vector of an encoder; tokens of each input, and the share of them
+        kept, mean over layers.
+        """
         logits, tokens = run.logits.float().cpu(), run.real.sum(-1).tolist()
         kept = run.plan.occupancy(run.real).double().mean(-1).tolist()
         common = [{"tokens": n, "kept": round(share, DIGITS)} for n, share in zip(tokens, kept, strict=True)]
+        if self.model.base.embeds:
+            vectors = [[float(f"{number:.{SIGNIFICANT}g}") for number in vector] for vector in logits.tolist()]
+            return [{"embedding": vector} | own for vector, own in zip(vectors, common, strict=True)]
         if logits.shape[1] == 1:
             return [
                 {"score": round(score, DIGITS)} | own for score, own in zip(logits[:, 0].tolist(), common, strict=True)

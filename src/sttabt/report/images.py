@@ -61,9 +61,9 @@ def draw_images(part: SubFigure, title: str, columns: Sequence[tuple[str, ImageG
         for index in range(images):
             caption = gallery.caption(index)
             mark = {True: "✓ ", False: "✗ ", None: ""}[caption.right]
+            said = f"{mark}predicted {shorten(caption.prediction, 40, placeholder='…')}" if caption.prediction else ""
             page.text(
-                left, TITLE + HEADS + index * (tile + FOOT) + tile + 0.03,
-                f"{mark}predicted {shorten(caption.prediction, 40, placeholder='…')}",
+                left, TITLE + HEADS + index * (tile + FOOT) + tile + 0.03, said,
                 fontsize=7, va="top", color=WRONG if caption.right is False else "#555555", parse_math=False,
             )  # fmt: skip
         left += (len(layers) - 1) * (tile + BETWEEN)

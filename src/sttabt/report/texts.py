@@ -73,9 +73,9 @@ def draw_texts(part: SubFigure, title: str, columns: Sequence[tuple[str, TextGal
             _draw_text(axes, gallery, index, left, top)
             top += _lines(gallery, index) * LINE
             mark = {True: "✓ ", False: "✗ ", None: ""}[caption.right]
+            said = f"{mark}predicted {shorten(caption.prediction, 16, placeholder='…')}, " if caption.prediction else ""
             axes.text(
-                left, top + 0.03, f"{mark}predicted {shorten(caption.prediction, 16, placeholder='…')},"
-                f" {100 * gallery.share(index):.0f} % kept",
+                left, top + 0.03, f"{said}{100 * gallery.share(index):.0f} % kept",
                 fontsize=7, va="top", color=WRONG if caption.right is False else "#555555", parse_math=False,
             )  # fmt: skip
             top += FOOT

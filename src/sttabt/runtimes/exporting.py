@@ -30,8 +30,9 @@ from sttabt.system.files import write_atomically
 from sttabt.version import __version__
 
 BATCHES = (1, 2, 7)  # at which file and model are compared
-TOLERANCE = 1e-4  # of float32 logits, relative to the largest where that is above 1
+TOLERANCE = 1e-4  # of float32 logits or vectors, relative to the largest number where that is above 1
 LEAST_AGREEMENT = 0.5  # below it an int8 file is broken rather than coarse
+LEAST_SIMILARITY = 0.8  # likewise, of vectors
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,16 @@ class Export:
 
     counts: tokens at every boundary (L+1).
     macs_share: multiply-adds, planner included, as a share of the dense model's.
-    difference: largest of its logits from torch's.
-    agreement: share of the calibration inputs of which an int8 file predicts the same class, None for float32.
+    output: what the file calls its result, "logits" or, of an encoder without a classifier, "embeddings".
+    difference: largest of its result from torch's.
+    agreement: share of the calibration inputs of which an int8 file predicts the same class, of embeddings the mean
+    cosine similarity to torch's; None for float32.
     """
 
     path: Path
     counts: list[int]
     macs_share: float
+    output: str
     difference: float
     agreement: float | None
 
@@ -69,7 +73,8 @@ def export(
 ) -> Export:
     """`model` as a file for another runtime: planner included, really fewer tokens, the same number for each input.
 
-    model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense.
+    model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense; a classifier
+    or an encoder that embeds.
     format: "onnx", "openvino", "torch" (torch.export) or "executorch".
     counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`.
     budget: instead of counts, the share of the dense model's multiply-adds that the file may cost, planner included;
@@ -81,11 +86,11 @@ def export(
     class_names, preprocessing: go into the file; None: as the library's model says.
 
     The file takes `images` (B, C, height, width) float32, or `input_ids`, `attention_mask` and, where the model reads
-    them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes) for any B
-    (executorch: 1). `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at batches of 1, 2 and
-    7: float32 must give the same classes, and logits within 1e-4 (of the largest, where that is above 1), otherwise
-    nothing is left of it. Inputs of which two tokens are all but equally important, so that either may stay as a
-    runtime rounds, are left out of the comparison.
+    them, `token_type_ids`, (B, tokens) int64, padding behind the text; it gives `logits` (B, classes), or `embeddings`
+    (B, D), for any B (executorch: 1). `sttabt.runtimes.reading.open_exported` runs it. It is compared with torch at
+    batches of 1, 2 and 7: float32 must give the same classes, and logits within 1e-4 (of the largest, where that is
+    above 1), or vectors within as much, otherwise nothing is left of it. Inputs of which two tokens are all but equally
+    important, so that either may stay as a runtime rounds, are left out of the comparison.
     Raises UserError for a model or method without such a graph, counts out of range, a package that is missing, an
     opset that cannot be written, or a file that does not agree.
     """
@@ -104,6 +109,8 @@ def export(
         counts = _counts_at_budget(pruned, batches, budget, counts)
     elif counts is None and pruned.method.takes_counts and pruned.method.counts is None:
         counts = counts_of(pruned, batches)
+    if class_names is not None and pruned.base.embeds:
+        raise UserError("class_names have no effect on a model without a classifier: leave them out")
     graph = Graph(pruned, counts, tokens)
     share = macs_share(pruned, graph.counts, graph.tokens)
     metadata = {
@@ -114,20 +121,21 @@ def export(
         "macs_share": share,
         "inputs": [asdict(each) for each in graph.inputs],
         "preprocessing": dict(preprocessing_of(pruned.base, graph.tokens) if preprocessing is None else preprocessing),
-        "classes": list(class_names_of(pruned.base) if class_names is None else class_names),
+        "output": graph.output,
+        "classes": list(_class_names(pruned) if class_names is None else class_names),
         "int8": int8,
         "opset": opset or runtime.opset,
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        options = {"opset": metadata["opset"], "int8": int8, "metadata": json.dumps(metadata)}
+        options = {"opset": metadata["opset"], "int8": int8, "metadata": json.dumps(metadata), "output": graph.output}
         _write(runtime, graph, file, options)
         difference = _compare(runtime, graph, file, metadata, exact=not int8)
         agreement = _agreement(runtime, graph, file, metadata, batches or []) if int8 else None
         runtime.note(file, json.dumps(metadata | {"difference": difference, "agreement": agreement}))
         for each in [*runtime.beside(file), file]:
             write_atomically(path.with_name(each.name), each.read_bytes())
-    return Export(path, graph.counts, share, difference, agreement)
+    return Export(path, graph.counts, share, graph.output, difference, agreement)
 
 
 def _target(path: str | Path, format: str) -> Path:
@@ -144,6 +152,10 @@ def _target(path: str | Path, format: str) -> Path:
 def _dense(model: nn.Module) -> PrunedModel:
     base = adapt(model)
     return PrunedModel(base, find_method("dense")(method_settings("dense")(method="dense"), base.layers, base.outputs))
+
+
+def _class_names(pruned: PrunedModel) -> list[str]:
+    return [] if pruned.base.embeds else class_names_of(pruned.base)
 
 
 def _inputs(batch: Any) -> Tensor | Text:
@@ -179,21 +191,22 @@ def _write(runtime: Runtime, graph: Graph, file: Path, options: Mapping[str, Any
 
 
 def _compare(runtime: Runtime, graph: Graph, file: Path, metadata: dict[str, Any], exact: bool) -> float:
-    """The largest difference of the logits from torch's.
+    """The largest difference of the file's result from torch's.
 
     Raises UserError when they are no numbers, and where they should be `exact` and are not.
     """
-    found, largest = _opened(runtime, file, metadata), 0.0
+    opened, largest, classifies = _opened(runtime, file, metadata), 0.0, not graph.base.embeds
     for batch in BATCHES:
         given = graph.examples(batch)
-        expected, logits = graph.expected(given), found(*given)
-        difference = float((logits - expected).abs().max())
+        expected, found = graph.expected(given), opened(*given)
+        difference = float((found - expected).abs().max())
         allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        same = torch.equal(logits.argmax(-1), expected.argmax(-1))
-        if not logits.isfinite().all() or (exact and not (difference <= allowed and same)):
+        same = not classifies or torch.equal(found.argmax(-1), expected.argmax(-1))
+        if not found.isfinite().all() or (exact and not (difference <= allowed and same)):
+            other = ", or predict another class" if classifies else ""
             raise UserError(
-                f"format={runtime.format} does not compute what torch computes: at batch {batch} logits differ by"
-                f" {difference:.3g}, more than {allowed:.1g}, or predict another class: nothing is kept of it"
+                f"format={runtime.format} does not compute what torch computes: at batch {batch} {graph.output} differ"
+                f" by {difference:.3g}, more than {allowed:.1g}{other}: nothing is kept of it"
             )
         largest = max(largest, difference)
     return largest
@@ -202,16 +215,25 @@ def _compare(runtime: Runtime, graph: Graph, file: Path, metadata: dict[str, Any
 def _agreement(
     runtime: Runtime, graph: Graph, file: Path, metadata: dict[str, Any], batches: Sequence[Tensor | Text]
 ) -> float:
-    """The share of inputs of which file and model predict the same class."""
-    found, same, all_of_them = _opened(runtime, file, metadata), 0, 0
+    """The share of inputs of which file and model predict the same class; of vectors the mean cosine similarity."""
+    opened, agreed = _opened(runtime, file, metadata), []
     for batch in batches:
         given = graph.tensors(batch)
-        same += int((found(*given).argmax(-1) == graph.expected(given).argmax(-1)).sum())
-        all_of_them += len(given[0])
-    share = same / all_of_them
-    log.info("int8 predicts the same class for %d of %d calibration inputs", same, all_of_them)
-    if share < LEAST_AGREEMENT:
-        raise UserError(f"int8 predicts the same class for {share:.0%} of the inputs only: nothing is kept of it")
+        found, expected = opened(*given), graph.expected(given)
+        if graph.base.embeds:
+            agreed.append(nn.functional.cosine_similarity(found, expected))
+        else:
+            agreed.append(found.argmax(-1) == expected.argmax(-1))
+    each = torch.cat(agreed)
+    share = float(each.double().mean())
+    if graph.base.embeds:
+        log.info("int8: mean cosine similarity %.4f of %d calibration inputs", share, len(each))
+        said, least = f"int8 has a mean cosine similarity of {share:.3f} only", LEAST_SIMILARITY
+    else:
+        log.info("int8 predicts the same class for %d of %d calibration inputs", int(each.sum()), len(each))
+        said, least = f"int8 predicts the same class for {share:.0%} of the inputs only", LEAST_AGREEMENT
+    if share < least:
+        raise UserError(f"{said}: nothing is kept of it")
     return share
 
 

@@ -1,4 +1,4 @@
-"""What is exported: one graph from plain tensors to logits, planning included, of static shapes but for the batch."""
+"""What is exported: one graph from plain tensors to logits or vectors, planning included, static but for the batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Input:
 
 
 class Graph(nn.Module):
-    """A model as its file computes it: called with one tensor a name of `inputs`, gives logits (B, classes).
+    """A model as its file computes it: called with one tensor a name of `inputs`, gives logits (B, classes), or
+    of an encoder without a classifier its vector (B, D).
 
     counts: tokens that each layer reads (L), None: as the method has them. tokens: the length that texts are padded to.
     Raises UserError for a model that has no graph of static shapes.
@@ -70,6 +71,11 @@ class Graph(nn.Module):
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.base.token_types else [])]
         return [Input(name, (self.tokens,), "int64") for name in names]
 
+    @property
+    def output(self) -> str:
+        """What the file calls that which it gives."""
+        return "embeddings" if self.base.embeds else "logits"
+
     def forward(self, *given: Tensor) -> Tensor:
         inputs = self.read(*given)
         if self.fixed is not None:
@@ -101,7 +107,7 @@ class Graph(nn.Module):
 
     @torch.no_grad()
     def expected(self, given: Sequence[Tensor]) -> Tensor:
-        """The logits as torch computes them outside a graph: texts one by one, without padding."""
+        """What torch computes outside a graph: texts one by one, without padding."""
         inputs = self.read(*given)
         if self.fixed is None:
             return self.base(inputs)
@@ -136,6 +142,8 @@ class Graph(nn.Module):
         lengths[::2] = self.tokens
         ids = torch.randint(0, sizes.vocab_size, shape, generator=generator)
         mask = (torch.arange(self.tokens) < lengths).long()
+        if (padding := sizes.pad_token_id) is not None:  # which RoBERTa refuses in a text
+            ids[ids == padding] = (padding + 1) % sizes.vocab_size
         types = (torch.arange(self.tokens) >= lengths // 2).long().clamp_max(max(self.base.token_types - 1, 0))
         return (ids, mask, types)[: len(self.inputs)]
 
@@ -158,8 +166,6 @@ def check_model(pruned: PrunedModel) -> None:
     """Raises UserError for a model that no file can hold."""
     if isinstance(pruned, FrozenModel):
         raise UserError("a frozen model runs on kernels that no other runtime has: export the model that was frozen")
-    if pruned.base.embeds:
-        raise UserError("a file is compared by the classes that it predicts, and this model has no classifier")
     method = pruned.method
     if not (isinstance(method, Dense) or method.takes_counts):
         raise UserError(f"{method.title} has no graph in which every input keeps as many tokens a layer: {SERVE}")

@@ -25,7 +25,7 @@ class OnnxFile(Runtime):
     packages: ClassVar[Mapping[str, str]] = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
-        translate(program, path, names, options["opset"])
+        translate(program, path, names, options["output"], options["opset"])
         if options["int8"]:
             _quantise(path)
 
@@ -55,8 +55,8 @@ class OnnxFile(Runtime):
         return session.get_modelmeta().custom_metadata_map.get(METADATA), run
 
 
-def translate(program: ExportedProgram, path: Path, names: Sequence[str], opset: int) -> None:
-    """The program as ONNX with a dynamic batch dimension.
+def translate(program: ExportedProgram, path: Path, names: Sequence[str], output: str, opset: int) -> None:
+    """The program as ONNX with a dynamic batch dimension. names, output: of the tensors that it takes and gives.
 
     Raises UserError for an opset that torch does not write, and for operators that a device does not run.
     """
@@ -73,7 +73,7 @@ def translate(program: ExportedProgram, path: Path, names: Sequence[str], opset:
             program,
             opset_version=opset,
             input_names=list(names),
-            output_names=["logits"],
+            output_names=[output],
             dynamo=True,
             verbose=False,
             optimize=False,  # with smaller limits it loses constants that the next line needs

@@ -25,7 +25,7 @@ class OpenVinoFile(Runtime):
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
         openvino = _library()
         graph = path.with_suffix(OnnxFile.suffix)
-        translate(program, graph, names, OnnxFile.opset)
+        translate(program, graph, names, options["output"], OnnxFile.opset)
         openvino.save_model(openvino.convert_model(graph), path, compress_to_fp16=False)
 
     def note(self, path: Path, metadata: str) -> None:

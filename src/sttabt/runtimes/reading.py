@@ -1,4 +1,4 @@
-"""An exported file in Python: what it says of itself, and its logits."""
+"""An exported file in Python: what it says of itself, and what it computes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from sttabt.runtimes.runtime import Session, one_line
 
 
 class ExportedModel:
-    """Called with one tensor or array a name of `inputs`, of any batch size; gives logits (B, classes) as a tensor.
+    """Called with one tensor or array a name of `inputs`, of any batch size; gives logits (B, classes), or embeddings
+    (B, D), as a tensor.
 
-    metadata: what `sttabt.export` put into the file.
+    metadata: what `sttabt.export` put into the file; its `output` says which of the two.
     Raises UserError for inputs of another number, kind or size than were exported.
     """
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from sttabt.errors import UserError
 
-Session = Callable[[Sequence[np.ndarray]], np.ndarray]  # from a file's inputs, in order, to logits (B, classes)
+Session = Callable[[Sequence[np.ndarray]], np.ndarray]  # from a file's inputs, in order, to what it gives (B, classes)
 METADATA = "sttabt"  # the name of the entry that says, as JSON, what a file holds
 EXTRA = "sttabt[export]"
 
@@ -42,7 +42,9 @@ class Runtime(ABC):
 
     @abstractmethod
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
-        """The program, whose inputs have these names, as a file. options: opset, int8, metadata. Raises UserError."""
+        """The program, whose inputs have these names, as a file. options: opset, int8, metadata, output (the name of
+        what it gives). Raises UserError.
+        """
 
     @abstractmethod
     def note(self, path: Path, metadata: str) -> None:

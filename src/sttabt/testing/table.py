@@ -23,10 +23,10 @@ HEAD = """# Models
 Written by `python -m sttabt.testing.table`, which runs every example of every adapter under every method; a test fails
 where this page is old. `sttabt.prune(model, method)` takes live models of these classes and of subclasses that compute
 the same. They are called as their library calls them, and answer as it does; an encoder without a classifier answers
-with one vector a sample, `pooler_output`: the pooler's, or without a pooler the mean of the real tokens that are left
-(CLIP's with a projection: `image_embeds`). It has no `last_hidden_state`, as dropped tokens have no row: reading it is
-an error. Such encoders are not exported, and no method trains on them but the approximate network, which learns the
-attention alone.
+with one vector a sample, `pooler_output`: the pooler's; where there is none of an image the class token behind the last
+norm, of a text, and of SigLIP, the mean of the real tokens that are left (CLIP's with a projection: `image_embeds`). It
+has no `last_hidden_state`, as dropped tokens have no row: reading it is an error. No method trains on such encoders but
+the approximate network, which learns the attention alone.
 """
 LEGEND = """
 `yes`: the model runs, and where the method has a masked form, masking gives the logits of dropping. A number says why

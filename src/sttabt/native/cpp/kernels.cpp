@@ -42,6 +42,8 @@ struct Finish {
     bool gelu;
 };
 
+enum Activation : int64_t { GELU, TANH_GELU, QUICK_GELU };  // as packed.py numbers them
+
 struct Norm {
     const float *weight, *bias;
     float epsilon;
@@ -53,12 +55,14 @@ struct Product {
     int64_t depth, first, width;
 };
 
-// norm_first: x + join(attend(norm(x))), then x + narrow(gelu(widen(norm(x)))). Otherwise each norm stands after its sum.
+// norm_first: x + join(attend(norm(x))), then x + narrow(activation(widen(norm(x)))). Otherwise each norm stands after its
+// sum.
 struct Layer {
     Product qkv, join, widen, narrow;
     Norm first, second;
     int64_t width, stride;
     bool norm_first;
+    int64_t activation;
 };
 
 inline int64_t room16(int64_t count) { return (count + 15) / 16 * 16; }
@@ -82,7 +86,7 @@ struct Offsets {
 
 // A packed encoder: its sizes, as Python hands them over, and where its numbers are.
 struct Encoder {
-    int64_t panel, layers, width, wide, heads, norm_first;
+    int64_t panel, layers, width, wide, heads, norm_first, activation;
     const float *packed;
 
     int64_t stride() const { return room16(width); }
@@ -119,7 +123,7 @@ struct Encoder {
         return {
             {own + at.qkv, own + at.qkv_bias, width, 0, 3 * w}, {own + at.join, own + at.join_bias, width, 0, w},
             {own + at.widen, own + at.widen_bias, width, 0, f}, {own + at.narrow, own + at.narrow_bias, wide, 0, w},
-            norm(at.first), norm(at.second), width, w, norm_first != 0,
+            norm(at.first), norm(at.second), width, w, norm_first != 0, activation,
         };
     }
 };
@@ -383,10 +387,10 @@ PUBLIC int64_t sttabt_panel() {
     }
 }
 
-// sizes: panel, layers, width, wide, heads, norm_first. offsets: 11 numbers, see Offsets; the last is a layer's length.
+// sizes: panel, layers, width, wide, heads, norm_first, activation. offsets: 11 numbers, see Offsets; the last is a layer's length.
 PUBLIC void sttabt_offsets(const int64_t *sizes, int64_t *offsets) {
     Encoder encoder = {};
-    memcpy(&encoder, sizes, 6 * sizeof(int64_t));
+    memcpy(&encoder, sizes, 7 * sizeof(int64_t));
     const Offsets at = encoder.offsets();
     memcpy(offsets, &at, sizeof(at));
 }
@@ -400,7 +404,7 @@ PUBLIC int64_t sttabt_counts_fit(const int64_t *counts, int64_t boundaries, int6
 
 static Encoder described(const int64_t *sizes, const float *packed) {
     Encoder encoder = {};
-    memcpy(&encoder, sizes, 6 * sizeof(int64_t));
+    memcpy(&encoder, sizes, 7 * sizeof(int64_t));
     encoder.packed = packed;
     return encoder;
 }
