@@ -206,6 +206,7 @@ def test_help_names_every_setting_with_value_meaning_and_range(monkeypatch, caps
         assert f"sparsity={method}: {method_settings(method).title} (" in text
     for name in ("TRAINING.epochs=???", "resume=auto", "(one of auto, never)", "(above 0 and at most 1)"):
         assert name in text
+    assert "sparsity=each_job is no method: every job of a sweep chooses its own." in text
 
 
 def test_help_shows_what_is_chosen(monkeypatch, capsys) -> None:
