@@ -199,6 +199,11 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         raise UserError(f"{folder} is a file: give the folder of a model; an exported file is read by open_exported")
     if not folder.exists():
         raise UserError(f"{folder} is not there: give the folder of a model, or an id of the hub as USER/MODEL")
+    if not (folder / RECORD).exists():
+        raise UserError(
+            f"{folder} holds no {RECORD}: give a folder that save_pretrained wrote, or an artifact of a run,"
+            " artifacts/STAGE/FINGERPRINT"
+        )
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
     if stage not in (*LOADED, SAVED):
