@@ -720,6 +720,14 @@ def test_a_row_says_how_it_was_tuned_where_it_was() -> None:
     assert not {"method", "training"} & set(tuned)
 
 
+def test_what_is_not_tuned_is_asked_once_for_its_budget(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="sttabt.models.budget"):
+        row = _run("sparsity=evit", "budget.macs=0.8")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "sttabt.models.budget"]
+    assert "sparsity.keep_ratio=" in line and row.budget is not None
+    assert len(_made("budget")) == 1 and not _made("prune")
+
+
 def test_more_tokens_than_the_model_has_are_refused_before_anything_trains() -> None:
     with pytest.raises(UserError, match=r"sparsity\.counts=\[99\] begins with 99 tokens, but the model has 5"):
         run_stages(_settings("sparsity=backtracking", "sparsity.counts=[99]"), JOB)
