@@ -316,6 +316,7 @@ def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel
     given = [move_data_to_device(inputs_of(batch), device) for batch in batches]
     for inputs in given:
         pruned.base.check_inputs(inputs)
+        pruned.base.check_numbers(inputs)  # which the library's own forward, timed beside, does not look at
     given = [inputs for inputs in given if len(pruned.base.real(inputs))]
     if not given:
         raise UserError("calibration gave nothing: give a DataLoader or a list of batches")
