@@ -15,11 +15,6 @@ FLAT = 3  # costs that are the same one after the other: nothing moves there any
 BETWEEN = 9  # values that are tried inside where the ends cost too much or too little alike
 NARROW = 1e-6  # a part of the range that holds no other value of use
 MARGIN = 0.05  # share of a bracket that its next value keeps from its ends
-MISSED = {
-    "macs_share": 0.02,
-    "time_ratio": 0.05,
-    "time_ratio_frozen": 0.05,
-}  # share of what is asked: further is not reached
 
 Cost = Callable[[float], float]
 

@@ -10,12 +10,13 @@ from typing import Any, get_type_hints
 
 import torch
 
-from sttabt.core.budget import MISSED, Calibration, Cost, Range, find_value
+from sttabt.core.budget import Calibration, Cost, Range, find_value
 from sttabt.engine.frozen import FrozenBackbone
 from sttabt.models.dense import library_forwards, over
 from sttabt.models.frozen import deployed, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BudgetSettings, MethodSettings
+from sttabt.settings.budget import NEAR
 from sttabt.settings.fields import ANY, describe
 from sttabt.timing.interleaved import time_interleaved
 
@@ -126,7 +127,7 @@ def _kept(model: PrunedModel, batches: Sequence[Any]) -> float:
 
 def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None:
     where = f"sparsity.{found.dial}={found.value:.6g} gives {found.reached:.4g} of the dense"
-    if abs(found.reached - found.asked) <= MISSED[found.of] * found.asked:
+    if abs(found.reached - found.asked) <= NEAR[found.of] * found.asked:
         log.info("%s: %s", budget, where)
         return
     label = model.method.settings.label

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sttabt.core.budget import MISSED
 from sttabt.report.markup import markdown_table, write_latex
 from sttabt.report.points import COSTS, Point, asked_budget, spell
 from sttabt.report.predictions import Predictions, exact_p_value, paired_test, read_predictions
 from sttabt.report.rows import METRICS, Row
 from sttabt.report.table import heading
+from sttabt.settings.budget import NEAR
 from sttabt.system.files import reason
 
 LEVEL = 0.05
@@ -294,7 +294,7 @@ def _frame(lines: Sequence[Line]) -> pd.DataFrame:
 def _over(point: Point) -> bool:
     """By what was reached where the budget was found: the cost of the test items differs a little from it."""
     first, reached = point.rows[0], point.value("budget.reached")
-    return reached is not None and reached.mean > (1 + MISSED[str(first.budget_of)]) * (first.budget or {})["asked"]
+    return reached is not None and reached.mean > (1 + NEAR[str(first.budget_of)]) * (first.budget or {})["asked"]
 
 
 def _order(budget: tuple[object, ...]) -> tuple:
