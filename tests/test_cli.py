@@ -206,6 +206,7 @@ def test_help_names_every_setting_with_value_meaning_and_range(monkeypatch, caps
         assert f"sparsity={method}: {method_settings(method).title} (" in text
     for name in ("TRAINING.epochs=???", "resume=auto", "(one of auto, never)", "(above 0 and at most 1)"):
         assert name in text
+    assert "sparsity=each_job is no method: every job of a sweep chooses its own." in text
 
 
 def test_help_shows_what_is_chosen(monkeypatch, capsys) -> None:
@@ -382,12 +383,21 @@ def test_a_sweep_names_what_no_job_of_it_uses() -> None:
         ("approx.corpus_training.label_smoothing=0.1", "approx.start=interpolated reads no corpus"),
         ("sparsity.training.mix_share=0.5", "sparsity.training mixes no images"),
         ("sparsity.training.warmup_epochs=0", "sparsity.training.epochs=0 trains nothing"),
+        ("sparsity.training.learning_rate=0.1", "sparsity.training.epochs=0 trains nothing"),
+        ("sparsity.training.label_smoothing=0.1", "sparsity.training.epochs=0 trains nothing"),
     ],
 )
 def test_a_trainings_setting_has_an_effect_by_the_stage(override: str, expected: str | None) -> None:
     settings = compose_settings(["name=test", "sparsity=concrete", "sparsity.training.epochs=0", override])
     lines = list(without_effect(settings, [override]))
     assert lines == ([f"{override} has no effect: {expected}"] if expected else [])
+
+
+@pytest.mark.parametrize("override", ["sparsity.distillation=0.5", "sparsity.ema=0.9", "sparsity.training.mixup=0.8"])
+def test_what_tunes_has_no_effect_without_epochs(override: str) -> None:
+    for epochs, lines in ((0, [f"{override} has no effect: sparsity.training.epochs=0 trains nothing"]), (1, [])):
+        settings = compose_settings(["name=test", "sparsity=tome", f"sparsity.training.epochs={epochs}", override])
+        assert list(without_effect(settings, [override])) == lines
 
 
 def test_settings_from_python_name_what_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from sttabt.pipeline.stages.evaluate import EvaluateStage
 from sttabt.pipeline.stages.general import GeneralStage
 from sttabt.pipeline.stages.prune import PruneStage
 from sttabt.report.rows import Row
-from sttabt.settings import TrainedSettings, method_names, method_settings
+from sttabt.settings import TrainedSettings, TunedSettings, method_names, method_settings
 from sttabt.store.artifacts import Store
 from sttabt.store.job import Job
 from test_text_data import make_small_bert, sentences
@@ -37,6 +37,10 @@ COMMON += ["evaluation.gallery=0", "fast_dev_run=20", "stages=[base,general,appr
 TRAINING = ["epochs=1", "warmup_epochs=0", "learning_rate=0.01", "weight_decay=0.5", "label_smoothing=0.1"]
 IMAGES = ["dataset=digits", "model=test_vit", "model.width=32", "model.heads=2", "model.depth=2", "model.patch_size=14"]
 IMAGES += ["model.training.mixup=0.8", "model.training.cutmix=1.0", "model.training.grad_clip_norm=1"]
+
+SHARPER = {
+    name: ["sparsity.keep_ratio=0.5"] for name in ("pitome", "evit")
+}  # else four patches are too few to lose any
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,14 @@ def compute() -> Found:
             else ("dense", "backtracking", "concrete", "ltp", "tome", "pitome", "power_bert", "diffrate")
         )
         for name in names:
-            settings = compose_settings(
-                [*COMMON, *given, *_training(name), f"sparsity={name}"], output=f"{kind}/{name}"
-            )
-            run_stages(settings, Job("test", "test", True, ""))
-            numbers[f"{kind}, {name}"] = _of_row(Row.read(Path(settings.paths.output) / "row.json"))
+            common = [*COMMON, *given, f"sparsity={name}", *SHARPER.get(name, []), *_training(name)]
+            jobs = {f"{kind}, {name}": common}
+            if issubclass(method_settings(name), TunedSettings):
+                jobs[f"{kind}, {name}, untuned"] = [*common, "sparsity.training.epochs=0"]
+            for job, overrides in jobs.items():
+                settings = compose_settings(overrides, output=job)
+                run_stages(settings, Job("test", "test", True, ""))
+                numbers[job] = _of_row(Row.read(Path(settings.paths.output) / "row.json"))
     for _, record in Store("artifacts").records():
         if record["stage"] in ("approx", "general"):
             notes = record["notes"]

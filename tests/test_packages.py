@@ -94,7 +94,13 @@ def test_a_figure_is_listed_drawn_and_in_the_page(package: Path) -> None:
     report = package.parent / "work" / "R"
     assert {path.suffix for path in report.glob("by_kl.*")} == {".png", ".pdf", ".svg"}
     assert "Score against the divergence of the attention" in (report / "index.html").read_text(encoding="utf-8")
-    for entry, why in (("by_kl = my_tokens.figure:draw", "it is no"), ("pareto = my_tokens.figure:ENTRY", "taken")):
+    (package / "my_tokens" / "broken.py").write_text("raise ValueError('two\\nlines')\n")
+    for entry, why in (
+        ("by_kl = my_tokens.figure:draw", "it is no"),
+        ("pareto = my_tokens.figure:ENTRY", "taken"),
+        ("by_kl = my_tokens.nowhere:ENTRY", "cannot be imported (ModuleNotFoundError"),
+        ("by_kl = my_tokens.broken:ENTRY", "cannot be imported (ValueError two lines)"),
+    ):
         points.write_text(f"[sttabt.figures]\n{entry}\n")
         ended = _python(package, "-m", "sttabt.report", str(table), "out=R")
         assert ended.returncode == 2 and why in ended.stderr and ended.stderr.count("\n") == 1

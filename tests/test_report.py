@@ -324,6 +324,17 @@ def test_data_of_one_name_stay_apart(tmp_path):
     known = [make_row(share=share, data="1f2e3a4b") for share in (0.3, 0.6)]
     older = make_row(share=0.5, commit="89cd012")
     assert list(points_by_dataset([*known, older])) == ["digits"]
+    seeds = [make_row(seed=0, data="1f2e3a4b"), make_row(seed=1)]
+    assert [len(point.rows) for point in points_by_dataset(seeds)["digits"]] == [2], "seeds of one point"
+    tried = [
+        make_row(settings={"temperature": 0.5 + n}, data=data, validation_loss=n) for n, data in enumerate(("a", ""))
+    ]
+    assert best_by_validation(tried, ["temperature"]) == tried[:1]
+    others = [replace(row, data="ab"[n]) for n, row in enumerate(tried)]
+    assert [row.dataset for row in best_by_validation(others, ["temperature"])] == [
+        "digits (data a)",
+        "digits (data b)",
+    ]
     rows = [*known, make_row(share=0.4, data="0a0b0c0d"), older]
     found = points_by_dataset(rows)
     names = ["digits (data 0a0b0c0d)", "digits (data 1f2e3a4b)", "digits (data unknown)"]

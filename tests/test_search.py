@@ -233,7 +233,11 @@ MISTAKES = {
     "stages=[base]": "stages=['base'] gives a search no results: add evaluate",
     "hydra.sweeper.space.approx.factor={choices:[2,4]}": "not in the space of this search: put a + before",
     "sparsity=backtracking ~hydra.sweeper.space.sparsity +hydra.sweeper.space.approx.factor={choices:[2,4]}": "only "
-    "methods that train have: sparsity.method=backtracking does not",
+    "methods that train have: sparsity.method=backtracking does not with sparsity.training.epochs=0",
+    "sparsity=tome ~hydra.sweeper.space.sparsity +hydra.sweeper.space.sparsity.training.epochs={choices:[1,0]}": "only "
+    "methods that train have: sparsity.method=tome does not with sparsity.training.epochs=0",
+    "sparsity=dense ~hydra.sweeper.space.sparsity +hydra.sweeper.space.approx.factor={choices:[2,4]}": "only "
+    "methods that train have: sparsity.method=dense does not",
 }
 
 

@@ -34,6 +34,7 @@ from sttabt.lit.modules import BaseTraining
 from sttabt.lit.stage import TrainingStage
 from sttabt.pipeline.descriptions import hash_of_tested
 from sttabt.pipeline.evaluation import find_device
+from sttabt.pipeline.result import settings_of_row
 from sttabt.pipeline.stage import Context
 from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.pipeline.stages.base import BaseStage
@@ -708,6 +709,23 @@ def test_a_row_says_how_ltp_was_set() -> None:
     assert len(_made("prune")) == 1 and not _made("approx")
     _run("sparsity=ltp", "sparsity.mask_weight=0.4", "sparsity.temperature=0.002")
     assert (len(_made("base")), len(_made("prune"))) == (1, 2)
+
+
+def test_a_row_says_how_it_was_tuned_where_it_was() -> None:
+    """So that rows from before a method could be tuned are seeds of the same point."""
+    untuned = settings_of_row(_settings("sparsity=forward_topk"))
+    assert untuned == {"keep_ratio": 0.5}
+    tuned = settings_of_row(_settings("sparsity=forward_topk", "sparsity.training.epochs=2"))
+    assert tuned["training.epochs"] == 2 and {"distillation", "ema", "training.global_batch_size"} < set(tuned)
+    assert not {"method", "training"} & set(tuned)
+
+
+def test_what_is_not_tuned_is_asked_once_for_its_budget(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="sttabt.models.budget"):
+        row = _run("sparsity=evit", "budget.macs=0.8")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "sttabt.models.budget"]
+    assert "sparsity.keep_ratio=" in line and row.budget is not None
+    assert len(_made("budget")) == 1 and not _made("prune")
 
 
 def test_more_tokens_than_the_model_has_are_refused_before_anything_trains() -> None:

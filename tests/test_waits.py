@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import sttabt
 from pretended import from_device, pretended_device, to_device
 from sttabt.core.text import Text
 from sttabt.errors import UserError
@@ -93,6 +94,15 @@ def test_what_a_text_holds_is_asked_with_its_length(message: str, monkeypatch: p
     with pretended_device(monkeypatch) as device, pytest.raises(UserError, match=message):
         to_device(model).run(to_device(example.inputs))
     assert "prepare" in device.waits[0]
+
+
+@torch.inference_mode()
+def test_what_a_text_holds_is_asked_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's dense forward, which time is measured against, reads its tables without a look."""
+    model, example = Case("forward_topk", "bert").make()
+    example.inputs.ids[1].fill_(60)
+    with pretended_device(monkeypatch), pytest.raises(UserError, match="input_ids holds 60"):
+        sttabt.calibrate(to_device(model), sttabt.Budget(time=0.5), [to_device(example.inputs)])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -22,7 +22,7 @@ from sttabt.search.plan import Plan, by_method, first_values, overrides, study_f
 from sttabt.search.report import report_search
 from sttabt.search.space import WHERE, Space, fit_space, read_space
 from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
-from sttabt.settings import method_names
+from sttabt.settings import TunedSettings, method_names
 from sttabt.settings.renamed import new_name
 
 
@@ -163,10 +163,11 @@ class SearchSweeper(CheckedSweeper):
                 f"hardware.nodes={settings.hardware.nodes} would be as many searches of one study:"
                 " choose hardware=slurm"
             )
-        if not settings.sparsity.trains:
+        for sparsity in (each.sparsity for each in checked if not each.sparsity.trains):
+            without = " with sparsity.training.epochs=0" if isinstance(sparsity, TunedSettings) else ""
             raise UserError(
                 "hparams_search goes by the validation score, which only methods that train have:"
-                f" sparsity.method={settings.sparsity.method} does not"
+                f" sparsity.method={sparsity.method} does not{without}"
             )
         return Plan(fixed, settings, fit_space(space, dict(leaves(asdict(settings)))), self.sampler, self.seed)
 

@@ -199,6 +199,11 @@ def load(folder: str | Path, method: str = "", **settings: Any) -> PrunedModel:
         raise UserError(f"{folder} is a file: give the folder of a model; an exported file is read by open_exported")
     if not folder.exists():
         raise UserError(f"{folder} is not there: give the folder of a model, or an id of the hub as USER/MODEL")
+    if not (folder / RECORD).exists():
+        raise UserError(
+            f"{folder} holds no {RECORD}: give a folder that save_pretrained wrote, or an artifact of a run,"
+            " artifacts/STAGE/FINGERPRINT"
+        )
     tensors, record = load_folder(folder)
     stage, notes = record["stage"], record["notes"]
     if stage not in (*LOADED, SAVED):
@@ -311,6 +316,7 @@ def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel
     given = [move_data_to_device(inputs_of(batch), device) for batch in batches]
     for inputs in given:
         pruned.base.check_inputs(inputs)
+        pruned.base.check_numbers(inputs)  # which the library's own forward, timed beside, does not look at
     given = [inputs for inputs in given if len(pruned.base.real(inputs))]
     if not given:
         raise UserError("calibration gave nothing: give a DataLoader or a list of batches")

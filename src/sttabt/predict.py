@@ -79,15 +79,15 @@ def _predict(given: Sequence[str], options: dict[str, str]) -> int:
             if name in options:
                 raise UserError(f"{name}={options[name]} has no effect on images: leave it out")
         items = find_images(given)
-    if not items:
-        raise UserError(left_out[0] if left_out else f"there is nothing to predict in {', '.join(given)}")
+    if not items and not left_out:
+        raise UserError(f"there is nothing to predict in {', '.join(given)}")
     predictor = Predictor(model, _batch(options))
     with Lines(out) as lines:
         _go(predictor, items, lines, left_out, options.get("show"))
     if left_out:
         inputs = "1 input was" if len(left_out) == 1 else f"{len(left_out)} inputs were"
         sys.stderr.write(f"{inputs} left out, {lines.count} predicted\n")
-    return 0 if not left_out else 1 if lines.count else 2
+    return 1 if left_out else 0
 
 
 def _go(predictor: Any, items: Sequence[Any], lines: Any, left_out: list[str], show: str | None) -> None:

@@ -45,7 +45,7 @@ def help_text(overrides: Sequence[str], own_folder: str | None = None) -> str:
     listed = "\n".join(_line(group, ", ".join(choices), 16) for group, choices in groups.items())
     parts = [
         config.hydra.help.header.strip(),
-        f"Groups (group=choice):\n{listed}",
+        f"Groups (group=choice):\n{listed}\nsparsity=each_job is no method: every job of a sweep chooses its own.",
         *_settings(config, config.hydra.runtime.choices, every_method),
         config.hydra.help.footer.strip(),
     ]

@@ -12,7 +12,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from sttabt.cli.help import default_of, may_be, names_of, rows
-from sttabt.settings import BenchSettings, Settings, TrainedSettings, TrainingSettings, method_names, method_settings
+from sttabt.settings import (
+    BenchSettings,
+    Settings,
+    TrainedSettings,
+    TrainingSettings,
+    TunedSettings,
+    method_names,
+    method_settings,
+)
 from sttabt.settings.fields import describe, is_node
 
 FILE = "docs/SETTINGS.md"
@@ -49,7 +57,9 @@ def _methods() -> Iterator[str]:
             continue  # of another package that happens to be installed
         text = f"{method.title} ({method.source})."
         text += f" `{method.knob_name()}` moves it along its curve." if method.knob_name() else ""
-        text += " It trains: see the settings of all methods that train." if issubclass(method, TrainedSettings) else ""
+        if issubclass(method, TrainedSettings):
+            trains = "It trains, if asked" if issubclass(method, TunedSettings) else "It trains"
+            text += f" {trains}: see the settings of all methods that train."
         own = [each for each in names_of(method) if not _inherits(method, each)]
         yield _section(f"`sparsity={name}`", "sparsity.", method, own, text, level=3)
     yield _section("All methods that train", "sparsity.", TrainedSettings, level=3)

@@ -16,6 +16,7 @@ from sttabt.models.dense import library_forwards, over
 from sttabt.models.frozen import deployed, freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BudgetSettings, MethodSettings
+from sttabt.settings.budget import NEAR
 from sttabt.settings.fields import ANY, describe
 from sttabt.timing.interleaved import time_interleaved
 
@@ -54,7 +55,7 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
     turn(model, value)
     at = getattr(model.method.settings, dial)
     model.calibration = Calibration(meter.of, budget.share, reached, dial, at, kept)
-    _say(model, budget, model.calibration, meter.missed)
+    _say(model, budget, model.calibration)
     return model.calibration
 
 
@@ -71,7 +72,7 @@ def dial_range(settings: MethodSettings) -> Range:
 class _Counted:
     """The share of multiply-adds, mean over samples of both. Exact, so that it is looked for closer than need be."""
 
-    of, tolerance, most, missed = "macs_share", 0.002, 40, 0.02
+    of, tolerance, most = "macs_share", 0.002, 40
 
     def __init__(self, frozen: PrunedModel, model: PrunedModel, batches: Sequence[Any]) -> None:
         self.frozen, self.model, self.batches = frozen, model, batches
@@ -91,7 +92,7 @@ class _Counted:
 class _Timed:
     """The share of time, median over interleaved rounds; a value that is timed again adds rounds to those it has."""
 
-    tolerance, most, missed = 0.02, 16, 0.05
+    tolerance, most = 0.02, 16
 
     def __init__(self, frozen: PrunedModel, model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings) -> None:
         self.rounds, self.run = budget.rounds, over(batches, frozen.run)
@@ -124,9 +125,9 @@ def _kept(model: PrunedModel, batches: Sequence[Any]) -> float:
     return total / samples
 
 
-def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration, missed: float) -> None:
+def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None:
     where = f"sparsity.{found.dial}={found.value:.6g} gives {found.reached:.4g} of the dense"
-    if abs(found.reached - found.asked) <= missed * found.asked:
+    if abs(found.reached - found.asked) <= NEAR[found.of] * found.asked:
         log.info("%s: %s", budget, where)
         return
     label = model.method.settings.label

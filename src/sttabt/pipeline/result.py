@@ -128,9 +128,15 @@ def _averages(scores: Scores | None) -> dict[str, float] | None:
 
 
 def settings_of_row(settings: Settings) -> dict[str, Any]:
-    """All settings of the method, flat, with the samples of an update that training has on this hardware."""
-    own = dict(_flat(asdict(settings.sparsity)))
-    del own["method"]
+    """The settings of the method, flat; where it trains, those of training, too, with the samples of an update on this
+    hardware.
+    """
+    sparsity = settings.sparsity
+    used = asdict(sparsity)
+    if not sparsity.trains:
+        used = {name: used[name] for name in sparsity.own_names()}
+    own = dict(_flat(used))
+    own.pop("method", None)
     size = "training.global_batch_size"
     return own | ({size: update_size(settings, "prune")} if size in own else {})
 

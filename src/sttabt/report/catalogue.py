@@ -56,16 +56,20 @@ def catalogue() -> dict[str, Entry]:
     """Every figure there is: those of CATALOGUE, and what installed packages add.
 
     Raises:
-        UserError: a package's figure is none, or has a name that is taken.
+        UserError: a package's figure cannot be imported, is none, or has a name that is taken.
     """
     return CATALOGUE | {point.name: _load(point) for point in entry_points(group=GROUP)}
 
 
 def _load(point: EntryPoint) -> Entry:
-    entry = point.load()
-    if isinstance(entry, Entry) and point.name not in CATALOGUE:
-        return entry
-    why = "its name is taken" if isinstance(entry, Entry) else "it is no sttabt.report.catalogue.Entry"
+    try:
+        entry = point.load()
+    except Exception as error:  # whatever another package raises at import
+        why = f"it cannot be imported ({type(error).__name__} {' '.join(str(error).split())})"
+    else:
+        if isinstance(entry, Entry) and point.name not in CATALOGUE:
+            return entry
+        why = "its name is taken" if isinstance(entry, Entry) else "it is no sttabt.report.catalogue.Entry"
     raise UserError(f"figure {point.name} ({point.value}): {why}: correct the entry point of the package that has it")
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sttabt.errors import UserError, nearest
-from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS, set_settings
+from sttabt.report.points import METHOD, ONE_TABLE, VARIANTS, data_apart, set_settings
 from sttabt.report.rows import Row
 
 Values = tuple[object, ...]
@@ -30,6 +30,7 @@ def best_by_validation(rows: Sequence[Row], over: Sequence[str]) -> list[Row]:
     for name in over:
         if name not in known:
             raise UserError(f"choose={name}: these rows have no setting {name}, {nearest(name, known)}")
+    rows = data_apart(rows)
     groups: dict[Values, dict[Values, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         groups[_shared(row, over)][tuple(row.settings.get(name) for name in over)].append(row)

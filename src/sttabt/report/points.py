@@ -18,7 +18,7 @@ from sttabt.report.labels import rank
 from sttabt.report.rows import DENSE, Row
 
 ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
-ONE_TABLE = ("dataset", "data", "model", *ONE_PANEL)
+ONE_TABLE = ("dataset", "model", *ONE_PANEL)
 # Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
 VARIANTS = ("experiment", "factor", "samples", "device", "threads", "precision", "version", "commit")
 METHOD = ("method", "label", "knob")
@@ -72,18 +72,12 @@ def points_by_dataset(
 ) -> dict[str, list[Point]]:
     """The points of each data set, sorted by its name; of several models on one: of each `MODEL on DATASET`.
 
-    Where a name is that of several data, each has its own points, and its rows are called `DATASET (data HASH)`.
-
-    chosen, along: as `to_points`.
+    Where a name is that of several data, each has its own points: see `data_apart`. chosen, along: as `to_points`.
 
     Raises:
         UserError: rows of one of them differ in split or metric, so that they cannot share a panel.
     """
-    hashes: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        hashes[row.dataset].add(row.data)
-    several = {name for name, found in hashes.items() if len(found - {""}) > 1}
-    rows = [replace(row, dataset=row.dataset + _which(row)) if row.dataset in several else row for row in rows]
+    rows = data_apart(rows)
     models: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         models[row.dataset].add(row.model)
@@ -133,6 +127,18 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
             apart = ", ".join([*setting, f"seed {row.seed}", f"config {row.config_hash}"])
             points.append(Point(first.label, ", ".join(variant), apart, (row,), *kind))
     return sorted(points, key=_order)
+
+
+def data_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, in their order; where a name is that of several data they are called `DATASET (data HASH)`.
+
+    Rows that do not say what their data are belong to the only ones of that name.
+    """
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        hashes[row.dataset].add(row.data)
+    several = {name for name, found in hashes.items() if len(found - {""}) > 1}
+    return [replace(row, dataset=row.dataset + _which(row)) if row.dataset in several else row for row in rows]
 
 
 def as_recorded(row: Row) -> Row:

@@ -20,10 +20,10 @@ from sttabt.report.points import COSTS, Point, asked_budget, spell
 from sttabt.report.predictions import Predictions, exact_p_value, paired_test, read_predictions
 from sttabt.report.rows import METRICS, Row
 from sttabt.report.table import heading
+from sttabt.settings.budget import NEAR
 from sttabt.system.files import reason
 
 LEVEL = 0.05
-OVER = {"macs_share": 1.02, "time_ratio": 1.05, "time_ratio_frozen": 1.05}  # of what was asked: more is over the budget
 HEADS = {
     "budget": "budget",
     "method": "method",
@@ -294,7 +294,7 @@ def _frame(lines: Sequence[Line]) -> pd.DataFrame:
 def _over(point: Point) -> bool:
     """By what was reached where the budget was found: the cost of the test items differs a little from it."""
     first, reached = point.rows[0], point.value("budget.reached")
-    return reached is not None and reached.mean > OVER[str(first.budget_of)] * (first.budget or {})["asked"]
+    return reached is not None and reached.mean > (1 + NEAR[str(first.budget_of)]) * (first.budget or {})["asked"]
 
 
 def _order(budget: tuple[object, ...]) -> tuple:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sttabt.report.csv_rows import flat_row, write_table
 from sttabt.report.markup import markdown_table, write_latex
-from sttabt.report.points import ONE_TABLE, Point, Value, as_recorded, to_points
+from sttabt.report.points import ONE_TABLE, Point, Value, as_recorded, data_apart, to_points
 from sttabt.report.rows import APPROX_KEYS, FOUND, METRICS, Row
 
 
@@ -30,7 +30,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
     Rows that share everything but the seed are one line: mean ± sample standard deviation over n seeds.
     """
-    rows = sorted(rows, key=_comparable)
+    rows = sorted(data_apart(rows), key=_comparable)
     return "\n".join(format_points(to_points(list(group))) for _, group in groupby(rows, key=_comparable))
 
 

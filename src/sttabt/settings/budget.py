@@ -10,6 +10,8 @@ from sttabt.errors import UserError
 from sttabt.settings.effects import no_effect
 from sttabt.settings.fields import SHARE_OR_NONE, at_least, setting
 
+# By cost as rows name it, the share of what is asked within which a budget is reached.
+NEAR = {"macs_share": 0.02, "time_ratio": 0.05, "time_ratio_frozen": 0.05}
 ASKED = ("macs", "time")  # the settings that ask for a share; 0: do not
 
 

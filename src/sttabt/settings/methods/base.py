@@ -81,12 +81,16 @@ class MethodSettings:
         return tuple(dict.fromkeys(name for name in (cls.knob_name(), cls.dial_name()) if name))
 
 
+def _trains(settings: Any, _: str) -> str | None:
+    return None if settings.sparsity.trains else "sparsity.training.epochs=0 trains nothing"
+
+
 @dataclass
 class TrainedSettings(MethodSettings):
     """What the settings of every method have that trains with the base weights."""
 
     distillation: float = setting(
-        0.0, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
+        0.0, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0), when=_trains
     )
     hard_from: float = setting(
         1.0,
@@ -97,6 +101,7 @@ class TrainedSettings(MethodSettings):
         0.0,
         "decay a weight update of averaged weights, which are evaluated beside the last ones; 0: none",
         SHARE_BELOW_ONE,
+        when=_trains,
     )
     training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")
 
