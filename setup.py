@@ -1,9 +1,11 @@
 """What pyproject.toml cannot say.
 
 conf/ lives at the top of the repository and goes into the wheel as sttabt/conf. The kernels for CPUs are built where
-there is a C++ compiler; sttabt.native says when they are missing. One build holds several instruction sets.
+there is a C++ compiler; sttabt.native says when they are missing, or of other sources than those that are there. One
+build holds several instruction sets.
 """
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -22,6 +24,8 @@ class BuildWithConf(build_py):
             shutil.copytree("conf", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+SOURCES = runpy.run_path("src/sttabt/native/sources.py")["digest"]()
+
 KERNELS = Extension(
     "sttabt.native._cpu",
     ["src/sttabt/native/cpp/kernels.cpp"],
@@ -29,6 +33,7 @@ KERNELS = Extension(
         f"src/sttabt/native/cpp/{part}.inc"
         for part in ("vectors", "attention", "product", "encoder", "columns", "planning", "online")
     ],
+    define_macros=[("STTABT_SOURCES", f'"{SOURCES}"')],
     extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -4,11 +4,16 @@ import copy
 import gc
 import io
 import logging
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,12 +40,12 @@ from sttabt.methods.base import MergingMethod, OnlineMethod
 from sttabt.models.fixed import FixedModel
 from sttabt.models.frozen import FrozenModel, freeze
 from sttabt.models.pruned import PrunedModel
-from sttabt.native import is_built
+from sttabt.native.cpu import MISSING, problem
 from sttabt.settings import method_settings
 from sttabt.testing import contract
 from sttabt.testing.models import one_by_one
 
-pytestmark = pytest.mark.skipif(not is_built(), reason="built without a C++ compiler: there are no kernels")
+pytestmark = pytest.mark.skipif(problem() == MISSING, reason="built without a C++ compiler: there are no kernels")
 
 
 def make_model(backbone_name: str, method: str = "backtracking", **changes: object) -> PrunedModel:
@@ -272,6 +277,23 @@ def test_each_librarys_gelu_is_the_kernels(name: str) -> None:
     frozen = freeze(pruned)
     assert frozen.left_to_torch == []
     torch.testing.assert_close(frozen.run(inputs).logits, pruned.run(inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_kernels_of_other_sources_are_not_used(tmp_path: Path) -> None:
+    package = Path(sttabt.__file__).parent
+    copy = shutil.copytree(package, tmp_path / "sttabt", ignore=shutil.ignore_patterns("__pycache__"))
+    program = "from sttabt.native import is_built, kernels_problem; print(is_built(), kernels_problem())"
+
+    def said() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True, check=True,
+            capture_output=True,
+        ).stdout  # fmt: skip
+
+    assert said() == "True None\n"
+    with (copy / "native" / "cpp" / "encoder.inc").open("a", encoding="utf-8") as file:
+        file.write("// changed\n")
+    assert said().startswith("False the kernels were built from other sources than are here: `make setup`")
 
 
 def test_what_cannot_be_frozen_is_left_to_torch_aloud(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,10 +18,10 @@ from sttabt.bench.plans import reachable_mean
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
 from sttabt.bench.training import make_steps
 from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
-from sttabt.engine.packing import is_built
 from sttabt.errors import UserError
 from sttabt.lit.launch import choose_threads, found_hardware
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.native import is_built
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
 from sttabt.pretrained.build import build_base

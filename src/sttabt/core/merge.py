@@ -36,7 +36,7 @@ class Merging:
 def pairs_by_layer(merged: float, layers: int, decreasing: bool = False) -> list[int]:
     """Pairs that each of so many layers merges, `merged` on the average: of 2.5 they are 2, 3, 2, 3, ...
 
-    decreasing: twice as many in the first layer, none in the last, on a line between. (ToMe section 4.1)
+    decreasing: twice as many in the first layer, none in the last, on a line between. (ToMe section 4)
     """
     before = [*range(layers + 1)]  # of every layer, as if all layers before it merged one pair
     if decreasing and layers > 1:

@@ -18,7 +18,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.layers import EncoderLayer
 from sttabt.backbones.repeated import has_hooks
 from sttabt.errors import UserError
-from sttabt.native import LayerWeights, Linear, Norm, PackedEncoder, is_built, pack_encoder
+from sttabt.native import LayerWeights, Linear, Norm, PackedEncoder, kernels_problem, pack_encoder
 
 NORMS = ("LayerNorm", "LayerNormFp32")  # of torch and of timm
 GELUS = {  # classes of timm and transformers, by which of native.packed.ACTIVATIONS they compute
@@ -35,8 +35,8 @@ DROPPED = ("p", "drop_prob")  # what they call the share that they drop
 
 def packing_problems(backbone: Backbone) -> list[str]:
     """What the kernels would not compute as the modules do, each with the module's name; [] where it can be packed."""
-    if not is_built():
-        return ["the kernels are missing: sttabt was installed without a C++ compiler"]
+    if (useless := kernels_problem()) is not None:
+        return [useless]
     try:
         backbone.check()
     except UserError as error:

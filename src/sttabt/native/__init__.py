@@ -5,6 +5,7 @@ and calls them, nothing else does. For CUDA there is one in Triton (importance.p
 """
 
 from sttabt.native.cpu import is_built, limited_to, vector_floats
+from sttabt.native.cpu import problem as kernels_problem
 from sttabt.native.operators import kernels
 from sttabt.native.packed import LayerWeights, Linear, Norm, PackedEncoder, Sizes, pack_encoder, unpack_encoder
 
@@ -16,6 +17,7 @@ __all__ = [
     "Sizes",
     "is_built",
     "kernels",
+    "kernels_problem",
     "limited_to",
     "pack_encoder",
     "unpack_encoder",

@@ -9,14 +9,23 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from sttabt.native.sources import digest
+
 log = logging.getLogger(__name__)
 
 
+MISSING = "the kernels are missing: sttabt was installed without a C++ compiler"
+OTHERS = "the kernels were built from other sources than are here: `make setup`, or pip install -e ., builds them again"
+
+
 def _load() -> Any:
+    """The library; what to say of it where it is of no use."""
     found = find_spec("sttabt.native._cpu")
     if found is None or found.origin is None:
-        return None
+        return MISSING
     library = ctypes.CDLL(found.origin)  # torch comes first: both then share one OpenMP runtime, and its threads
+    if (here := digest()) and here != _built_from(library):
+        return OTHERS
     address, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     arguments: dict[str, list[Any]] = {
         "limit": [whole],
@@ -38,12 +47,25 @@ def _load() -> Any:
     return library
 
 
+def _built_from(library: ctypes.CDLL) -> str | None:
+    """None of a library that is older than this question."""
+    if not hasattr(library, "sttabt_sources"):
+        return None
+    library.sttabt_sources.restype = ctypes.c_char_p
+    return library.sttabt_sources().decode()
+
+
 LIBRARY = _load()
 
 
 def is_built() -> bool:
-    """Whether the kernels were built with the package: where there was a C++ compiler."""
-    return LIBRARY is not None
+    """Whether the kernels can be used: where there was a C++ compiler, and they are of the sources that are here."""
+    return problem() is None
+
+
+def problem() -> str | None:
+    """Why the kernels cannot be used; None where they can."""
+    return LIBRARY if isinstance(LIBRARY, str) else None
 
 
 def panel_outputs() -> int:

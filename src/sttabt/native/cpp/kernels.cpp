@@ -376,6 +376,9 @@ PUBLIC int64_t sttabt_limit(int64_t floats) {
     return lanes();
 }
 
+// How a hash of the sources begins that this was built from.
+PUBLIC const char *sttabt_sources() { return STTABT_SOURCES; }
+
 // Outputs that a panel of a packed weight holds next to each other.
 PUBLIC int64_t sttabt_panel() {
     switch (lanes()) {
