@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import sttabt
+from conftest import make_backbone, make_inputs
 from pretended import from_device, pretended_device, to_device
-from sttabt.core.text import Text
+from sttabt.core.text import MeasuredText, Text
 from sttabt.errors import UserError
 from sttabt.models.fixed import FixedModel
 from sttabt.models.pruned import PrunedModel
@@ -154,3 +155,10 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, run in enumerate([*free, *waiting], start=1):
             run(to_device(x))
             assert len(device.waits) == max(number - len(free), 0), f"operation {number}"
+
+
+def test_lengths_are_not_taken_from_a_text_that_was_made_again() -> None:
+    base, text = make_backbone("bert"), make_inputs("bert")
+    measured = MeasuredText.of(text, [1] * len(text.ids))
+    assert base.lengths(measured) == (1,) * len(text.ids)
+    assert base.lengths(measured._replace(real=text.real)) == text.real.sum(-1).tolist()

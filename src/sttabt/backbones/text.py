@@ -98,7 +98,7 @@ class TextBackbone(Backbone):
         return inputs.real
 
     def lengths(self, inputs: Text) -> Sequence[int]:
-        return inputs.lengths if isinstance(inputs, MeasuredText) else super().lengths(inputs)
+        return _measured(inputs) or super().lengths(inputs)
 
     def check_inputs(self, inputs: Any) -> None:
         """In a graph no numbers are looked at; on a device `prepare` does it."""
@@ -110,7 +110,7 @@ class TextBackbone(Backbone):
         check_text_numbers(inputs, self.model.config.vocab_size, self.token_types)
 
     def unreadable(self, inputs: Text) -> Tensor | None:
-        if not inputs.ids.is_cuda or in_graph(inputs.ids) or isinstance(inputs, MeasuredText):
+        if not inputs.ids.is_cuda or in_graph(inputs.ids) or _measured(inputs):
             return None
         return unreadable_text(inputs, self.model.config.vocab_size, self.token_types)
 
@@ -190,3 +190,8 @@ def example_text(lengths: tuple[int, ...] = (9, 2, 13, 6)) -> Text:
     real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     types = (torch.arange(shape[1]) >= torch.tensor(lengths)[:, None] // 2).long()
     return Text(ids, types, real)
+
+
+def _measured(inputs: Text) -> Sequence[int]:
+    """The lengths that `prepare` found; () where it was not asked."""
+    return (inputs.lengths or ()) if isinstance(inputs, MeasuredText) else ()

@@ -22,7 +22,7 @@ class Text(NamedTuple):
 class MeasuredText(Text):
     """A Text on a device whose host knows `lengths`, the real tokens of each row."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | None = None  # None where it was made again of its tensors, which may be others
 
     @classmethod
     def of(cls, text: Text, lengths: Sequence[int]) -> MeasuredText:
