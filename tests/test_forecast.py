@@ -69,7 +69,8 @@ def test_only_what_is_still_to_be_made_counts(jobs: list[Settings]) -> None:
 
 
 def test_a_training_of_no_epochs_says_nothing_of_one_that_has_some(tmp_path: Path) -> None:
-    untrained = [_job(tmp_path, "evit", "", f"sparsity.keep_ratio={ratio}") for ratio in (0.5, 0.7)]
+    no_epochs = ["sparsity.training.epochs=0", "sparsity.training.warmup_epochs=0"]
+    untrained = [_job(tmp_path, "ltp", "", f"sparsity.mask_weight={weight}", *no_epochs) for weight in (0.1, 0.2)]
     trained = _job(tmp_path, "concrete", "1")
     forecast = Forecast([*untrained, trained])
     _made(untrained[0], "base", 40.0)  # 10 s an epoch

@@ -264,7 +264,7 @@ BATCH_MISTAKES = {
     "model.training.mixup=-1": "model.training.mixup=-1.0 is out of range",
     "model.training.mix_share=0": "model.training.mix_share=0.0 is out of range",
     "sparsity.ema=1": "sparsity.ema=1.0 is out of range: it must be at least 0 and below 1",
-    "sparsity=dense sparsity.ema=0.9": "sparsity.ema is not a setting of this method but of concrete, ltp",
+    "sparsity=dense sparsity.ema=0.9": "sparsity.ema is not a setting of this method but of concrete, backtracking",
 }
 
 
