@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 import sttabt
 from conftest import make_approx, make_backbone, make_inputs
 from sttabt.cli.composition import compose_settings
+from sttabt.lit.stage import TrainingStage
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.stages import run_stages
+from sttabt.run import main
 from sttabt.settings import method_settings
 from sttabt.store.job import Job
 
@@ -95,6 +98,21 @@ def test_a_sweep_of_many_jobs_does_not_grow(jobs: int, own_folder: None) -> None
         assert Path(settings.paths.output, "row.json").exists()
 
     _check_growth(job, jobs, megabytes=60)
+
+
+def test_a_job_of_a_sweep_leaves_no_weights_behind(own_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["name=test", "model=test_vit", "model.width=32", "model.heads=1", "model.depth=1", "model.patch_size=14"]
+    small += ["dataset=digits", "hardware=cpu", "logger=none", "evaluation.timing_rounds=0", "fast_dev_run=1"]
+    sweep = ["hydra.mode=MULTIRUN", "sparsity=ltp", "sparsity.mask_weight=0.1,0.2"]
+    monkeypatch.setattr(sys, "argv", ["sttabt", *small, *sweep])
+    gc.collect()
+    gc.disable()
+    try:
+        main()
+        left = [each for each in gc.get_objects() if isinstance(each, TrainingStage | PrunedModel)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def _check_growth(work: Callable[[], object], times: int, megabytes: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def run_task(config: DictConfig) -> None:
         if mistake is error:
             raise
         raise mistake from error
+    finally:
+        if sweeping:
+            gc.collect()  # a trainer and its module know each other: both would stay for many jobs of this process
 
 
 def _mistake(error: Exception) -> Exception | None:
