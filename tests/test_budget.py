@@ -340,6 +340,10 @@ def test_budgets_take_the_place_of_the_knobs_of_a_grid() -> None:
     assert jobs_at_budget(GRIDS, {"budget.macs": ["budget.macs=0"]})[1][2] == "sparsity.keep_ratio=0.3"
     refused = jobs_at_budget(GRIDS, {"sparsity": ["sparsity=dense"], **ASKED})
     assert refused == [["sparsity=dense", "budget.macs=0.7"], ["sparsity=dense", "budget.macs=0.5"]]
+    control = {"sparsity": ["sparsity=random"], "sparsity.keep_ratio": ["sparsity.keep_ratio=1.0"]}
+    both = [control, {"sparsity": ["sparsity=random"], "budget.macs": ["budget.macs=0.3"]}]
+    one = jobs_at_budget(both, {"budget.macs": ["budget.macs=0.5"]})
+    assert one == [["sparsity=random", "sparsity.keep_ratio=1.0"], ["sparsity=random", "budget.macs=0.5"]]
     assert jobs_at_budget([], ASKED) == [["budget.macs=0.7"], ["budget.macs=0.5"]]
 
 

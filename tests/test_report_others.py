@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sttabt.report.build import make_report
 from sttabt.report.choice import best_by_validation
-from sttabt.report.curves import MARKERS, curve_styles
+from sttabt.report.curves import MARKERS, add_legend, curve_styles
 from sttabt.report.gallery import choose
 from sttabt.report.labels import OTHERS, colours, known_labels, rank
 from sttabt.report.overhead import write_overhead
@@ -256,4 +256,16 @@ def test_the_figure_has_a_panel_a_baseline(tmp_path: Path, monkeypatch: pytest.M
     figures[0].canvas.draw()
     boxes = [axes.xaxis.label.get_window_extent() for axes in panels]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), "no label runs into the next"
-    assert panels[3].get_title() == "not measured for 1 point"
+    assert panels[3].get_title() == "not measured\nfor 1 point"
+
+
+def test_a_curve_of_many_settings_does_not_leave_the_figure(tmp_path: Path) -> None:
+    settings = {f"a_setting_of_some_length_{number}": number for number in range(20)}
+    rows = [make_row("tome", share, settings=own) for share in (0.3, 0.5) for own in ({}, settings)]
+    points = to_points(rows)
+    assert max(len(point.series) for point in points) > 300
+    figure = Figure(figsize=(7, 5))
+    add_legend(figure, curve_styles(points))
+    figure.canvas.draw()
+    drawn = figure.legends[0].get_window_extent()
+    assert drawn.x0 >= 0 and drawn.x1 <= figure.bbox.width

@@ -78,7 +78,8 @@ def union_of_grids(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
 def jobs_at_budget(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
     """`union_of_grids`, where a budget on the command line takes the place of the knobs of the grids.
 
-    A method of the grids that has nothing to move, as dense, runs without it: the others are compared with it.
+    A method of the grids that has nothing to move, as dense, runs without it: the others are compared with it. So does
+    a grid without a budget, where others have one: its knobs stay.
     """
     jobs = union_of_grids(grids, given)
     asked = {each for name in ASKED for each in given.get(f"budget.{name}", []) if each.partition("=")[2] not in OFF}
@@ -88,7 +89,10 @@ def jobs_at_budget(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
     knobs = {each for grid in grids for key in found & grid.keys() - given.keys() for each in grid[key]}
     still = {f"sparsity={name}" for name in method_names() if method_settings(name).dial_name() is None}
     listed = set() if "sparsity" in given else still
-    moved = [[each for each in job if each not in (asked if listed & set(job) else knobs)] for job in jobs]
+    moved = [
+        [each for each in job if each not in (asked if listed & set(job) else knobs if asked & set(job) else ())]
+        for job in jobs
+    ]
     return [job for index, job in enumerate(moved) if job not in moved[:index]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,6 +23,7 @@ LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
 LEGEND_LINE = 0.16  # inches
+LONGEST = 90  # letters of a label in a legend: a curve of many settings would be wider than the figure
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def add_legend(
         for series, style in styles.items()
     ]  # fmt: skip
     handles += more
+    for handle in handles:
+        handle.set_label(short(str(handle.get_label())))
     labels = [str(handle.get_label()) for handle in handles]
     columns = 1 if where == "outside right upper" else legend_columns(labels, figure.get_figwidth())
     figure.legend(handles=handles, loc=where, ncols=columns, frameon=False, fontsize=7.5, handlelength=3)
@@ -128,4 +132,10 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
 
 def legend_height(labels: Sequence[str], width: float) -> float:
     """Inches that the legend takes below the panels."""
+    labels = [*map(short, labels)]
     return 0.15 + LEGEND_LINE * -(-len(labels) // legend_columns(labels, width))
+
+
+def short(label: str) -> str:
+    """What fits into a legend; the table has the whole."""
+    return textwrap.shorten(label, LONGEST, placeholder=" …")

@@ -113,5 +113,5 @@ def _draw_panel(panel: Axes, points: Sequence[Point], styles: dict[str, Style], 
     missing = len(points) - len(places)
     if missing and name != "budget.asked":  # what was asked is not measured
         what = "timing was off" if name == "time_ratio" else "not measured"
-        note = f"{what} for {missing} point{'s' * (missing > 1)}"
+        note = f"{what}\nfor {missing} point{'s' * (missing > 1)}"  # panels beside it may say the like
         panel.set_title(note, fontsize=8, color="#555555")
