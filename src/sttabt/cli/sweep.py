@@ -89,10 +89,10 @@ def jobs_at_budget(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
     knobs = {each for grid in grids for key in found & grid.keys() - given.keys() for each in grid[key]}
     still = {f"sparsity={name}" for name in method_names() if method_settings(name).dial_name() is None}
     listed = set() if "sparsity" in given else still
-    moved = [
-        [each for each in job if each not in (asked if listed & set(job) else knobs if asked & set(job) else ())]
-        for job in jobs
-    ]
+    moved: list[list[str]] = []
+    for job in jobs:
+        gone = asked if listed & set(job) else knobs if asked & set(job) else set()
+        moved.append([each for each in job if each not in gone])
     return [job for index, job in enumerate(moved) if job not in moved[:index]]
 
 

@@ -272,6 +272,7 @@ def _(backbone: FrozenBackbone, inputs: Any) -> AttentionTrace:
 
 @run_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, plan: TokenPlan, counts: Sequence[Sequence[int]] | None = None) -> Tensor:
+    """counts: of use where a device would be asked; a CPU reads those of the plan."""
     plan.check(backbone.outputs, backbone.pools)
     plan = plan.with_survivors() if backbone.reads_survivors else plan
     order, own = plan.order(), plan.counts
@@ -342,7 +343,7 @@ def _topk(
 
 @run_online_dropped.register
 def _(backbone: FrozenBackbone, inputs: Any, rule: Rule, goes_on: GoesOn | None = None) -> Run:
-    """Rows of the samples stay packed."""
+    """Rows of the samples stay packed. goes_on: of use where a device would be asked; a CPU has counted."""
     real, x, counts = embed_real(backbone, inputs)
     heads, lifetime = backbone.heads, real.long()
     sample, token = real.nonzero(as_tuple=True)

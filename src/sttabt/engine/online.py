@@ -156,7 +156,7 @@ def run_online_dropped(
     """
     real = backbone.real(inputs)
     heads, (x, packing) = backbone.heads, embed_packed(backbone, inputs)
-    sample, token = packing.places  # who stands in each row
+    sample, token = packing.places  # of each row: its sample, and its token
     lifetime = real.long()
     for layer in range(backbone.layers - 1):
         present = packing.present

@@ -13,19 +13,18 @@ from sttabt.native.sources import digest
 
 log = logging.getLogger(__name__)
 
-
 MISSING = "the kernels are missing: sttabt was installed without a C++ compiler"
 OTHERS = "the kernels were built from other sources than are here: `make setup`, or pip install -e ., builds them again"
 
 
-def _load() -> Any:
-    """The library; what to say of it where it is of no use."""
+def _load() -> tuple[Any, str | None]:
+    """The library, and None; where there is none that can be used None, and why."""
     found = find_spec("sttabt.native._cpu")
     if found is None or found.origin is None:
-        return MISSING
+        return None, MISSING
     library = ctypes.CDLL(found.origin)  # torch comes first: both then share one OpenMP runtime, and its threads
     if (here := digest()) and here != _built_from(library):
-        return OTHERS
+        return None, OTHERS
     address, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     arguments: dict[str, list[Any]] = {
         "limit": [whole],
@@ -44,7 +43,7 @@ def _load() -> Any:
     for name, types in arguments.items():
         function = getattr(library, f"sttabt_{name}")
         function.argtypes, function.restype = types, whole
-    return library
+    return library, None
 
 
 def _built_from(library: ctypes.CDLL) -> str | None:
@@ -55,17 +54,17 @@ def _built_from(library: ctypes.CDLL) -> str | None:
     return library.sttabt_sources().decode()
 
 
-LIBRARY = _load()
+LIBRARY, PROBLEM = _load()
 
 
 def is_built() -> bool:
     """Whether the kernels can be used: where there was a C++ compiler, and they are of the sources that are here."""
-    return problem() is None
+    return PROBLEM is None
 
 
 def problem() -> str | None:
     """Why the kernels cannot be used; None where they can."""
-    return LIBRARY if isinstance(LIBRARY, str) else None
+    return PROBLEM
 
 
 def panel_outputs() -> int:
