@@ -1,7 +1,8 @@
 """From a backbone's layers to one packed buffer, and what stands in the way of that, by name.
 
 The kernels compute a transformer layer with linear layers, layer norms and a GELU (by erf, by tanh, or QuickGELU) in
-single precision on a CPU. Whatever is more than that is named: hooks, subclasses (LoRA, quantized layers), parametrizations, dropout at work.
+single precision on a CPU. Whatever is more than that is named: hooks, subclasses (LoRA, quantized layers),
+parametrizations, dropout at work.
 """
 
 from __future__ import annotations
