@@ -24,7 +24,10 @@ from sttabt.backbones.base import Backbone
 from sttabt.backbones.bert import Bert
 from sttabt.backbones.registry import adapters
 from sttabt.backbones.text import EXAMPLE_SIZES, TextBackbone, example_text
+from sttabt.cli.composition import compose_settings
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.pipeline.stages import run_stages
+from sttabt.store.job import Job
 from sttabt.testing import contract
 from sttabt.testing import models as testing
 from sttabt.testing.models import examples, make_example
@@ -192,3 +195,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("trials: rows of docs/RELIABILITY.md")
         for trials in DONE:
             terminalreporter.write_line(trials.line())
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A folder of every stage's artifact, of a model that learned nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        settings = compose_settings(
+            ["experiment=debug", "logger=none", "sparsity=concrete", "stages=[base,approx,prune]"],
+            output=str(folder / "output"),
+        )
+        run_stages(settings, Job(command="test", sweep="sweep", multirun=False, commit="0123"))
+        yield {stage: next((folder / "artifacts" / stage).glob("*/")) for stage in ("base", "approx", "prune")}

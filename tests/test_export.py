@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,22 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import sttabt
 from conftest import make_backbone, make_inputs
-from sttabt.cli.composition import compose_settings
 from sttabt.core.trace import AttentionTrace
+from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.export import main
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.stages import run_stages
+from sttabt.runtimes import saved
 from sttabt.runtimes.exporting import export
 from sttabt.runtimes.formats import RUNTIMES
 from sttabt.runtimes.graph import Graph
 from sttabt.runtimes.reading import open_exported
 from sttabt.runtimes.runtime import Runtime
-from sttabt.store.job import Job
+from sttabt.settings.noted import noted_dataset
+from sttabt.store.artifacts import RECORD, read_record
 from sttabt.testing.models import make_example, make_pruned, pick
 
 INSTALLED = [name for name, each in RUNTIMES.items() if all(map(find_spec, each.packages.values()))]
@@ -75,6 +76,17 @@ def test_a_graph_computes_what_the_model_computes(name: str, method: str) -> Non
     for size in (1, 2, 7):
         others = graph.examples(size)
         torch.testing.assert_close(program(*others), graph.expected(others), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_graph_resamples_no_position_embedding() -> None:
+    """timm does while it exports, also where the image has the model's own size; ExecuTorch has no such operator."""
+    pruned = sttabt.prune(timm.create_model("test_vit", dynamic_img_size=True), "dense")
+    graph = Graph(pruned)
+    program = torch.export.export(graph, graph.examples(1))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert any("softmax" in name or "attention" in name for name in names)
+    assert not [name for name in names if "upsample" in name]
 
 
 @pytest.mark.parametrize("format", INSTALLED)
@@ -215,8 +227,8 @@ def test_a_budget_is_kept_by_the_file_and_leaves_the_model_as_it_was(name: str, 
         pruned, tmp_path / "model.pt2", format="torch", budget=0.8, calibration=[inputs], tokens=_tokens(pruned)
     )
     assert open_exported(made.path).metadata["macs_share"] == made.macs_share
-    if name == "digits":  # samples of texts are shorter than what the file pads to
-        assert made.macs_share == pytest.approx(0.8, abs=0.05)  # of whole tokens
+    assert made.macs_share == pytest.approx(0.8, abs=0.05)  # of whole tokens; texts are padded to more than they have
+    if name == "digits":
         settings = replace(pruned.method.settings, **_as_counts(pruned, made.counts[:-1]))
         fixed = PrunedModel(pruned.base, type(pruned.method)(settings, pruned.base.layers, 1), pruned.approx).eval()
         if method == "backtracking":  # whose rows are counted as they run
@@ -370,20 +382,6 @@ def test_a_file_that_is_no_export_is_one_line(format: str, tmp_path: Path) -> No
         open_exported(tmp_path / "model.gguf")
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A folder of every stage's artifact, of a model that learned nothing."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        settings = compose_settings(
-            ["experiment=debug", "logger=none", "sparsity=concrete", "stages=[base,approx,prune]"],
-            output=str(folder / "output"),
-        )
-        run_stages(settings, Job(command="test", sweep="sweep", multirun=False, commit="0123"))
-        yield {stage: next((folder / "artifacts" / stage).glob("*/")) for stage in ("base", "approx", "prune")}
-
-
 @pytest.mark.usefixtures("own_folder")
 def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     assert main([f"model={artifacts['prune']}", "format=torch", "calibration=40"]) == 0
@@ -399,6 +397,22 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
     assert open_exported("part.pt2").metadata["macs_share"] < 1
     assert main([f"model={artifacts['base']}", "format=torch", "out=dense.pt2"]) == 0
     assert set(open_exported("dense.pt2").metadata["counts"]) == {sttabt.load(artifacts["base"]).base.tokens}
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_the_command_says_where_data_are_that_were_moved(
+    artifacts: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"model={artifacts['prune']}", "format=torch", "data=there"]
+    assert main(given) == 2
+    assert "data=there has no effect: digits is read from no path of one's own" in capsys.readouterr().err
+    assert main([*given, "counts=[17,9]"]) == 2
+    assert "data=there has no effect: nothing is calibrated here" in capsys.readouterr().err
+    read = []
+    monkeypatch.setattr(saved, "load_splits", lambda dataset, model: read.append(dataset.path) or load_splits(digits))
+    monkeypatch.setattr(saved, "noted_dataset", lambda settings: replace(digits, path="gone"))
+    digits = noted_dataset(read_record(artifacts["prune"] / RECORD)["notes"]["settings"])
+    assert main([*given, "calibration=4"]) == 0 and read == [str(Path("there").absolute())]
 
 
 @pytest.mark.usefixtures("own_folder")
@@ -420,6 +434,7 @@ def test_the_command_says_what_a_file_of_an_encoder_gives(capsys: pytest.Capture
         (["model=nowhere", "int8=yes"], "int8=yes is neither true nor false"),
         (["model=nowhere", "budget=half"], "budget=half is no share"),
         (["model=nowhere", "calibration=0"], "calibration=0 is no whole number above 0"),
+        (["model=nowhere", "data="], "cannot read 'data=': give data=VALUE once"),
     ],
 )
 def test_a_mistake_at_the_command_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture) -> None:

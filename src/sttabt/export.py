@@ -24,8 +24,9 @@ USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value 
   format=onnx         onnx, openvino, torch (torch.export's .pt2) or executorch (one sample at a time)
   out=FILE            by default STAGE-FINGERPRINT with the format's ending, here
   counts=[A,B,...]    tokens that each layer reads; by default the mean of what the method keeps of the validation split
-  budget=0.5          instead: counts at which the file costs this share of the dense model's multiply-adds
+  budget=0.5          instead: counts at which the file costs this share of the dense file's multiply-adds
   calibration=256     samples of the validation split that this mean, and int8's agreement, are taken of
+  data=PATH           where the run's data are now, if not where they were (dataset.path)
   tokens=N            texts: the length that they are padded to; by default dataset.max_tokens of the run
   int8=true           onnx: quantised products
   opset=18            onnx
@@ -33,7 +34,7 @@ USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value 
 The file holds the planner and really fewer tokens, preprocessing, class names and counts; it was compared with torch.
 For example: python -m sttabt.export model=artifacts/prune/0123456789abcdef format=onnx
 """
-KEYS = ("model", "format", "out", "counts", "budget", "calibration", "tokens", "int8", "opset")
+KEYS = ("model", "format", "out", "counts", "budget", "calibration", "data", "tokens", "int8", "opset")
 CALIBRATION = 256
 
 
@@ -77,6 +78,7 @@ def _read(arguments: Sequence[str]) -> dict[str, Any]:
         "counts": _counts(given["counts"]) if "counts" in given else None,
         "budget": _share(given["budget"]) if "budget" in given else None,
         "samples": _number(given, "calibration") or CALIBRATION,
+        "data": Path(given["data"]) if "data" in given else None,
         "tokens": _number(given, "tokens"),
         "int8": given.get("int8") == "true",
         "opset": _number(given, "opset"),

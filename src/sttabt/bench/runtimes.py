@@ -24,11 +24,17 @@ from sttabt.system.files import write_atomically
 from sttabt.system.signals import run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sttabt.bench.runtimes_process import Variant
+    from sttabt.bench.runtimes_subject import Subject
 
 USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value ...]
 
-  model=deit_small          deit_tiny, deit_small, deit_base or minilm (texts of 128 tokens); weights are random
+  model=deit_small          deit_tiny, deit_small, deit_base or minilm (texts of 128 tokens), with random weights; or
+                            artifacts/approx/..., artifacts/prune/..., what a run trained, and accuracy is measured, too
+  items=1000                of the run's test split, on which it is
+  data=PATH                 where the run's data are now, if not where they were (dataset.path)
   budgets=[0.7,0.5,0.35]    shares of the dense model's multiply-adds, planner included; dense is always measured
   runtimes=[...]            of torch, frozen, onnx, openvino, executorch; by default those that are installed
   int8=true                 onnx in int8 as well
@@ -42,6 +48,8 @@ runtime's dense, peak memory and size of the file.
 """
 DEFAULTS: dict[str, Any] = {
     "model": "deit_small",
+    "items": 1000,
+    "data": "",
     "budgets": [0.7, 0.5, 0.35],
     "runtimes": [],
     "int8": True,
@@ -51,9 +59,8 @@ DEFAULTS: dict[str, Any] = {
     "out": "",
 }
 MODELS = ("deit_tiny", "deit_small", "deit_base", "minilm")
+INPUTS = "inputs.pt"  # beside the files of a measurement
 RUNTIMES = ("torch", "frozen", "onnx", "openvino", "executorch")
-FACTOR = 4  # of the approximate network
-SAMPLES = 4  # random inputs on which a budget is found; how many are kept is the same for all
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of the command. Raises UserError."""
     options = DEFAULTS | {key: _value(key, text) for key, text in read_pairs(arguments, DEFAULTS).items()}
-    if options["model"] not in MODELS:
-        raise UserError(f"model={options['model']} is unknown: {nearest(options['model'], MODELS)}")
+    saved = "/" in options["model"] or Path(options["model"]).is_dir()
+    if not saved and options["model"] not in MODELS:
+        raise UserError(f"model={options['model']} is no folder, and unknown: {nearest(options['model'], MODELS)}")
+    for name in ("items", "data"):
+        if not saved and options[name] != DEFAULTS[name]:
+            raise UserError(f"{name}={options[name]} has no effect on random weights: leave it out")
     for name in options["runtimes"]:
         if name not in RUNTIMES:
             raise UserError(f"runtimes: {name} is unknown: {nearest(name, RUNTIMES)}")
-    options["out"] = Path(options["out"] or f"runs/runtimes_{options['model']}")
+    options["out"] = Path(options["out"] or f"runs/runtimes_{Path(options['model']).name}")
     return options
 
 
@@ -117,6 +128,8 @@ def measure(
     rounds: int,
     threads: int,
     out: Path,
+    items: int,
+    data: str,
 ) -> str:
     """Measures, writes runtimes.jsonl and runtimes.md, and gives the table and their names; arguments as in USAGE.
 
@@ -125,7 +138,8 @@ def measure(
     # Imported after the checks: torch takes seconds to load.
     import torch
 
-    from sttabt.bench.runtimes_process import STATUS, time_in_turn
+    from sttabt.bench.runtimes_process import STATUS, predict, time_in_turn, write_inputs
+    from sttabt.bench.runtimes_subject import random_subject, saved_subject
     from sttabt.pipeline.result import device_name
     from sttabt.store.job import source_commit
 
@@ -134,19 +148,26 @@ def measure(
     names = [name for name in RUNTIMES if _is_there(name)] if not runtimes else list(runtimes)
     if "torch" not in names:
         names.insert(0, "torch")  # the baseline
+    if model in MODELS:
+        subject = random_subject(model, max(batches))
+    else:
+        subject = saved_subject(Path(model), max(batches), items, Path(data) if data else None)
     out.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {
         **{"machine": device_name(torch.device("cpu")), "threads": threads, "torch": torch.__version__},
         **{"commit": source_commit(), "rounds": rounds},
+        "padded": subject.tokens is not None and subject.test is not None,
     }
     rows: list[RuntimeRow] = []
     with tempfile.TemporaryDirectory() as folder:
         variants: list[Variant] = []
+        write_inputs(subject, Path(folder) / INPUTS)
         for budget in (None, *sorted(budgets, reverse=True)):
-            variants += list(_variants(model, budget, names, int8, Path(folder)))
+            variants += list(_variants(subject, budget, names, int8, Path(folder)))
+        scores = {} if subject.test is None else _scores(dict(predict(variants, threads)), subject.test.labels.numpy())
         for variant, found in time_in_turn(variants, batches, rounds, threads):
-            own = {name: value for name, value in asdict(variant).items() if name != "path"}
-            rows.append(RuntimeRow(**common, **own, **asdict(found)))
+            own = {name: value for name, value in asdict(variant).items() if name not in ("path", "inputs")}
+            rows.append(RuntimeRow(**common, **own, **asdict(found), **scores.get(variant, {})))
             table = format_rows(rows)  # of what is measured so far: a later batch may end it
             write_atomically(out / "runtimes.jsonl", "".join(row.to_json() + "\n" for row in rows).encode())
             write_atomically(out / "runtimes.md", table.encode())
@@ -166,19 +187,33 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def _variants(model: str, budget: float | None, names: Sequence[str], int8: bool, folder: Path) -> Iterator[Variant]:
+def _scores(predicted: dict[Variant, np.ndarray], labels: np.ndarray) -> dict[Variant, dict[str, Any]]:
+    """Fields of a row; the first variant is dense torch."""
+    dense = next(iter(predicted.values()))
+    return {
+        variant: {"items": len(labels), "accuracy": float((own == labels).mean()), "same": float((own == dense).mean())}
+        for variant, own in predicted.items()
+    }
+
+
+def _variants(
+    subject: Subject, budget: float | None, names: Sequence[str], int8: bool, folder: Path
+) -> Iterator[Variant]:
     """The model at one budget, None: dense, saved once as it is and once for each runtime."""
-    from sttabt.bench.runtimes_process import Variant, make_model
+    from sttabt.bench.runtimes_process import Variant
     from sttabt.runtimes.formats import find_runtime
 
-    made = make_model(model, budget, FACTOR, SAMPLES)
-    stem = f"{model}_{'dense' if budget is None else budget}"
+    made, stem = subject.at(budget), "dense" if budget is None else f"budget_{budget}"
     saved = made.pruned.save_pretrained(folder / stem)
-    variant = partial(Variant, model=model, budget=budget, macs_share=made.macs_share, counts=tuple(made.counts))
+    variant = partial(
+        Variant, model=subject.name, budget=budget, counts=tuple(made.boundaries), inputs=str(folder / INPUTS)
+    )
     for name in names:
         if name in ("torch", "frozen"):
             size = sum(path.stat().st_size for path in saved.rglob("*.safetensors"))
-            yield variant(runtime=name, int8=False, path=str(saved), file_mebibytes=size / 2**20)
+            yield variant(
+                runtime=name, int8=False, macs_share=made.own_share, path=str(saved), file_mebibytes=size / 2**20
+            )
             continue
         runtime = find_runtime(name)
         for quantised in (False, True) if int8 and runtime.quantises else (False,):
@@ -186,7 +221,9 @@ def _variants(model: str, budget: float | None, names: Sequence[str], int8: bool
             log.info("exporting %s", path.name)
             made.export(path, format=name, int8=quantised)
             size = sum(each.stat().st_size for each in (path, *runtime.beside(path)))
-            yield variant(runtime=name, int8=quantised, path=str(path), file_mebibytes=size / 2**20)
+            yield variant(
+                runtime=name, int8=quantised, macs_share=made.file_share, path=str(path), file_mebibytes=size / 2**20
+            )
 
 
 if __name__ == "__main__":

@@ -16,33 +16,27 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import timm
+import numpy as np
 import torch
 from torch import Tensor
 
-from sttabt.api import freeze, load, prune
-from sttabt.core.text import Text
+from sttabt.api import freeze, load
+from sttabt.bench.runtimes_subject import Subject, in_batches, inputs_of, tensors_of
 from sttabt.errors import UserError
-from sttabt.models.pruned import PrunedModel
-from sttabt.runtimes.counting import counts_at_budget, macs_share
-from sttabt.runtimes.exporting import export
 from sttabt.runtimes.formats import find_runtime
+from sttabt.runtimes.graph import Input
 from sttabt.runtimes.reading import open_exported
 
 STATUS = Path("/proc/self/status")
-TOKENS = 128  # of each text
+PREDICTED = 32  # samples at once
 CALLS = 3  # timed in a turn, behind one that is not
-MINILM: dict[str, Any] = {
-    "hidden_size": 384,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What one process runs. path: a file of that runtime, or a saved model; counts: tokens at every boundary."""
+    """What one process runs. path: a file of that runtime, or a saved model; counts: tokens at every boundary; inputs:
+    the file of what it is given, as `write_inputs` writes it.
+    """
 
     model: str
     runtime: str
@@ -51,6 +45,7 @@ class Variant:
     macs_share: float
     counts: tuple[int, ...]
     path: str
+    inputs: str
     file_mebibytes: float
 
 
@@ -66,50 +61,21 @@ class Measured:
     peak_mebibytes: float
 
 
-@dataclass(frozen=True)
-class Made:
-    """A model at a budget. counts: tokens at every boundary that its files have; inputs: on which they were found."""
-
-    pruned: PrunedModel
-    counts: list[int]
-    macs_share: float
-    inputs: Tensor | Text
-
-    def export(self, path: Path, **options: Any) -> None:
-        tokens = TOKENS if isinstance(self.inputs, Text) else None
-        export(self.pruned, path, calibration=[self.inputs], tokens=tokens, **options)
+def write_inputs(subject: Subject, path: Path) -> None:
+    """What the processes are given: inputs to time, and those of the test, none with random weights."""
+    test = [] if subject.test is None else tensors_of(subject.test.inputs)
+    torch.save({"timed": tensors_of(subject.timed), "test": test}, path)
 
 
-def make_model(name: str, budget: float | None, factor: int, samples: int) -> Made:
-    """Random weights, the same each time: dense, or back-tracking with the counts of that budget."""
-    torch.manual_seed(0)
-    model, inputs = _library_model(name), make_inputs(name, samples)
-    dense = prune(model, "dense")
-    tokens = TOKENS if dense.base.may_pad else dense.base.tokens
-    if budget is None:
-        return Made(dense, [*[tokens] * dense.base.layers, dense.base.outputs], 1.0, inputs)
-    pruned = prune(model, "backtracking", approx=factor)
-    counts = counts_at_budget(pruned, [inputs], budget)
-    assert pruned.approx is not None, "back-tracking reads it"
-    fixed, boundaries = prune(model, "backtracking", approx=pruned.approx, counts=counts), [*counts, dense.base.outputs]
-    return Made(fixed, boundaries, macs_share(fixed, boundaries, tokens), inputs)
-
-
-def make_inputs(name: str, samples: int) -> Tensor | Text:
-    """Random images (B, 3, 224, 224), or texts (B, TOKENS) without padding; the same each time."""
-    generator = torch.Generator().manual_seed(1)
-    if name != "minilm":
-        return torch.randn(samples, 3, 224, 224, generator=generator)
-    ids = torch.randint(1000, 30000, (samples, TOKENS), generator=generator)
-    return Text(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
-
-
-def _library_model(name: str) -> Any:
-    if name != "minilm":
-        return timm.create_model(f"{name}_patch16_224").eval()
-    from transformers import BertConfig, BertForSequenceClassification
-
-    return BertForSequenceClassification._from_config(BertConfig(**MINILM), attn_implementation="sdpa").eval()
+def predict(variants: Sequence[Variant], threads: int) -> Iterator[tuple[Variant, np.ndarray]]:
+    """The class (samples,) that each variant predicts of every test input, one process after the other."""
+    context = get_context("spawn")
+    for variant in variants:
+        worker = _Worker(context, variant, threads)
+        try:
+            yield variant, worker.ask("predict")
+        finally:
+            worker.end()
 
 
 def time_in_turn(
@@ -128,14 +94,14 @@ def time_in_turn(
             seconds: dict[Variant, list[float]] = {worker.variant: [] for worker in running}
             for _ in range(rounds):
                 for worker in running:
-                    seconds[worker.variant].append(worker.ask(batch))
+                    seconds[worker.variant].append(worker.ask("time", batch))
             base = seconds[variants[0]]
             for worker in running:
                 own, taken = worker.variant, seconds[worker.variant]
                 dense = next(v for v in seconds if (v.runtime, v.int8, v.budget) == (own.runtime, own.int8, None))
                 yield own, Measured(
                     batch, 1000 * statistics.median(taken), 1000 * min(taken), ratio=_ratio(taken, base),
-                    own_ratio=_ratio(taken, seconds[dense]), peak_mebibytes=worker.ask(0),
+                    own_ratio=_ratio(taken, seconds[dense]), peak_mebibytes=worker.ask("memory"),
                 )  # fmt: skip
     finally:
         for worker in workers:
@@ -159,20 +125,23 @@ class _Worker:
         exported = self.variant.runtime not in ("torch", "frozen")
         return batch == 1 or not exported or find_runtime(self.variant.runtime).any_batch
 
-    def ask(self, batch: int) -> float:
-        """Seconds of a forward of that batch; of 0 the mebibytes that the process held at most."""
+    def ask(self, what: str, batch: int = 0) -> Any:
+        """time: seconds of a forward of that batch; memory: mebibytes that it held at most; predict: classes."""
         os.kill(self.process.pid, signal.SIGCONT)
-        self.line.send(batch)
-        return self._answer()
+        return self._answer((what, batch))
 
-    def _answer(self) -> float:
+    def _answer(self, asked: tuple[str, int] | None = None) -> Any:
         try:
-            answer: float = self.line.recv()
-        except EOFError:
+            if asked is not None:
+                self.line.send(asked)
+            answer = self.line.recv()
+        except (EOFError, OSError):
             own = self.variant
             raise UserError(
                 f"the process of {own.model} in {own.runtime} ended by itself: give fewer budgets, runtimes or batches"
             ) from None
+        if isinstance(answer, Exception):
+            raise answer
         os.kill(self.process.pid, signal.SIGSTOP)
         return answer
 
@@ -182,49 +151,58 @@ class _Worker:
 
 
 def serve(line: Connection, variant: Variant, threads: int) -> None:
-    """What a worker does until it is killed."""
+    """What a worker does until it is killed. An error goes to who asked."""
+    try:
+        _serve(line, variant, threads)
+    except Exception as error:
+        line.send(error)
+
+
+def _serve(line: Connection, variant: Variant, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    given = torch.load(variant.inputs, weights_only=True)
     before = _most_held()
-    inputs: dict[int, Any] = {}
     run = _runner(variant, threads)
-    line.send(0.0)
+    line.send(None)
     while True:
-        batch = line.recv()
-        if batch == 0:
+        what, batch = line.recv()
+        if what == "memory":
             line.send(_most_held() - before)
-            continue
-        if batch not in inputs:
-            inputs[batch] = _given(variant, batch)
-        with torch.inference_mode():
-            run(inputs[batch])
-            taken = []
-            for _ in range(CALLS):
-                started = time.perf_counter()
-                run(inputs[batch])
-                taken.append(time.perf_counter() - started)
-        line.send(statistics.median(taken))
+        elif what == "predict":
+            with torch.inference_mode():
+                classes = [run(some).argmax(-1) for some in in_batches(given["test"], PREDICTED)]
+            line.send(torch.cat(classes).numpy())
+        else:
+            line.send(_seconds(run, [each[:batch] for each in given["timed"]]))
 
 
-def _runner(variant: Variant, threads: int) -> Callable[[Any], object]:
+@torch.inference_mode()
+def _seconds(run: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> float:
+    run(inputs)
+    taken = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        run(inputs)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _runner(variant: Variant, threads: int) -> Callable[[Sequence[Tensor]], Tensor]:
+    """From the tensors of a file to logits."""
     if variant.runtime not in ("torch", "frozen"):
         file = open_exported(variant.path, threads=threads)
-        return lambda inputs: file(*inputs)
+        return lambda tensors: file(*_as_written(file.inputs, tensors))
     pruned = load(variant.path)
-    if variant.runtime == "frozen":
-        return freeze(pruned).run
-    # Dense torch is the library's own forward.
-    return pruned.run if variant.budget is not None else pruned.base
+    if variant.runtime == "torch" and variant.budget is None:
+        return lambda tensors: pruned.base(inputs_of(tensors))  # the library's own forward
+    own = freeze(pruned) if variant.runtime == "frozen" else pruned
+    return lambda tensors: own.run(inputs_of(tensors)).logits
 
 
-def _given(variant: Variant, batch: int) -> Any:
-    """The inputs of a batch as the runtime reads them."""
-    inputs = make_inputs(variant.model, batch)
-    if variant.runtime in ("torch", "frozen"):
-        return inputs
-    if not isinstance(inputs, Text):
-        return [inputs.numpy()]
-    return [each.long().numpy() for each in (inputs.ids, inputs.real, inputs.types)]
+def _as_written(inputs: Sequence[Input], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """As a file reads them: its kind of numbers, and of a text the types only where it has them."""
+    return [each.to(getattr(torch, own.dtype)) for own, each in zip(inputs, tensors, strict=False)]
 
 
 def _most_held() -> float:

@@ -14,8 +14,15 @@ COLUMNS = (
 NOTES = """
 One process a variant, woken in turn; a turn is the median of three calls behind one that is not timed. Ratios are
 medians over rounds. MACs are multiply-adds of all that the file computes, planner included; time / MACs is the time
-against the same runtime's dense model over them, 1.00 where time falls as the arithmetic does. Weights are random:
-speed needs no trained ones. Peak MiB is what the process held at most, above what it held before it loaded the model.
+against the same runtime's dense model over them, 1.00 where time falls as the arithmetic does. Peak MiB is what the
+process held at most, above what it held before it loaded the model.
+"""
+RANDOM = "Weights are random: speed needs no trained ones.\n"
+TRAINED = """Accuracy is on {items} items of the test split; same is the share of them of which dense torch predicts the
+same class. Dense is the same weights with every token.
+"""
+PADDED = """Texts are padded to one length: a file computes all of it, and at every layer as many tokens of each.
+Torch and the frozen model keep a share of each text; the frozen one leaves padding out.
 """
 
 
@@ -41,6 +48,10 @@ class RuntimeRow:
     ratio: float  # to dense torch, the library's own forward
     own_ratio: float  # to dense in the same runtime and precision
     peak_mebibytes: float
+    padded: bool = False  # texts of a test split, which are of unequal length
+    items: int = 0  # of the test split, on which the next two were measured
+    accuracy: float | None = None  # None with random weights
+    same: float | None = None  # share of the items of which dense torch predicts the same class
 
     @property
     def name(self) -> str:
@@ -53,15 +64,18 @@ class RuntimeRow:
 
 def format_rows(rows: Sequence[RuntimeRow]) -> str:
     """Markdown, batch by batch, runtime by runtime."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    first = rows[0]
+    columns = COLUMNS if first.accuracy is None else (*COLUMNS, "accuracy %", "same %")
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     ordered = sorted(rows, key=lambda row: row.batch)
     for _, group in groupby(ordered, key=lambda row: row.batch):
         kept = list(group)
         for name in dict.fromkeys(row.name for row in kept):
             lines += [_line(row) for row in kept if row.name == name]
-    first = rows[0]
+    notes = NOTES + (RANDOM if first.accuracy is None else TRAINED.format(items=first.items))
+    notes += PADDED if first.padded else ""
     title = f"{first.model}, {first.threads} threads of {first.machine}, torch {first.torch}, commit {first.commit}"
-    return "\n".join([title, "", *lines, NOTES])
+    return "\n".join([title, "", *lines, notes])
 
 
 def _line(row: RuntimeRow) -> str:
@@ -70,5 +84,6 @@ def _line(row: RuntimeRow) -> str:
         row.batch, row.name, "dense" if dense else f"budget {row.budget:g}", f"{row.macs_share:.3f}", f"{row.ms:.1f}",
         f"{row.ratio:.2f}", f"{row.own_ratio:.2f}", "" if dense else f"{row.own_ratio / row.macs_share:.2f}",
         f"{row.peak_mebibytes:.0f}", f"{row.file_mebibytes:.1f}",
+        *(f"{100 * share:.2f}" for share in (row.accuracy, row.same) if share is not None),
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"

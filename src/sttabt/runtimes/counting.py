@@ -17,6 +17,8 @@ from sttabt.models.budget import calibrate
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BudgetSettings
 
+TRIES, NEAR = 4, 0.01  # how often a graph of texts is brought to a budget, and where that is near enough
+
 
 @torch.no_grad()
 def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> list[int]:
@@ -37,9 +39,14 @@ def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> l
     return [max(count, pruned.method.least) for count in found]
 
 
-def counts_at_budget(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, budget: float) -> list[int]:
-    """As `counts_of`, of the method brought to that share of the dense model's multiply-adds; `pruned` stays as it is.
+def counts_at_budget(
+    pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, budget: float, tokens: int
+) -> list[int]:
+    """Tokens that each layer reads (L), so that a graph of so many `tokens` costs that share of the dense model's
+    multiply-adds for as many; `pruned` stays as it is.
 
+    The method is brought to the budget on `batches`. Of images what it keeps then is the mean of `counts_of`. A graph
+    of texts computes `tokens` of each, padding included, so that its counts are the mean share of a text times those.
     Raises UserError where there are no inputs, and for a method that has no dial.
     """
     if not batches:
@@ -47,8 +54,30 @@ def counts_at_budget(pruned: PrunedModel, batches: Sequence[Tensor | Text] | Non
     if pruned.method.settings.dial_name() is None:
         raise UserError(f"budget={budget}: {pruned.method.title} has no setting that a budget finds: give counts=[...]")
     turned = PrunedModel(pruned.base, copy.deepcopy(pruned.method), pruned.approx).eval()
-    calibrate(turned, batches, BudgetSettings(macs=budget))
-    return counts_of(turned, batches)
+    if not pruned.base.may_pad:
+        calibrate(turned, batches, BudgetSettings(macs=budget))
+        return counts_of(turned, batches)
+    asked, tried = budget, {}
+    for _ in range(TRIES):  # attention and planner grow with the length in other ways than the rest
+        calibrate(turned, batches, BudgetSettings(macs=asked))
+        counts = _shares_of(turned, batches, tokens)
+        reached = macs_share(turned, [*counts, pruned.base.outputs], tokens)
+        tried[abs(reached - budget)] = counts
+        if abs(reached - budget) < NEAR * budget:
+            break
+        asked = min(1.0, asked * budget / reached)
+    return tried[min(tried)]
+
+
+@torch.no_grad()
+def _shares_of(pruned: PrunedModel, batches: Sequence[Tensor | Text], tokens: int) -> list[int]:
+    """The mean share of a text's tokens that each layer reads, times `tokens` (L)."""
+    shares = []
+    for batch in batches:
+        kept, real = pruned.plan(batch).counts[:, :-1], pruned.base.real(batch).sum(-1, keepdim=True)
+        shares.append(kept.double() / real)
+    mean = torch.cat(shares).mean(0)
+    return [max(count, pruned.method.least) for count in (mean * tokens).round().long().tolist()]
 
 
 def macs_share(pruned: PrunedModel, counts: Sequence[int], tokens: int) -> float:

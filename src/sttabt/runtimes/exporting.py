@@ -22,7 +22,7 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.description import class_names_of, preprocessing_of
 from sttabt.runtimes.counting import counts_at_budget, counts_of, macs_share
 from sttabt.runtimes.formats import RUNTIMES, find_runtime
-from sttabt.runtimes.graph import Graph, check_model
+from sttabt.runtimes.graph import Graph, check_model, check_tokens
 from sttabt.runtimes.reading import ExportedModel
 from sttabt.runtimes.runtime import Runtime, one_line
 from sttabt.settings import method_settings
@@ -77,8 +77,9 @@ def export(
     or an encoder that embeds.
     format: "onnx", "openvino", "torch" (torch.export) or "executorch".
     counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`.
-    budget: instead of counts, the share of the dense model's multiply-adds that the file may cost, planner included;
-    the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted.
+    budget: instead of counts, the share of the dense file's multiply-adds that the file may cost, planner included;
+    the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted, of
+    texts as a share of `tokens`.
     calibration: an iterable of batches of inputs, alone or with labels.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
@@ -106,7 +107,7 @@ def export(
     if int8 and not batches:
         raise UserError("int8=true is compared on calibration inputs: give calibration=[batches of inputs]")
     if budget is not None:
-        counts = _counts_at_budget(pruned, batches, budget, counts)
+        counts = _counts_at_budget(pruned, batches, budget, counts, tokens)
     elif counts is None and pruned.method.takes_counts and pruned.method.counts is None:
         counts = counts_of(pruned, batches)
     if class_names is not None and pruned.base.embeds:
@@ -166,7 +167,11 @@ def _inputs(batch: Any) -> Tensor | Text:
 
 
 def _counts_at_budget(
-    pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, budget: float, counts: Sequence[int] | None
+    pruned: PrunedModel,
+    batches: Sequence[Tensor | Text] | None,
+    budget: float,
+    counts: Sequence[int] | None,
+    tokens: int | None,
 ) -> list[int]:
     if counts is not None:
         raise UserError(f"budget={budget} and counts={list(counts)} say the same: give one of them")
@@ -174,7 +179,7 @@ def _counts_at_budget(
         raise UserError(f"budget={budget} has no effect on a dense model, which keeps every token: prune it")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise UserError(f"budget={budget!r} is no share of the dense model's multiply-adds: give one, e.g. 0.5")
-    return counts_at_budget(pruned, batches, budget)
+    return counts_at_budget(pruned, batches, budget, check_tokens(pruned.base, tokens))
 
 
 def _write(runtime: Runtime, graph: Graph, file: Path, options: Mapping[str, Any]) -> None:

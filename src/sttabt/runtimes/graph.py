@@ -45,7 +45,7 @@ class Graph(nn.Module):
     def __init__(self, pruned: PrunedModel, counts: Sequence[int] | None = None, tokens: int | None = None) -> None:
         super().__init__()
         base = pruned.base
-        self.tokens = _check_tokens(base, tokens)
+        self.tokens = check_tokens(base, tokens)
         check_model(pruned)
         self.base = base
         self.fixed: FixedModel | None = None
@@ -180,7 +180,8 @@ def check_model(pruned: PrunedModel) -> None:
         raise UserError(f"the model is {weight.dtype} on {weight.device}: export a copy, model.float().cpu()")
 
 
-def _check_tokens(base: Backbone, tokens: int | None) -> int:
+def check_tokens(base: Backbone, tokens: int | None) -> int:
+    """The length that inputs have in a graph, None: the longest. Raises UserError for another than can be."""
     if tokens is None:
         return base.tokens
     if not base.may_pad:

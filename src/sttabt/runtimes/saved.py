@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from sttabt.api import load
 from sttabt.core.text import Text
@@ -34,18 +36,22 @@ def export_saved(
     tokens: int | None,
     int8: bool,
     opset: int | None,
+    data: Path | None = None,
 ) -> Export:
     """The model of an artifact as a file (`sttabt.export`), calibrated on `samples` of its run's validation split.
 
-    out: None: named after the artifact, in the current folder. Raises UserError as `sttabt.load` and `sttabt.export`
-    do, and where the run's data are not there but needed.
+    out: None: named after the artifact, in the current folder. data: as in `splits_of`. Raises UserError as
+    `sttabt.load` and `sttabt.export` do, and where the run's data are not there but needed.
     """
     runtime = find_runtime(format)
     runtime.check()
     pruned = load(folder)
     record = read_record(folder.absolute() / RECORD)
     uncounted = counts is None and pruned.method.takes_counts and pruned.method.counts is None
-    splits = _splits(record) if int8 or budget is not None or uncounted else None
+    needed = int8 or budget is not None or uncounted
+    if data is not None and not needed:
+        raise UserError(f"data={data} has no effect: nothing is calibrated here")
+    splits = splits_of(record, data) if needed else None
     prepared, reads_text = pruned.preparation or preparation_of(pruned.base), pruned.base.may_pad
     out = out or Path(f"{record['stage']}-{folder.name}{runtime.suffix}")
     return export(
@@ -54,7 +60,7 @@ def export_saved(
         format=format,
         counts=counts,
         budget=budget,
-        calibration=_batches(splits, samples) if splits else None,
+        calibration=batches_of(splits.validation, samples) if splits else None,
         tokens=tokens or (prepared.inputs["tokens"] if reads_text else None),
         int8=int8,
         opset=opset,
@@ -63,18 +69,29 @@ def export_saved(
     )
 
 
-def _splits(record: Mapping[str, Any]) -> Splits:
+def splits_of(record: Mapping[str, Any], data: Path | None = None) -> Splits:
+    """The data that an artifact's run had. data: where they are now, None: where they were.
+
+    Raises UserError where they are not there.
+    """
     if record["stage"] == SAVED:
         raise UserError("a saved model has no data beside it for calibration: give counts=[...], or sttabt.export")
     settings = record["notes"]["settings"]
+    dataset = noted_dataset(settings)
+    if data is not None:
+        if not dataset.path:
+            raise UserError(f"data={data} has no effect: {dataset.name} is read from no path of one's own")
+        dataset = replace(dataset, path=str(data.absolute()))
     try:
-        return load_splits(noted_dataset(settings), noted_model(settings))
+        return load_splits(dataset, noted_model(settings))
     except UserError as error:
-        raise UserError(f"the data that the model was made with are needed for calibration: {error}") from error
+        hint = "; data=PATH says where they are now" if dataset.path and data is None else ""
+        raise UserError(f"the data that the model was made with are needed for calibration: {error}{hint}") from error
 
 
-def _batches(splits: Splits, samples: int) -> Iterator[Tensor | Text]:
-    data: Any = splits.validation
+def batches_of(dataset: Dataset, samples: int) -> Iterator[Tensor | Text]:
+    """Inputs of the first so many items, or of all where there are fewer."""
+    data: Any = dataset
     some = range(min(samples, len(data)))
     for start in range(0, len(some), BATCH):
         items = [data[index] for index in some[start : start + BATCH]]
