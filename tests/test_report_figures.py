@@ -39,6 +39,7 @@ from sttabt.report.points import points_by_dataset
 from sttabt.report.quality import LABEL as QUALITY
 from sttabt.report.quality import draw_attention_quality
 from sttabt.report.reading import read_rows
+from sttabt.report.rivals_time import draw_rivals_time
 from sttabt.report.rows import Row
 from test_conf import sweep_jobs
 from test_report import make_row, make_sweep, write_rows
@@ -148,12 +149,25 @@ def test_an_ablation_sweeps_over_what_its_figure_is_of(experiment, settings):
     assert composed.dataset.source == "digits" and composed.name == experiment
 
 
+def make_budgeted(dataset: str = "words") -> list[Row]:
+    """Two methods at two budgets, one of them far below the dense model, and one that was not timed."""
+    budgets = [(method, share) for method in ("forward_topk", "random") for share in (0.5, 0.35)]
+    rows = [
+        make_row(method, share, budget={"asked": share, "reached": share, "found.keep_ratio": share},
+                 budget_of="macs_share", score=0.9 * share if method == "random" else 0.9)
+        for method, share in budgets
+    ]  # fmt: skip
+    untimed = make_row("tome", 0.5, budget={"asked": 0.5, "reached": 0.5}, budget_of="macs_share", time=None)
+    return [replace(row, dataset=dataset) for row in (make_row("dense"), *rows, untimed)]
+
+
 ALL_ROWS = [
     *make_ablation_p(),
     *make_ablation_lambda(dataset="letters"),
     *make_imagenet(),
     *make_text_sweep("glue_sst2"),
     *make_search(),
+    *make_budgeted(),
 ]
 
 
@@ -167,6 +181,23 @@ def test_every_figure_repeats_byte_for_byte(tmp_path):
         made.append({path.name: path.read_bytes() for path in (tmp_path / f"{out}-out").iterdir()})
     assert made[0].keys() == {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "svg", "csv")}
     assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+
+
+# --- rivals against time
+
+
+def test_rivals_against_time_are_those_that_have_a_budget_and_a_time(tmp_path):
+    drawn = draw_rivals_time(points_by_dataset([*make_budgeted(), *make_ablation_p()]), tmp_path)
+    assert drawn == tmp_path / "rivals_time.png"
+    frame = pd.read_csv(tmp_path / "rivals_time.csv")
+    assert set(frame["dataset"]) == {"words"}, "the ablation has no budgets"
+    assert sorted(frame["curve"]) == ["dense", *["forward top-k"] * 2, *["random"] * 2], "ToMe was not timed"
+    said = (tmp_path / "rivals_time.svg").read_text()
+    assert "small on words" in said and "2 points are further down" in said
+    assert "share of the dense model's" in said and "batch 32" in said
+    untimed = [replace(row, time=None) for row in make_budgeted()]
+    for rows in (untimed, make_ablation_p(), [make_row("dense")]):
+        assert draw_rivals_time(points_by_dataset(rows), tmp_path) is None
 
 
 # --- ablations

@@ -20,6 +20,7 @@ from sttabt.report.pareto import draw_pareto
 from sttabt.report.points import Point
 from sttabt.report.quality import draw_attention_quality
 from sttabt.report.rivals import write_rivals
+from sttabt.report.rivals_time import draw_rivals_time
 from sttabt.report.search import draw_search
 from sttabt.report.tasks import draw_tasks
 from sttabt.report.tokens import Block, draw_tokens
@@ -89,6 +90,12 @@ CATALOGUE: dict[str, Entry] = {
         "of two methods under one budget",
         tuple(f"{RUN} experiment=rivals_{name}" for name in ("digits", "fashion_mnist", "movie_reviews")),
         _of_points(write_rivals),
+    ),
+    "rivals_time": Entry(
+        "score against measured time of methods under budgets",
+        "of a method under a budget that was timed",
+        tuple(f"{RUN} experiment=rivals_{name}" for name in ("digits", "fashion_mnist", "movie_reviews")),
+        _of_points(draw_rivals_time),
     ),
     "tasks": Entry(
         "text tasks against tokens kept, counted in two ways, and multiply-adds",
