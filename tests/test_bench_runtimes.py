@@ -23,6 +23,7 @@ from sttabt.data.base import Batch, evaluation_loader
 from sttabt.errors import UserError
 from sttabt.pipeline.evaluation import even_sample
 from sttabt.runtimes.graph import Graph
+from sttabt.runtimes.saved import batches_of
 from sttabt.settings.noted import noted_dataset
 from sttabt.store.artifacts import RECORD, read_record
 from sttabt.testing.models import make_example, make_pruned
@@ -56,19 +57,22 @@ def test_what_a_run_trained_has_an_accuracy_in_every_runtime(
     assert [(row["runtime"], row["budget"]) for row in rows] == [
         ("torch", None), ("frozen", None), ("torch", 0.8), ("frozen", 0.8)
     ]  # fmt: skip
-    pruned = sttabt.load(artifacts["prune"])
-    record = read_record(artifacts["prune"] / RECORD)
-    test = even_sample(load_splits(noted_dataset(record["notes"]["settings"])).test, 90)
-    (batch,) = evaluation_loader(test, 90)
-    fixed = sttabt.prune(pruned.base, approx=pruned.approx, counts=rows[2]["counts"][:-1])
+    assert rows[0]["counts"] and rows[2]["counts"] == [], "each image has its own"
+    pruned, record = sttabt.load(artifacts["prune"]), read_record(artifacts["prune"] / RECORD)
+    splits = load_splits(noted_dataset(record["notes"]["settings"]))
+    (batch,) = evaluation_loader(even_sample(splits.test, 90), 90)
     with torch.inference_mode():
-        dense, kept = (model(batch.inputs).argmax(-1) for model in (pruned.base, fixed))
+        dense = pruned.base(batch.inputs).argmax(-1)
+        sttabt.calibrate(pruned, 0.8, list(batches_of(splits.validation, 256)))
+        kept = pruned(batch.inputs).argmax(-1)
     for row in rows:
         classes = dense if row["budget"] is None else kept
         assert row["items"] == 90 and row["accuracy"] == pytest.approx(float((classes == batch.labels).double().mean()))
         assert row["same"] == pytest.approx(float((classes == dense).double().mean()))
-    said = capsys.readouterr().out
-    assert "| accuracy % | same % |" in said and "Accuracy is on 90 items" in said and "random" not in said
+    assert main([f"model={artifacts['prune']}", "batches=[400]"]) == main([f"model={artifacts['base']}"]) == 2
+    said = capsys.readouterr()
+    assert "batches=[400]: the test split has 360 samples" in said.err and "is no artifact of a run that is" in said.err
+    assert "| accuracy % | same % |" in said.out and "Accuracy is on 90 items" in said.out and "random" not in said.out
 
 
 @pytest.mark.skipif(not ONNX, reason="the extra sttabt[export] is not installed")
@@ -77,7 +81,7 @@ def test_what_a_run_trained_has_an_accuracy_in_every_runtime(
 def test_texts_of_unequal_length_keep_a_share_in_torch_and_a_number_in_a_file() -> None:
     text = make_text()
     pruned, tokens = make_pruned(make_example("bert"), "backtracking"), text.ids.shape[1]
-    subject = Subject("texts", pruned, [text], text, tokens, Batch(text, torch.tensor([0, 1, 0, 1])))
+    subject = Subject("texts", pruned, [text], {4: text}, tokens, Batch(text, torch.tensor([0, 1, 0, 1])))
     made = subject.at(0.8)
     assert made.own_share == pytest.approx(0.8, abs=0.05) and made.file_share == pytest.approx(0.8, abs=0.05)
     write_inputs(subject, Path("inputs.pt"))
@@ -113,7 +117,7 @@ def test_a_table_has_a_line_a_row_by_batch_and_runtime() -> None:
     [
         ("modle=deit_tiny", "did you mean 'model'?"),
         ("model=deit_smal", "model=deit_smal is no folder, and unknown: did you mean 'deit_small'?"),
-        ("model=artifacts/none", "model=artifacts/none is no artifact of a run: give artifacts/approx/"),
+        ("model=artifacts/none", "model=artifacts/none is no artifact of a run that is pruned: give artifacts/approx/"),
         ("items=3", "items=3 has no effect on random weights: leave it out"),
         ("runtimes=[onx]", "did you mean 'onnx'?"),
         ("budgets=[1.5]", "budgets=[1.5]: give a value like [0.7, 0.5, 0.35]"),
@@ -139,7 +143,7 @@ def test_settings_are_read() -> None:
 def test_a_process_that_ends_or_fails_is_one_line() -> None:
     example = make_example("digits")
     saved = make_pruned(example, "dense").save_pretrained("saved")
-    torch.save({"timed": [example.inputs[:2]], "test": []}, "inputs.pt")
+    torch.save({"timed": {1: [example.inputs[:1]], 2: [example.inputs[:2]]}, "test": []}, "inputs.pt")
     model = Variant("digits", "torch", False, None, 1.0, (50, 50, 1), str(saved), "inputs.pt", 0.0)
     turns = time_in_turn([model], [1, 2], rounds=1, threads=1)
     assert next(turns)[1].ms > 0
@@ -149,4 +153,9 @@ def test_a_process_that_ends_or_fails_is_one_line() -> None:
         next(turns)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="gone is not there: give the folder of a model"):
-        next(time_in_turn([replace(model, path="gone")], [1], rounds=1, threads=1))
+        next(time_in_turn([model, replace(model, path="gone")], [1], rounds=1, threads=1))
+    assert not active_children(), "one that is stopped would keep this process from ending"
+    torch.save({"timed": {}, "test": []}, "inputs.pt")
+    with pytest.raises(UserError, match="digits does not run in torch: 1"):
+        next(turns := time_in_turn([model], [1], rounds=1, threads=1))
+    turns.close()

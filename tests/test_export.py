@@ -219,6 +219,34 @@ def test_counts_are_the_mean_of_what_the_method_keeps(tmp_path: Path) -> None:
     assert made.counts == [*mean, 1]
 
 
+def test_counts_of_texts_are_the_mean_share_of_what_the_file_pads_to(tmp_path: Path) -> None:
+    pruned, text = _pruned("bert")[0], make_inputs("bert")
+    kept = pruned.plan(text).counts[:, :-1].double().sum(0) / text.real.sum()
+    for tokens in (TOKENS, 5):  # longer than the texts, and shorter
+        made = export(pruned, tmp_path / "model.pt2", format="torch", calibration=[text], tokens=tokens)
+        assert made.counts == [*(kept * tokens).round().long().tolist(), 1]
+
+
+def test_a_budget_of_texts_that_cannot_be_met_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pruned, text = _pruned("bert")[0], make_inputs("bert")
+    given: dict[str, Any] = {"format": "torch", "calibration": [text], "tokens": TOKENS}
+    caplog.set_level("INFO")
+    made = export(pruned, tmp_path / "model.pt2", budget=0.02, **given)
+    said = [record.getMessage() for record in caplog.records if "budget" in record.getMessage()]
+    (line,) = said
+    assert line.startswith(
+        f"budget=0.02 cannot be met by a graph of {TOKENS} tokens: {made.macs_share:.4g} is the nearest"
+    )
+    assert pruned.method.settings.keep_ratio == 0.5, "the model stays as it was"
+
+
+def test_a_budget_that_would_move_nothing_is_refused(tmp_path: Path) -> None:
+    for name, settings in (("digits", {"dynamic": True}), ("bert", {"counts": [9, 5, 3]})):
+        pruned = _pruned(name, **settings)[0]
+        with pytest.raises(UserError, match=r"moves sparsity\.keep_ratio, which has no effect here"):
+            export(pruned, tmp_path / "a.pt2", format="torch", budget=0.5, calibration=[make_inputs(name)])
+
+
 @pytest.mark.parametrize("name, method", [("digits", "backtracking"), ("digits", "concrete"), ("bert", "backtracking")])
 def test_a_budget_is_kept_by_the_file_and_leaves_the_model_as_it_was(name: str, method: str, tmp_path: Path) -> None:
     pruned, _ = _pruned(name, method)

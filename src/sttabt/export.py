@@ -23,7 +23,8 @@ USAGE = """usage: python -m sttabt.export model=FOLDER [format=onnx] [key=value 
   model=FOLDER        artifacts/base/... (dense), artifacts/approx/... (back-tracking) or artifacts/prune/...
   format=onnx         onnx, openvino, torch (torch.export's .pt2) or executorch (one sample at a time)
   out=FILE            by default STAGE-FINGERPRINT with the format's ending, here
-  counts=[A,B,...]    tokens that each layer reads; by default the mean of what the method keeps of the validation split
+  counts=[A,B,...]    tokens that each layer reads; by default the mean of what the method keeps of the validation
+                      split, of texts the mean share, times tokens
   budget=0.5          instead: counts at which the file costs this share of the dense file's multiply-adds
   calibration=256     samples of the validation split that this mean, and int8's agreement, are taken of
   data=PATH           where the run's data are now, if not where they were (dataset.path)
@@ -97,7 +98,7 @@ def _share(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"budget={text} is no share of the dense model's multiply-adds: give one, e.g. 0.5") from None
+        raise UserError(f"budget={text} is no share of the dense file's multiply-adds: give one, e.g. 0.5") from None
 
 
 def _counts(text: str) -> list[int]:

@@ -214,9 +214,8 @@ class ViT(Backbone):
         names = ("cls_token", "dist_token", "reg_token")
         tokens = [token[0] for name in names if (token := getattr(model, name, None)) is not None]
         position = model.pos_embed
-        if tuple(grid) != tuple(
-            self.grid
-        ):  # timm would put a resampling into an exported graph, which ExecuTorch lacks
+        # Asked here: timm puts a resampling into an exported graph all the same, an operator that ExecuTorch lacks.
+        if tuple(grid) != tuple(self.grid):
             own = 0 if model.no_embed_class else self.outputs
             position = resample_abs_pos_embed(position, list(grid), list(self.grid), own)
         if not tokens:

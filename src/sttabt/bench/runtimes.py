@@ -1,4 +1,4 @@
-"""`python -m sttabt.bench.runtimes model=NAME [key=value ...]`: a pruned model in torch and in other runtimes.
+"""`python -m sttabt.bench.runtimes model=NAME|FOLDER [key=value ...]`: a pruned model in torch and in other runtimes.
 
 One process a variant, woken in turn: what one runtime spins, caches or holds does not count for another. Exit codes: 0,
 2 for a user's mistake.
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value ...]
 
   model=deit_small          deit_tiny, deit_small, deit_base or minilm (texts of 128 tokens), with random weights; or
-                            artifacts/approx/..., artifacts/prune/..., what a run trained, and accuracy is measured, too
-  items=1000                of the run's test split, on which it is
+                            artifacts/prune/..., approx/... or budget/..., what a run trained: accuracy, too
+  items=1000                test samples on which accuracy is measured
   data=PATH                 where the run's data are now, if not where they were (dataset.path)
-  budgets=[0.7,0.5,0.35]    shares of the dense model's multiply-adds, planner included; dense is always measured
+  budgets=[0.7,0.5,0.35]    shares of the dense multiply-adds, planner included; dense is always measured
   runtimes=[...]            of torch, frozen, onnx, openvino, executorch; by default those that are installed
   int8=true                 onnx in int8 as well
   batches=[1,8]
@@ -44,7 +44,7 @@ USAGE = """usage: python -m sttabt.bench.runtimes [model=deit_small] [key=value 
   out=FOLDER                by default runs/runtimes_NAME
 
 On Linux. Writes runtimes.jsonl and runtimes.md, batch by batch: latency, its ratio to dense torch and to the same
-runtime's dense, peak memory and size of the file.
+runtime's dense, peak memory, size of the file, and accuracy.
 """
 DEFAULTS: dict[str, Any] = {
     "model": "deit_small",
@@ -145,13 +145,13 @@ def measure(
 
     if not STATUS.exists():
         raise UserError(f"memory is read from {STATUS}, which Linux alone has: measure there")
-    names = [name for name in RUNTIMES if _is_there(name)] if not runtimes else list(runtimes)
-    if "torch" not in names:
-        names.insert(0, "torch")  # the baseline
+    wanted = runtimes or [name for name in RUNTIMES if _is_there(name)]
+    names = [name for name in RUNTIMES if name in ("torch", *wanted)]  # torch is the baseline
+    batches = sorted(set(batches))
     if model in MODELS:
-        subject = random_subject(model, max(batches))
+        subject = random_subject(model, batches)
     else:
-        subject = saved_subject(Path(model), max(batches), items, Path(data) if data else None)
+        subject = saved_subject(Path(model), batches, items, Path(data) if data else None)
     out.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {
         **{"machine": device_name(torch.device("cpu")), "threads": threads, "torch": torch.__version__},
@@ -162,7 +162,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         variants: list[Variant] = []
         write_inputs(subject, Path(folder) / INPUTS)
-        for budget in (None, *sorted(budgets, reverse=True)):
+        for budget in (None, *sorted(set(budgets), reverse=True)):
             variants += list(_variants(subject, budget, names, int8, Path(folder)))
         scores = {} if subject.test is None else _scores(dict(predict(variants, threads)), subject.test.labels.numpy())
         for variant, found in time_in_turn(variants, batches, rounds, threads):
@@ -204,15 +204,18 @@ def _variants(
     from sttabt.runtimes.formats import find_runtime
 
     made, stem = subject.at(budget), "dense" if budget is None else f"budget_{budget}"
-    saved = made.pruned.save_pretrained(folder / stem)
-    variant = partial(
-        Variant, model=subject.name, budget=budget, counts=tuple(made.boundaries), inputs=str(folder / INPUTS)
-    )
+    saved, boundaries = made.pruned.save_pretrained(folder / stem), tuple(made.boundaries)
+    variant = partial(Variant, model=subject.name, budget=budget, inputs=str(folder / INPUTS))
     for name in names:
         if name in ("torch", "frozen"):
             size = sum(path.stat().st_size for path in saved.rglob("*.safetensors"))
             yield variant(
-                runtime=name, int8=False, macs_share=made.own_share, path=str(saved), file_mebibytes=size / 2**20
+                runtime=name,
+                int8=False,
+                macs_share=made.own_share,
+                counts=() if made.counts else boundaries,
+                path=str(saved),
+                file_mebibytes=size / 2**20,
             )
             continue
         runtime = find_runtime(name)
@@ -222,7 +225,12 @@ def _variants(
             made.export(path, format=name, int8=quantised)
             size = sum(each.stat().st_size for each in (path, *runtime.beside(path)))
             yield variant(
-                runtime=name, int8=quantised, macs_share=made.file_share, path=str(path), file_mebibytes=size / 2**20
+                runtime=name,
+                int8=quantised,
+                macs_share=made.file_share,
+                counts=boundaries,
+                path=str(path),
+                file_mebibytes=size / 2**20,
             )
 
 

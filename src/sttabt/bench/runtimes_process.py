@@ -26,6 +26,7 @@ from sttabt.errors import UserError
 from sttabt.runtimes.formats import find_runtime
 from sttabt.runtimes.graph import Input
 from sttabt.runtimes.reading import open_exported
+from sttabt.runtimes.runtime import one_line
 
 STATUS = Path("/proc/self/status")
 PREDICTED = 32  # samples at once
@@ -34,8 +35,8 @@ CALLS = 3  # timed in a turn, behind one that is not
 
 @dataclass(frozen=True)
 class Variant:
-    """What one process runs. path: a file of that runtime, or a saved model; counts: tokens at every boundary; inputs:
-    the file of what it is given, as `write_inputs` writes it.
+    """What one process runs. path: a file of that runtime, or a saved model; counts: tokens at every boundary, ()
+    where each sample has its own; inputs: the file of what it is given, as `write_inputs` writes it.
     """
 
     model: str
@@ -62,9 +63,10 @@ class Measured:
 
 
 def write_inputs(subject: Subject, path: Path) -> None:
-    """What the processes are given: inputs to time, and those of the test, none with random weights."""
+    """What the processes are given: inputs to time by batch, and those of the test, none with random weights."""
     test = [] if subject.test is None else tensors_of(subject.test.inputs)
-    torch.save({"timed": tensors_of(subject.timed), "test": test}, path)
+    timed = {batch: tensors_of(inputs) for batch, inputs in subject.timed.items()}
+    torch.save({"timed": timed, "test": test}, path)
 
 
 def predict(variants: Sequence[Variant], threads: int) -> Iterator[tuple[Variant, np.ndarray]]:
@@ -86,9 +88,10 @@ def time_in_turn(
     Memory is what a process held at most since it loaded the model, above what it held before. Raises UserError where
     a process ends, which the system does where memory is short.
     """
-    context = get_context("spawn")
-    workers = [_Worker(context, variant, threads) for variant in variants]
+    context, workers = get_context("spawn"), []
     try:
+        for variant in variants:
+            workers.append(_Worker(context, variant, threads))
         for batch in sorted(batches):
             running = [worker for worker in workers if worker.takes(batch)]
             seconds: dict[Variant, list[float]] = {worker.variant: [] for worker in running}
@@ -119,7 +122,11 @@ class _Worker:
         self.process = context.Process(target=serve, args=(theirs, variant, threads), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the line
-        self._answer()  # it is loaded
+        try:
+            self._answer()  # it is loaded
+        except BaseException:
+            self.end()  # nobody else has it: a stopped process would be waited for without end
+            raise
 
     def takes(self, batch: int) -> bool:
         exported = self.variant.runtime not in ("torch", "frozen")
@@ -127,22 +134,22 @@ class _Worker:
 
     def ask(self, what: str, batch: int = 0) -> Any:
         """time: seconds of a forward of that batch; memory: mebibytes that it held at most; predict: classes."""
-        os.kill(self.process.pid, signal.SIGCONT)
         return self._answer((what, batch))
 
     def _answer(self, asked: tuple[str, int] | None = None) -> Any:
         try:
             if asked is not None:
+                os.kill(self.process.pid, signal.SIGCONT)
                 self.line.send(asked)
             answer = self.line.recv()
+            os.kill(self.process.pid, signal.SIGSTOP)
         except (EOFError, OSError):
             own = self.variant
             raise UserError(
                 f"the process of {own.model} in {own.runtime} ended by itself: give fewer budgets, runtimes or batches"
             ) from None
-        if isinstance(answer, Exception):
+        if isinstance(answer, UserError):
             raise answer
-        os.kill(self.process.pid, signal.SIGSTOP)
         return answer
 
     def end(self) -> None:
@@ -154,14 +161,16 @@ def serve(line: Connection, variant: Variant, threads: int) -> None:
     """What a worker does until it is killed. An error goes to who asked."""
     try:
         _serve(line, variant, threads)
-    except Exception as error:
+    except UserError as error:
         line.send(error)
+    except Exception as error:  # of any runtime; some cannot be sent
+        line.send(UserError(f"{variant.model} does not run in {variant.runtime}: {one_line(error)}"))
 
 
 def _serve(line: Connection, variant: Variant, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    given = torch.load(variant.inputs, weights_only=True)
+    given = torch.load(variant.inputs, weights_only=True, mmap=True)
     before = _most_held()
     run = _runner(variant, threads)
     line.send(None)
@@ -174,7 +183,7 @@ def _serve(line: Connection, variant: Variant, threads: int) -> None:
                 classes = [run(some).argmax(-1) for some in in_batches(given["test"], PREDICTED)]
             line.send(torch.cat(classes).numpy())
         else:
-            line.send(_seconds(run, [each[:batch] for each in given["timed"]]))
+            line.send(_seconds(run, given["timed"][batch]))
 
 
 @torch.inference_mode()

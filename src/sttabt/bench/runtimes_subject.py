@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ FACTOR = 4  # of the approximate network of random weights
 CALIBRATION = 256  # validation samples on which a budget is found
 SAMPLES = 4  # random ones, which all keep as many tokens
 TOKENS = 128  # of each random text
+STAGES = ("approx", "prune", "budget")  # of which artifacts are compared
+GIVE = [f"artifacts/{stage}/..." for stage in STAGES]
 MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -40,33 +42,34 @@ MINILM: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """pruned: under back-tracking, or a method that plans as it does, before any budget; calibration: batches on which
-    budgets are found; timed: as many inputs as the largest batch; tokens: of a text in a file, None of images; test:
-    inputs and labels (B,) whose classes are predicted, None with random weights. Texts are padded to `tokens`.
+    """pruned: before any budget; calibration: batches on which budgets are found; timed: inputs by batch; tokens: of a
+    text in a file, None of images; test: inputs and labels (B,) whose classes are predicted, None with random weights.
+    Texts are padded to `tokens`.
     """
 
     name: str
     pruned: PrunedModel
     calibration: Sequence[Tensor | Text]
-    timed: Tensor | Text
+    timed: Mapping[int, Tensor | Text]
     tokens: int | None
     test: Batch | None
 
     def at(self, budget: float | None) -> Made:
-        """Back-tracking with the counts of that budget; None: dense.
+        """The model at that budget; None: dense.
 
-        Of texts of unequal length a file computes as many tokens of each, and the model a share, each at the budget.
+        With random weights model and file have the same counts. What was trained runs in torch as its method does, and
+        in a file with as many tokens of every sample, each at the budget.
         """
-        base, tokens, counts = self.pruned.base, self.tokens or self.pruned.base.tokens, None
+        base, tokens = self.pruned.base, self.tokens or self.pruned.base.tokens
         if budget is None:
-            return Made(self, prune(base, "dense"), counts, [*[tokens] * base.layers, base.outputs], 1.0, 1.0)
+            return Made(self, prune(base, "dense"), None, [*[tokens] * base.layers, base.outputs], 1.0, 1.0)
         counts = counts_at_budget(self.pruned, self.calibration, budget, tokens)
-        assert self.pruned.approx is not None, "checked, or made so"
-        fixed, boundaries = prune(base, approx=self.pruned.approx, counts=counts), [*counts, base.outputs]
-        share = macs_share(fixed, boundaries, tokens)
-        if self.test is None or not base.may_pad:
-            return Made(self, fixed, None, boundaries, share, share)
+        boundaries = [*counts, base.outputs]
+        share = macs_share(self.pruned, boundaries, tokens)
         own = PrunedModel(base, copy.deepcopy(self.pruned.method), self.pruned.approx).eval()
+        if self.test is None:
+            own.method.settings = replace(own.method.settings, counts=counts)
+            return Made(self, own, None, boundaries, share, share)
         reached = calibrate(own, self.calibration, BudgetSettings(macs=budget)).reached
         return Made(self, own, counts, boundaries, share, reached)
 
@@ -91,44 +94,49 @@ class Made:
         export(self.pruned, path, counts=self.counts, calibration=own.calibration, tokens=own.tokens, **options)
 
 
-def random_subject(name: str, batch: int) -> Subject:
+def random_subject(name: str, batches: Sequence[int]) -> Subject:
     """Random weights and inputs, the same each time: images of 224 pixels, or texts of TOKENS without padding."""
     torch.manual_seed(0)
     model = _library_model(name)
     draw = _texts if name == "minilm" else _images
-    pruned = prune(model, approx=FACTOR)
-    return Subject(name, pruned, [draw(SAMPLES)], draw(batch), TOKENS if name == "minilm" else None, None)
+    pruned, timed = prune(model, approx=FACTOR), {batch: draw(batch) for batch in batches}
+    return Subject(name, pruned, [draw(SAMPLES)], timed, TOKENS if name == "minilm" else None, None)
 
 
-def saved_subject(folder: Path, batch: int, items: int, data: Path | None) -> Subject:
+def saved_subject(folder: Path, batches: Sequence[int], items: int, data: Path | None) -> Subject:
     """The model of an artifact, with its run's data: budgets on the validation split, `items` of the test split, at
     even places, whose classes are predicted. data: as in `splits_of`.
 
-    Raises UserError for a model that is no classifier, or has no approximate network to plan by, and as `load` does.
+    Raises UserError for a model that is no classifier, or of which no file at a budget is made, and as `load` does.
     """
-    if not (folder / RECORD).is_file():
-        raise UserError(f"model={folder} is no artifact of a run: give artifacts/approx/... or artifacts/prune/...")
-    pruned, record = load(folder), read_record(folder.absolute() / RECORD)
+    record = read_record(folder.absolute() / RECORD) if (folder / RECORD).is_file() else {}
+    if record.get("stage") not in STAGES:
+        raise UserError(f"model={folder} is no artifact of a run that is pruned: give {' or '.join(GIVE)}")
+    pruned = load(folder)
     if pruned.base.embeds:
         raise UserError(f"model={folder} is no classifier, so that it has no accuracy: give one")
-    if pruned.approx is None or not pruned.method.takes_counts:
+    if not pruned.method.takes_counts or pruned.method.counts is not None:
         raise UserError(
-            f"model={folder} is {pruned.method.title}, of which no file at a budget is made: give artifacts/approx/...,"
-            " or artifacts/prune/... of back-tracking or concrete masks"
+            f"no file at a budget is made of model={folder}, {pruned.method.title}: give back-tracking by keep_ratio,"
+            " or concrete masks"
         )
     splits = splits_of(record, data)
     if not splits.class_names:
         raise UserError(f"model={folder} predicts scores, so that it has no accuracy: give a classifier")
+    total: int = len(splits.test)  # type: ignore[arg-type]
+    if max(batches) > total:
+        raise UserError(f"batches={list(batches)}: the test split has {total} samples: give fewer")
     calibration = list(batches_of(splits.validation, CALIBRATION))
-    some = even_sample(splits.test, items)
-    (test,) = evaluation_loader(some, len(some))
-    (timed,) = evaluation_loader(even_sample(splits.test, batch), batch)
-    name = f"{record['notes']['settings']['dataset']['name']} {folder.absolute().name}"
+    sizes = (min(items, total), *batches)
+    test, *timed = (next(iter(evaluation_loader(even_sample(splits.test, size), size))) for size in sizes)
+    name = f"{record['notes']['settings']['dataset']['name']}, {pruned.method.title}"
+    inputs = {batch: each.inputs for batch, each in zip(batches, timed, strict=True)}
     if not isinstance(test.inputs, Text):
-        return Subject(name, pruned, calibration, timed.inputs, None, test)
-    tokens = max(each.ids.shape[1] for each in (test.inputs, timed.inputs, *calibration))
+        return Subject(name, pruned, calibration, inputs, None, test)
+    tokens = max(each.ids.shape[1] for each in (test.inputs, *inputs.values(), *calibration))
     pad = partial(_padded, tokens=tokens)
-    return Subject(name, pruned, calibration, pad(timed.inputs), tokens, Batch(pad(test.inputs), test.labels))
+    inputs = {batch: pad(text) for batch, text in inputs.items()}
+    return Subject(name, pruned, calibration, inputs, tokens, Batch(pad(test.inputs), test.labels))
 
 
 def tensors_of(inputs: Tensor | Text) -> list[Tensor]:

@@ -19,16 +19,19 @@ process held at most, above what it held before it loaded the model.
 """
 RANDOM = "Weights are random: speed needs no trained ones.\n"
 TRAINED = """Accuracy is on {items} items of the test split; same is the share of them of which dense torch predicts the
-same class. Dense is the same weights with every token.
+same class. Dense is the same weights with every token. Torch and the frozen model run the method as it is, files as
+many tokens of every sample at a layer, each at the budget.
 """
-PADDED = """Texts are padded to one length: a file computes all of it, and at every layer as many tokens of each.
-Torch and the frozen model keep a share of each text; the frozen one leaves padding out.
+PADDED = """Texts are padded to one length, which dense torch and the files compute: multiply-adds of files are of that,
+those of torch and the frozen model of real tokens.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeRow:
-    """One measurement, of a whole batch. budget: asked of the multiply-adds, None for dense; macs_share: reached."""
+    """One measurement, of a whole batch. budget: asked of the multiply-adds, None for dense; macs_share: reached;
+    counts: tokens at every boundary, () where each sample has its own.
+    """
 
     machine: str
     threads: int

@@ -30,15 +30,11 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
 
     batches: inputs on the model's device. Multiply-adds are counted on all of them, as the model is deployed; time is
     that of all of them, one after the other. Where nothing reaches the budget the nearest is taken, and one line says
-    so. A method reads its settings when it runs, so that the dial of a model can be turned.
+    so.
     """
     frozen, dial = deployed(model), model.method.settings.dial_name()
     assert dial is not None, "checked with the settings"
     within = dial_range(model.method.settings)
-
-    def turn(turned: PrunedModel, value: float) -> None:
-        own = turned.method.settings
-        turned.method.settings = replace(own, **own.at_budget, **{dial: int(value) if within.whole else value})
 
     # In inference mode, as rows are measured: dense forwards gain by it, too.
     with torch.inference_mode():
@@ -57,6 +53,14 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
     model.calibration = Calibration(meter.of, budget.share, reached, dial, at, kept)
     _say(model, budget, model.calibration)
     return model.calibration
+
+
+def turn(model: PrunedModel, value: float) -> None:
+    """Sets the dial of the model's method, which reads its settings when it runs."""
+    own = model.method.settings
+    dial = own.dial_name()
+    assert dial is not None, "checked with the settings"
+    model.method.settings = replace(own, **own.at_budget, **{dial: int(value) if dial_range(own).whole else value})
 
 
 def dial_range(settings: MethodSettings) -> Range:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sttabt.core.counts import fixed_plan, mean_counts
-from sttabt.core.plan import TokenPlan
+from sttabt.core.budget import find_value
+from sttabt.core.counts import fixed_plan
 from sttabt.core.text import Text
 from sttabt.engine.run import Run
 from sttabt.errors import UserError
-from sttabt.models.budget import calibrate
+from sttabt.models.budget import calibrate, dial_range, turn
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import BudgetSettings
+from sttabt.settings import BudgetSettings, Settings, check_budget
+from sttabt.settings.budget import NEAR
 
-TRIES, NEAR = 4, 0.01  # how often a graph of texts is brought to a budget, and where that is near enough
+TOLERANCE = 0.002  # share of a budget within which a graph of texts is near enough
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> list[int]:
-    """Tokens that each layer reads (L), the mean of what the method keeps of these inputs.
+def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, tokens: int) -> list[int]:
+    """Tokens that each layer reads (L): the mean share that the method keeps of these inputs, of so many `tokens`.
 
     Raises UserError where there are none.
     """
@@ -31,53 +35,47 @@ def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None) -> l
             f"{pruned.method.title} keeps as many tokens as an input needs: give counts=[tokens of the first layer,"
             " ..., of the last], or calibration=[batches of inputs], whose mean is taken"
         )
-    plans = [pruned.plan(batch) for batch in batches]
-    lifetimes = [lifetime for plan in plans for lifetime in plan.lifetime]
-    longest = max(map(len, lifetimes))
-    lifetime = torch.stack([nn.functional.pad(each, (0, longest - len(each))) for each in lifetimes])
-    found = mean_counts(TokenPlan(lifetime, pruned.base.layers), pruned.base.outputs)[:-1]
-    return [max(count, pruned.method.least) for count in found]
+    kept = torch.zeros(pruned.base.layers, dtype=torch.double)
+    real = 0
+    for batch in batches:
+        kept += pruned.plan(batch).counts[:, :-1].double().sum(0)
+        real += int(pruned.base.real(batch).sum())
+    return [max(count, pruned.method.least) for count in (kept * tokens / real).round().long().tolist()]
 
 
 def counts_at_budget(
     pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, budget: float, tokens: int
 ) -> list[int]:
-    """Tokens that each layer reads (L), so that a graph of so many `tokens` costs that share of the dense model's
-    multiply-adds for as many; `pruned` stays as it is.
+    """As `counts_of`, of the method brought to a budget: a graph of them costs that share of the multiply-adds of a
+    dense one, both of so many `tokens`; `pruned` stays as it is. One line says where the budget cannot be reached.
 
-    The method is brought to the budget on `batches`. Of images what it keeps then is the mean of `counts_of`. A graph
-    of texts computes `tokens` of each, padding included, so that its counts are the mean share of a text times those.
-    Raises UserError where there are no inputs, and for a method that has no dial.
+    A graph of texts computes all `tokens` of each, padding included: what the method costs there is another share.
+    Raises UserError where there are no inputs, and for a method whose dial decides nothing.
     """
     if not batches:
         raise UserError(f"budget={budget} is found on inputs: give calibration=[batches of inputs]")
-    if pruned.method.settings.dial_name() is None:
+    dial = pruned.method.settings.dial_name()
+    if dial is None:
         raise UserError(f"budget={budget}: {pruned.method.title} has no setting that a budget finds: give counts=[...]")
+    asked = BudgetSettings(macs=budget)
+    check_budget(Settings(sparsity=pruned.method.settings, budget=asked), ())
     turned = PrunedModel(pruned.base, copy.deepcopy(pruned.method), pruned.approx).eval()
     if not pruned.base.may_pad:
-        calibrate(turned, batches, BudgetSettings(macs=budget))
-        return counts_of(turned, batches)
-    asked, tried = budget, {}
-    for _ in range(TRIES):  # attention and planner grow with the length in other ways than the rest
-        calibrate(turned, batches, BudgetSettings(macs=asked))
-        counts = _shares_of(turned, batches, tokens)
-        reached = macs_share(turned, [*counts, pruned.base.outputs], tokens)
-        tried[abs(reached - budget)] = counts
-        if abs(reached - budget) < NEAR * budget:
-            break
-        asked = min(1.0, asked * budget / reached)
-    return tried[min(tried)]
+        calibrate(turned, batches, asked)
+        return counts_of(turned, batches, tokens)
 
+    def cost(value: float) -> float:
+        turn(turned, value)
+        return macs_share(turned, [*counts_of(turned, batches, tokens), turned.base.outputs], tokens)
 
-@torch.no_grad()
-def _shares_of(pruned: PrunedModel, batches: Sequence[Tensor | Text], tokens: int) -> list[int]:
-    """The mean share of a text's tokens that each layer reads, times `tokens` (L)."""
-    shares = []
-    for batch in batches:
-        kept, real = pruned.plan(batch).counts[:, :-1], pruned.base.real(batch).sum(-1, keepdim=True)
-        shares.append(kept.double() / real)
-    mean = torch.cat(shares).mean(0)
-    return [max(count, pruned.method.least) for count in (mean * tokens).round().long().tolist()]
+    value, reached = find_value(cost, budget, dial_range(turned.method.settings), TOLERANCE)
+    turn(turned, value)
+    if abs(reached - budget) > NEAR["macs_share"] * budget:
+        log.warning(
+            "budget=%.4g cannot be met by a graph of %d tokens: %.4g is the nearest, at sparsity.%s=%.6g",
+            budget, tokens, reached, dial, value,
+        )  # fmt: skip
+    return counts_of(turned, batches, tokens)
 
 
 def macs_share(pruned: PrunedModel, counts: Sequence[int], tokens: int) -> float:

@@ -76,10 +76,10 @@ def export(
     model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense; a classifier
     or an encoder that embeds.
     format: "onnx", "openvino", "torch" (torch.export) or "executorch".
-    counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`.
+    counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`,
+    of texts the mean share, times `tokens`.
     budget: instead of counts, the share of the dense file's multiply-adds that the file may cost, planner included;
-    the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted, of
-    texts as a share of `tokens`.
+    the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted.
     calibration: an iterable of batches of inputs, alone or with labels.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
@@ -109,7 +109,7 @@ def export(
     if budget is not None:
         counts = _counts_at_budget(pruned, batches, budget, counts, tokens)
     elif counts is None and pruned.method.takes_counts and pruned.method.counts is None:
-        counts = counts_of(pruned, batches)
+        counts = counts_of(pruned, batches, check_tokens(pruned.base, tokens))
     if class_names is not None and pruned.base.embeds:
         raise UserError("class_names have no effect on a model without a classifier: leave them out")
     graph = Graph(pruned, counts, tokens)
@@ -178,7 +178,7 @@ def _counts_at_budget(
     if isinstance(pruned.method, Dense):
         raise UserError(f"budget={budget} has no effect on a dense model, which keeps every token: prune it")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
-        raise UserError(f"budget={budget!r} is no share of the dense model's multiply-adds: give one, e.g. 0.5")
+        raise UserError(f"budget={budget!r} is no share of the dense file's multiply-adds: give one, e.g. 0.5")
     return counts_at_budget(pruned, batches, budget, check_tokens(pruned.base, tokens))
 
 

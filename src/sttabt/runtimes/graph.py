@@ -181,7 +181,7 @@ def check_model(pruned: PrunedModel) -> None:
 
 
 def check_tokens(base: Backbone, tokens: int | None) -> int:
-    """The length that inputs have in a graph, None: the longest. Raises UserError for another than can be."""
+    """The length that inputs have in a graph, None: the longest. Raises UserError for a length out of range."""
     if tokens is None:
         return base.tokens
     if not base.may_pad:

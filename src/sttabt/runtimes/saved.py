@@ -86,7 +86,7 @@ def splits_of(record: Mapping[str, Any], data: Path | None = None) -> Splits:
         return load_splits(dataset, noted_model(settings))
     except UserError as error:
         hint = "; data=PATH says where they are now" if dataset.path and data is None else ""
-        raise UserError(f"the data that the model was made with are needed for calibration: {error}{hint}") from error
+        raise UserError(f"the data that the model was made with are needed: {error}{hint}") from error
 
 
 def batches_of(dataset: Dataset, samples: int) -> Iterator[Tensor | Text]:
