@@ -1,0 +1,124 @@
+"""What is asked of an H100, and what is predicted of it: the table of docs/SCALE.md.
+
+DeiT-S at 224 pixels in bfloat16. The baseline is the library's model, compiled and replayed as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sttabt.bench.plans import realistic_plan
+from sttabt.bench.predict import H100, KERNELS_A_LAYER, predicted_seconds
+from sttabt.core.buckets import Bucket, choose_bucket
+from sttabt.core.cost import Architecture
+from sttabt.core.counts import mean_counts
+
+DEIT = Architecture(12, 384, 6, 1536, classes=1000, patch_inputs=768)
+TOKENS, BATCH, KEEP, SPREAD, MERGED = 197, 128, 0.41, 0.25, 13
+# Calls of operators that are no views, as tests/test_goals.py counts them; on a device some are several kernels. Models
+# are those that sttabt.freeze captures; a pass with DynamicViT's masks and steps of training are under autocast.
+KERNELS = {
+    "fixed counts": 459,
+    "back-tracking": 837,
+    "ToMe": 962,
+    "planner of fixed counts": 308,
+    "planner of concrete masks": 591,
+    "DynamicViT's masks": 601,
+    "dense step": 654,
+    "step of concrete masks": 3966,
+    "teacher": 252,
+}
+# Attention maps of all heads in single precision that are written or read of an image, counted there, too.
+MAPS = {"DynamicViT's masks": 151.0, "step of concrete masks": 113.5}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """goal: None where nothing is asked; predicted: milliseconds where the name says so, else a ratio."""
+
+    name: str
+    goal: float | None
+    predicted: float
+
+
+def goals() -> list[Goal]:
+    dense = {batch: _dense(batch) for batch in (1, BATCH)}
+    fixed = {factor: _fixed(BATCH, factor) for factor in (4, 8)}
+    asked = f"keep {KEEP}, fixed counts, planner included"
+    return [
+        Goal(f"dense DeiT-S, batch {BATCH}, compiled: ms", None, dense[BATCH] * 1e3),
+        Goal("dense DeiT-S, batch 1, compiled: ms", None, dense[1] * 1e3),
+        Goal(f"{asked}, factor 8, batch {BATCH}: times as fast", 1.5, dense[BATCH] / fixed[8]),
+        Goal(f"{asked}, factor 4, batch {BATCH}: times as fast", 1.5, dense[BATCH] / fixed[4]),
+        Goal(f"{asked}, factor 8, batch 1: times as fast", 1.0, dense[1] / _fixed(1, 8)),
+        *(
+            Goal(f"{name}, factor 8, batch {BATCH}: share of dense time", 0.12, _network(BATCH, 8, name) / dense[BATCH])
+            for name in ("planner of fixed counts", "planner of concrete masks")
+        ),
+        Goal("counts that differ by image, factor 8: share of the time of fixed counts", 1.1, _differing() / fixed[8]),
+        Goal(f"a step of concrete masks, batch {BATCH}, factor 4: dense steps", 1.75, _step()),
+        Goal(f"ToMe, {MERGED} a layer, batch {BATCH}: share of dense time", None, _tome() / dense[BATCH]),
+        Goal("masks as DynamicViT trains with: share of dense time", None, _masks() / dense[BATCH]),
+    ]
+
+
+def format_goals(found: list[Goal]) -> str:
+    """The lines of a markdown table without its head."""
+    lines = []
+    for each in found:
+        asked = "" if each.goal is None else f"{each.goal:g}"
+        lines.append(f"| {each.name} | {asked} | {each.predicted:.2f} |")
+    return "\n".join(lines)
+
+
+def _dense(batch: int) -> float:
+    return predicted_seconds(DEIT, [[TOKENS] * (DEIT.layers + 1)] * batch, H100)
+
+
+def _network(batch: int, factor: int, name: str = "") -> float:
+    """A planner; its last layer, which needs no more than queries and keys, stands for the sums. name: of KERNELS."""
+    narrow = replace(DEIT, width=DEIT.width // factor, feed_forward=DEIT.feed_forward // factor)
+    return predicted_seconds(narrow, [[TOKENS] * (DEIT.layers + 1)] * batch, H100, KERNELS.get(name, 0))
+
+
+def _fixed(batch: int, factor: int) -> float:
+    """Kernels of planner and base model are those of one graph."""
+    plan = realistic_plan(1, TOKENS, DEIT.layers, KEEP, 0.0, 0)
+    pruned = predicted_seconds(DEIT, [list(mean_counts(plan, 1))] * batch, H100, KERNELS["fixed counts"])
+    return pruned + _network(batch, factor)
+
+
+def _differing() -> float:
+    """Back-tracking: the planner's graph, and that of the bucket, with the copies of the rows that go on."""
+    counts = realistic_plan(BATCH, TOKENS, DEIT.layers, KEEP, SPREAD, 0).alive.sum(-1)
+    wanted = Bucket(tuple(counts.sum(0).tolist()), tuple(counts.amax(0).tolist()))
+    bucket = choose_bucket(wanted, [], BATCH, TOKENS)
+    pruned = predicted_seconds(DEIT, counts.tolist(), H100, KERNELS["back-tracking"], bucket.rows, copied=2)
+    return pruned + _network(BATCH, 8)
+
+
+def _step() -> float:
+    """In steps of the dense model, the work of whose backward is that of two forwards; with the teacher's forward."""
+    dense, network = _dense(BATCH) - _launches(), _network(BATCH, 4)
+    work = 3 * (dense + network) + dense + _maps("step of concrete masks")
+    kernels = KERNELS["step of concrete masks"] + KERNELS["teacher"]
+    return (work + kernels * H100.launch) / (3 * dense + KERNELS["dense step"] * H100.launch)
+
+
+def _tome() -> float:
+    """Rows that merge are weighed and summed up: read and written twice."""
+    counts = [TOKENS - MERGED * layer for layer in range(DEIT.layers)]
+    return predicted_seconds(DEIT, [[*counts, 1]] * BATCH, H100, KERNELS["ToMe"], copied=4)
+
+
+def _masks() -> float:
+    name = "DynamicViT's masks"
+    return _dense(BATCH) - _launches() + _maps(name) + KERNELS[name] * H100.launch
+
+
+def _launches() -> float:
+    return KERNELS_A_LAYER * DEIT.layers * H100.launch
+
+
+def _maps(name: str) -> float:
+    return BATCH * MAPS[name] * DEIT.heads * TOKENS**2 * 4 / H100.bytes

@@ -1,0 +1,105 @@
+"""What is predicted of an H100: the kernels that it counts are those that run, and the docs say what it says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels import Kernels
+from pretended import pretended_device, to_device
+from sttabt.bench.goals import DEIT, KEEP, KERNELS, MAPS, MERGED, TOKENS, format_goals, goals
+from sttabt.bench.predict import KERNELS_A_LAYER
+from sttabt.bench.variants import fixed_model, make_model
+from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.graphed import GraphedModel
+from sttabt.models.pruned import PrunedModel
+from sttabt.pretrained.timm_model import build_timm
+
+SCALE = Path(__file__).parents[1] / "docs" / "SCALE.md"
+NEAR = 0.1  # versions of torch call other operators for the same
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, PrunedModel]:
+    torch.manual_seed(0)
+    base = build_timm("deit_small_patch16_224", {}, classes=1000, channels=3, image_size=224).eval()
+    network = ApproximateNetwork(base, 8).eval()
+    sizes = ("layers", "width", "heads", "feed_forward")
+    assert [getattr(base.architecture, size) for size in sizes] == [getattr(DEIT, size) for size in sizes]
+    assert base.tokens == TOKENS
+    return {
+        "dense": make_model("dense", base),
+        "fixed counts": fixed_model(base, network, KEEP).pruned,
+        "back-tracking": make_model("backtracking", base, network),
+        "concrete masks": make_model("concrete", base, network),
+        "ToMe": make_model("tome", base, merged=MERGED),
+        "DynamicViT": make_model("dynamicvit", base),
+    }
+
+
+def test_the_docs_say_what_is_predicted() -> None:
+    expected, table = format_goals(goals()).splitlines(), SCALE.read_text().partition("| predicted |")[2]
+    found = table.partition("\n\n")[0].splitlines()[2:]
+    assert [line.rpartition(" | ")[0] + " |" for line in found] == expected
+
+
+@pytest.mark.parametrize("name", ["fixed counts", "back-tracking", "ToMe"])
+def test_a_captured_model_runs_as_many_kernels_as_counted(
+    name: str, models: dict[str, PrunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def capture(run: Callable[[], Any]) -> Callable[[], Any]:
+        def replay() -> Any:
+            with Kernels("cuda") as kernels:
+                found = run()
+            counted.append(kernels.count)
+            return found
+
+        return replay
+
+    model, images = copy.deepcopy(models[name]).bfloat16(), torch.randn(1, 3, 224, 224).bfloat16()
+    with pretended_device(monkeypatch):
+        GraphedModel(to_device(model), [], capture).run(to_device(images))
+    assert sum(counted) == pytest.approx(KERNELS[name], rel=NEAR)
+
+
+@pytest.mark.parametrize("name", ["fixed counts", "concrete masks"])
+def test_a_planner_runs_as_many_kernels_as_counted(
+    name: str, models: dict[str, PrunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = copy.deepcopy(models[name]).bfloat16(), torch.randn(1, 3, 224, 224).bfloat16()
+    with pretended_device(monkeypatch), torch.no_grad(), Kernels("cuda") as kernels:
+        to_device(model).steps()["planning"](to_device(images))
+    assert kernels.count == pytest.approx(KERNELS[f"planner of {name}"], rel=NEAR)
+
+
+def test_training_runs_as_many_kernels_and_maps_as_counted(models: dict[str, PrunedModel]) -> None:
+    """On the CPU, whose autocast leaves other operators in single precision than that of CUDA does."""
+    images, one = torch.randn(1, 3, 224, 224), DEIT.heads * TOKENS**2 * 4
+    dense, concrete, masks = (copy.deepcopy(models[name]).train() for name in ("dense", "concrete masks", "DynamicViT"))
+    for name, forward, backward in (
+        ("teacher", lambda: dense.base(images), False),
+        ("dense step", lambda: dense.base(images), True),
+        ("step of concrete masks", lambda: concrete.soft(images).logits, True),
+        ("DynamicViT's masks", lambda: masks.soft(images).logits, False),
+    ):
+        with Kernels("cpu", TOKENS) as kernels:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = forward()
+            if backward:
+                logits.float().sum().backward()
+        assert kernels.count == pytest.approx(KERNELS[name], rel=NEAR), name
+        assert kernels.maps / one == pytest.approx(MAPS.get(name, 0.0), rel=NEAR), name
+
+
+def test_a_dense_layer_has_no_more_kernels_than_compiling_leaves(models: dict[str, PrunedModel]) -> None:
+    """Ten, of which the two sums go with the norms behind them."""
+    with Kernels("cpu") as kernels, torch.no_grad():
+        models["dense"].base(torch.randn(1, 3, 224, 224))
+    assert kernels.count == pytest.approx((KERNELS_A_LAYER + 2) * DEIT.layers, rel=NEAR)
