@@ -17,12 +17,12 @@ OF_IMPORTANCE = 4  # native.importance: zeros, the kernel, a sum, a quotient
 class Kernels(TorchDispatchMode):
     """`count`: calls on a device so called; an operator may be several kernels there, and none is less than one.
 
-    `maps`: bytes of (..., tokens, tokens) that these read and wrote, where tokens are given.
+    `maps`: bytes that these read and wrote of attention maps, (B, heads, n, n) or (B heads, n, n); 0 without heads.
     """
 
-    def __init__(self, device: str, tokens: int = 0) -> None:
+    def __init__(self, device: str, heads: int = 0) -> None:
         super().__init__()
-        self.device, self.tokens, self.count, self.maps = device, tokens, 0, 0
+        self.device, self.heads, self.count, self.maps = device, heads, 0, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
@@ -34,6 +34,11 @@ class Kernels(TorchDispatchMode):
             return found
         self.count += OF_IMPORTANCE if packet is torch.ops.sttabt.importance else 1
         # An operator in place gives what it was given.
-        unique = {id(each): each for each in tensors if each.shape[-2:] == (self.tokens, self.tokens)}
+        unique = {id(each): each for each in tensors if self._is_map(each)}
         self.maps += sum(each.numel() * each.element_size() for each in unique.values())
         return found
+
+    def _is_map(self, x: Tensor) -> bool:
+        split = x.dim() == 4 and x.shape[1] == self.heads
+        flat = x.dim() == 3 and self.heads > 0 and x.shape[0] % self.heads == 0
+        return (split or flat) and x.shape[-2] == x.shape[-1]

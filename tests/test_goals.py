@@ -14,6 +14,7 @@ from kernels import Kernels
 from pretended import pretended_device, to_device
 from sttabt.bench.goals import DEIT, KEEP, KERNELS, MAPS, MERGED, TOKENS, format_goals, goals
 from sttabt.bench.predict import KERNELS_A_LAYER
+from sttabt.bench.rivals import run_plain_tome
 from sttabt.bench.variants import fixed_model, make_model
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.graphed import GraphedModel
@@ -88,8 +89,9 @@ def test_training_runs_as_many_kernels_and_maps_as_counted(models: dict[str, Pru
         ("dense step", lambda: dense.base(images), True),
         ("step of concrete masks", lambda: concrete.soft(images).logits, True),
         ("DynamicViT's masks", lambda: masks.soft(images).logits, False),
+        ("ToMe on maps", lambda: run_plain_tome(dense.base, images, MERGED), False),
     ):
-        with Kernels("cpu", TOKENS) as kernels:
+        with Kernels("cpu", DEIT.heads) as kernels:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = forward()
             if backward:

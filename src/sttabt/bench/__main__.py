@@ -28,8 +28,9 @@ from sttabt.system.signals import run_command
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 
-Times the dense model, the masked and dropped engines, the planners, whole pruned forwards, ToMe and a step of training,
-interleaved in one process, beside what the multiply-adds allow. Writes bench.jsonl, table.md and speed.png.
+Times the dense model, the masked and dropped engines, the planners, whole pruned forwards, ToMe, DynamicViT's masks and
+a step of training, interleaved in one process, beside what the multiply-adds allow. Writes bench.jsonl, table.md and
+speed.png.
 
 For example: python -m sttabt.bench model=deit_tiny bench.batches=[1,8] bench.rounds=5 hardware.threads=2
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.bench.plans import realistic_plan, solve_increasing
+from sttabt.bench.rivals import masks_macs, plain_tome_macs, run_plain_tome
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import mean_counts
 from sttabt.core.plan import Planned, TokenPlan, keep_all
@@ -21,6 +22,7 @@ from sttabt.engine.frozen import FrozenBackbone
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
 from sttabt.methods import find_method
+from sttabt.methods.dynamicvit import DynamicVit
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.frozen import FrozenNetwork
@@ -29,6 +31,7 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
+RIVALS = "rivals"
 GRAPHS = "graphs"  # in half precision their logits are no longer those of the masked engine in single precision
 GATED = (DROPPED, WHOLE)  # groups whose logits must be those of the masked engine
 
@@ -83,6 +86,7 @@ def make_variants(
         *(variant for network in traced for variant in _whole(own, network, inputs, settings)),
         *(variant for network in traced for variant in _fixed(own, network, inputs, settings)),
         *_tome(own, inputs, settings.merged),
+        *_rivals(base, inputs, settings.merged),
     ]
 
 
@@ -239,13 +243,38 @@ def _fixed(base: Backbone, network: Network, inputs: Tensor, settings: BenchSett
 
 
 def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
-    scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
-    scaled = sorted({max(1, round(count * scale)) for count in counts})
-    models = {merged: make_model("tome", base, merged=merged) for merged in scaled}
+    models = {merged: make_model("tome", base, merged=merged) for merged in _scaled(base, counts)}
     return [
         Variant(TOME, f"ToMe, {merged} a layer", partial(model.run, inputs), partial(_macs, model, inputs, PARTS))
         for merged, model in models.items()
     ]
+
+
+def _rivals(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
+    """In plain torch, as their authors run them."""
+    scaled = _scaled(base, counts)
+    merged, dynamicvit = scaled[len(scaled) // 2], make_model("dynamicvit", base).method
+    assert isinstance(dynamicvit, DynamicVit), "found by its name"
+    dynamicvit.train()  # decisions are drawn; the base model stays as it is
+    return [
+        Variant(
+            RIVALS,
+            f"ToMe on maps of attention, {merged} a layer",
+            partial(run_plain_tome, base, inputs, merged),
+            lambda _: plain_tome_macs(base, merged),
+        ),
+        Variant(
+            RIVALS,
+            "masks as DynamicViT trains with",
+            lambda: dynamicvit.soft(base, base.prepare(inputs), None).logits,
+            lambda _: masks_macs(base, dynamicvit),
+        ),
+    ]
+
+
+def _scaled(base: Backbone, counts: Sequence[int]) -> list[int]:
+    scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
+    return sorted({max(1, round(count * scale)) for count in counts})
 
 
 def _compiled(model: Backbone | FixedModel, inputs: Tensor) -> Callable[[], Tensor]:
