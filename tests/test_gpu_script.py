@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,13 @@ def _results(folder: Path) -> dict[str, str]:
 
 def _speed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
+
+
+def test_tests_for_a_card_need_no_package_that_is_not_there() -> None:
+    texts = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    there = {name: text for name, text in texts.items() if re.search(r"mark[.]gpu", text)}
+    assert {"test_gpu.py", "test_graphed.py"} <= there.keys() and Path(__file__).name not in there
+    assert [name for name, text in there.items() if re.search(r"hypothesis|mark\.timeout", text)] == []
 
 
 @pytest.mark.timeout(1300)
