@@ -30,6 +30,7 @@ from sttabt.bench.variants import (
     TOME,
     WHOLE,
     Variant,
+    compiled_variants,
     dense_macs,
     graphed_variants,
     make_model,
@@ -301,7 +302,9 @@ def test_a_wrong_variant_fails_the_command(
     monkeypatch.setattr("sttabt.bench.variants.run_dropped", lambda base, inputs, plan: base(inputs))
     assert main([*SMALL, "bench.batches=[1]", "bench.train=false", "bench.out=out"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith("wrong logits, so not timed: dropped, uniform, keep 0.25; ")
+    assert captured.err.splitlines()[-1].startswith(
+        "failed or wrong logits, so not timed: dropped, uniform, keep 0.25; "
+    )
     groups = {json.loads(line)["group"] for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()}
     assert DROPPED not in groups and set(GATED) - {DROPPED} <= groups
 
@@ -337,13 +340,65 @@ def test_a_prediction_of_deit_small_is_near_its_multiply_adds() -> None:
 @torch.inference_mode()
 def test_graphs_are_timed_as_freeze_makes_them(precision: torch.dtype) -> None:
     """Without a card a graph is a function that is called again."""
-    base = make_backbone("digits")
-    found = graphed_variants(base, make_approx(base, "digits"), make_images("digits"), SETTINGS, precision, lambda f: f)
-    assert [variant.group for variant in found] == ["graphs"] * 4
-    dense, *pruned = (variant.run() for variant in found)
+    base, images = make_backbone("digits"), make_images("digits")
+    networks = [ApproximateNetwork(base, 2).eval(), make_approx(base, "digits")]
+    variants = graphed_variants(base, networks, images, SETTINGS, precision, lambda f: f)
+    assert {variant.group for variant in variants} == {"graphs"}
+    names = [variant.name for variant in variants]
+    assert [name.partition(", factor")[0] for name in names] == [
+        "dense, graphs", "ToMe, graphs, 20 a layer", "concrete, graphs", "back-tracking top-k, graphs",
+        "fixed counts, graphs", "fixed counts, graphs", "planner of concrete, graphs",
+        "planner of back-tracking top-k, graphs", "planner of fixed counts, graphs", "planner of fixed counts, graphs",
+    ]  # fmt: skip
+    runs = {variant.name: variant.run() for variant in variants}
+    dense = runs.pop("dense, graphs")
     assert dense.logits.dtype == precision
-    for variant, run in zip(found[1:], pruned, strict=True):
+    most = variants[0].macs(dense)
+    for variant in variants[2:]:
+        run = runs[variant.name]
         assert abs(float(run.plan.occupancy().mean()) - 0.4) < 0.1, variant.name
-        assert 0 < variant.macs(run) < found[0].macs(dense)
-        error = difference(replace(run, logits=run.logits.float()), base, make_images("digits"))
-        assert (error == "") == (precision == torch.float32)
+        assert 0 < variant.macs(run) < most
+        if isinstance(run, Run):
+            error = difference(replace(run, logits=run.logits.float()), base, images)
+            assert (error == "") == (precision == torch.float32), variant.name
+    rows, wrong = measure(variants, base, images, 1, precision, COMMON)
+    assert wrong == [] and [row.variant for row in rows] == names
+    assert {row.baseline for row in rows} == {"dense, graphs"}
+
+
+@torch.inference_mode()
+def test_compiled_models_compute_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, of the graphs that torch.compile is given; the rehearsal of scripts/gpu.sh compiles them."""
+    given = []
+
+    def compiled(model: torch.nn.Module, **options: object) -> torch.nn.Module:
+        given.append((model, options))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    base, images = make_backbone("digits"), make_images("digits")
+    network = make_approx(base, "digits")
+    dense, fixed = compiled_variants(base, network, images, SETTINGS, torch.float32)
+    assert all(options == {"dynamic": False, "fullgraph": True, "mode": "default"} for _, options in given)
+    assert torch.equal(dense.run(), base(images))
+    assert difference(fixed.run(), base, images) == ""
+    rows, wrong = measure(
+        compiled_variants(base, network, images, SETTINGS, torch.bfloat16), base, images, 1, torch.bfloat16, COMMON
+    )
+    assert wrong == [] and [row.baseline for row in rows] == ["dense, compiled"] * 2
+    assert next(given[-1][0].parameters()).dtype == torch.bfloat16
+
+
+def test_a_variant_that_fails_leaves_the_others(variants: list[Variant], caplog: pytest.LogCaptureFixture) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+
+    def broken() -> Run:
+        raise RuntimeError("no kernel image is available")
+
+    failing = replace(variants[1], name="failing", run=broken)
+    with torch.inference_mode():
+        rows, wrong = measure([variants[0], failing, variants[1]], base, images, 1, torch.float32, COMMON)
+        with pytest.raises(RuntimeError, match="no kernel image"):
+            measure([failing, variants[0]], base, images, 1, torch.float32, COMMON)
+    assert wrong == ["failing"] and [row.variant for row in rows] == [variants[0].name, variants[1].name]
+    assert "no kernel image is available" in caplog.text
