@@ -15,11 +15,13 @@ from pretended import pretended_device, to_device
 from sttabt.bench.goals import DEIT, KEEP, KERNELS, MAPS, MERGED, TOKENS, format_goals, goals
 from sttabt.bench.predict import KERNELS_A_LAYER
 from sttabt.bench.rivals import run_plain_tome
-from sttabt.bench.variants import fixed_model, make_model
+from sttabt.bench.training import make_steps
+from sttabt.bench.variants import compiled_variants, fixed_model, graphed_variants, make_model, make_variants
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.graphed import GraphedModel
 from sttabt.models.pruned import PrunedModel
 from sttabt.pretrained.timm_model import build_timm
+from sttabt.settings import BenchSettings
 
 SCALE = Path(__file__).parents[1] / "docs" / "SCALE.md"
 NEAR = 0.1  # versions of torch call other operators for the same
@@ -44,9 +46,38 @@ def models() -> dict[str, PrunedModel]:
 
 
 def test_the_docs_say_what_is_predicted() -> None:
-    expected, table = format_goals(goals()).splitlines(), SCALE.read_text().partition("| predicted |")[2]
-    found = table.partition("\n\n")[0].splitlines()[2:]
-    assert [line.rpartition(" | ")[0] + " |" for line in found] == expected
+    def until_measured(table: str) -> list[str]:
+        return [line.rpartition(" | ")[0] for line in table.splitlines()]
+
+    expected = format_goals()
+    head, _, rest = expected.partition("\n")
+    table = head + SCALE.read_text().partition(head)[2].partition("\n\n")[0]
+    assert until_measured(table) == until_measured(expected) and rest
+
+
+def test_what_was_measured_stands_beside_it(models: dict[str, PrunedModel]) -> None:
+    base = models["dense"].base
+    networks = [ApproximateNetwork(base, factor).eval() for factor in (4, 8)]
+    settings = BenchSettings(image_sizes=[224], keeps=[KEEP], factors=[4, 8], merged=[8, MERGED, 16])
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        variants = [
+            *make_variants(base, networks, images, settings),
+            *graphed_variants(base, networks, images, settings, torch.float32, lambda run: run),
+            *compiled_variants(base, networks[-1], images, settings, torch.float32),
+        ]
+    variants += make_steps(base, networks[0], images, settings)
+    rows = [
+        {"model": "deit_small", "batch": batch, "variant": variant.name, "ms": 2.0 + number}
+        for batch in (1, 128)
+        for number, variant in enumerate(variants)
+    ]
+    assert all(goal.measured([]) is None and goal.measured(rows) is not None for goal in goals())
+    times = {row["variant"]: row["ms"] for row in rows}
+    dense, ratio = goals()[0].measured(rows), goals()[2].measured(rows)
+    assert dense == times["dense, compiled"]
+    assert ratio == times["dense, compiled"] / times["fixed counts, graphs, factor 8, keep 0.41"]
+    assert "not run" not in format_goals(rows)
 
 
 @pytest.mark.parametrize("name", ["fixed counts", "back-tracking", "ToMe"])
