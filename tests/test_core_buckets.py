@@ -37,8 +37,7 @@ def test_a_bucket_holds_what_is_asked_for_and_few_are_made(case: tuple[list[Buck
 
 def test_a_bucket_is_used_again_while_it_wastes_little() -> None:
     first = choose_bucket(Bucket((790, 310, 8), (110, 50, 1)), [], 8, 197)
-    step = -(-8 * 197 // STEPS)
-    assert first.rows == (8 * step, 4 * step, step) and first.longest == (117, 52, 13)
+    assert first.rows == (896, 320, 8) and first.longest == (112, 56, 1)
     less = Bucket((780, 305, 8), (105, 50, 1))
     assert choose_bucket(less, [first], 8, 197) == first
     much_less = Bucket((300, 100, 8), (60, 20, 1))
@@ -48,3 +47,9 @@ def test_a_bucket_is_used_again_while_it_wastes_little() -> None:
     everything = Bucket((8 * 197,) * 3, (197,) * 3)
     assert choose_bucket(much_less, full, 8, 197) == everything
     assert choose_bucket(less, [*full[1:], first], 8, 197) == first
+
+
+@given(st.integers(1, 100_000))
+def test_a_size_is_rounded_up_by_less_than_a_step(size: int) -> None:
+    (rows,) = choose_bucket(Bucket((size,), (1,)), [], 1_000_000, 1).rows
+    assert size <= rows <= size * (1 + 1 / STEPS)

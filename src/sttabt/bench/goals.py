@@ -26,7 +26,7 @@ TOKENS, BATCH, KEEP, SPREAD, MERGED = 197, 128, 0.41, 0.25, 13
 # are those that sttabt.freeze captures; ToMe on maps, a pass with DynamicViT's masks and steps are under autocast.
 KERNELS = {
     "fixed counts": 459,
-    "back-tracking": 837,
+    "back-tracking": 743,
     "ToMe": 962,
     "planner of fixed counts": 308,
     "planner of concrete masks": 591,

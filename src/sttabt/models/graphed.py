@@ -184,10 +184,7 @@ class _Bucketed(_Graphs):
         return _Sized(Planned(plan, planned.scored), inputs, counts, sizes)
 
     def _forward(self, found: _Sized, bucket: Bucket) -> Tensor:
-        packings = [
-            Packing(each, rows, longest)
-            for each, rows, longest in zip(found.counts.unbind(1), bucket.rows, bucket.longest, strict=True)
-        ]
+        packings = Packing.of_boundaries(found.counts, bucket.rows, bucket.longest)
         x = self.base.embed_tokens(found.inputs, *first_tokens(found.planned.plan, packings[0]))
         return run_packed(self.base, x, packings)
 
