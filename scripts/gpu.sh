@@ -23,9 +23,9 @@ failed=0
 main() {
     begin
     install || { say "the package cannot run here: see above"; exit 2; }
-    step tests 120 tests
-    step bench 100 bench "$WORK/bench" "$MANY"
-    step single 60 bench "$WORK/single" 1 bench.train=false
+    step tests 100 tests
+    step bench 130 bench "$WORK/bench" "$MANY" bench.compile=true
+    step single 80 bench "$WORK/single" 1 bench.train=false
     step training 160 training
     collect
     say "results are in $OUT"
@@ -44,8 +44,8 @@ begin() {
     else
         MANY=2 WORKERS=0
         CHOSEN="contract and random-digits or official or of_a_step and base or half and random-digits"
-        BENCH=(model=test_vit hardware=cpu "bench.image_sizes=[28]" "bench.keeps=[0.4]" "bench.factors=[4]"
-            "bench.merged=[8]" bench.rounds=1 bench.train_batch=2)
+        BENCH=(model=test_vit hardware=cpu hardware.precision=bf16-mixed "bench.image_sizes=[28]" "bench.keeps=[0.4]"
+            "bench.factors=[4]" "bench.merged=[8]" bench.rounds=1 bench.train_batch=2)
         TRAINING=(hardware=cpu hardware.batch_size=8 fast_dev_run=2 sparsity.p_logit=0 evaluation.batch_size=8
             evaluation.timing_batch=2 evaluation.timing_rounds=1)
     fi
@@ -60,7 +60,8 @@ step() {  # NAME SECONDS FUNCTION ARGUMENT...: within the time limit, its output
     say "$name, at most $limit s"
     ( set -m; "${@:3}" & running=$!
       trap 'kill -TERM -$running' INT TERM
-      ( sleep "$limit"; touch "$WORK/$name.late"; kill -TERM -$running; sleep 15; kill -KILL -$running ) 2> /dev/null &
+      # By Ctrl-C, upon which pytest says what failed so far.
+      ( sleep "$limit"; touch "$WORK/$name.late"; kill -INT -$running; sleep 15; kill -KILL -$running ) 2> /dev/null &
       watching=$!
       wait $running; code=$?
       kill -KILL -$watching 2> /dev/null
@@ -91,7 +92,7 @@ EOF
     fi
     "$PYTHON" -c "import hydra, omegaconf, lightning, timm, transformers, sttabt.run" ||
         { say "a package is missing: fill wheels/ by 'make gpu-wheels' where there is a network"; return 1; }
-    if ! built; then
+    if [ "$DEVICE" = cpu ] && ! built; then
         "$PYTHON" setup.py --quiet build_ext --inplace >> "$LOG" 2>&1
         built || say "the kernels for CPUs were NOT built, see $LOG: what needs them is left out"
     fi
@@ -99,10 +100,11 @@ EOF
 
 built() { "$PYTHON" -c "import sys; from sttabt.native import is_built; sys.exit(not is_built())"; }
 
-tests() {  # of the files that have such tests: others ask for packages that are not here
-    local files
-    files=$(grep -lE "mark\.gpu" tests/test_*.py)
-    "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -n $WORKERS ${CHOSEN:+-k "$CHOSEN"} $files
+tests() {  # of the files that have such tests, as others ask for packages that are not here: first what is new on a card
+    local first=(tests/test_{importance,packed,graphed}.py) files
+    files=$(grep -lE "mark\.gpu" tests/test_*.py | grep -vxF "$(printf '%s\n' "${first[@]}")")
+    files="${first[*]} $files"
+    "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider -m gpu -n $WORKERS ${CHOSEN:+-k "$CHOSEN"} $files
 }
 
 bench() {  # FOLDER BATCH OVERRIDE...
@@ -121,7 +123,8 @@ training() {
 
 collect() {  # what there is of the results
     cat "$WORK"/{bench,single}/bench.jsonl > "$OUT/bench.jsonl" 2> /dev/null
-    cat "$WORK"/{bench,single}/table.md > "$OUT/bench.md" 2> /dev/null
+    { "$PYTHON" -m sttabt.bench.goals "$OUT/bench.jsonl"; echo; cat "$WORK"/{bench,single}/table.md; } \
+        > "$OUT/bench.md" 2> /dev/null
     cp "$WORK/bench/speed.png" "$OUT" 2> /dev/null
     for kind in md csv; do cp "$WORK/sweep/report/table.$kind" "$OUT/training.$kind" 2> /dev/null; done
     cp "$WORK/sweep/report/pareto.png" "$OUT" 2> /dev/null

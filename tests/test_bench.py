@@ -26,9 +26,11 @@ from sttabt.bench.variants import (
     GATED,
     MASKED,
     PLANNER,
+    RIVALS,
     TOME,
     WHOLE,
     Variant,
+    compiled_variants,
     dense_macs,
     graphed_variants,
     make_model,
@@ -245,8 +247,8 @@ def test_the_table_has_every_variant(variants: list[Variant], rows: list[SpeedRo
     names = [variant.name for variant in variants]
     assert [row.variant for row in rows] == names and len(set(names)) == len(names)
     groups = [variant.group for variant in variants]
-    assert {group: groups.count(group) for group in (MASKED, DROPPED, PLANNER, WHOLE, TOME)} == {
-        MASKED: 1, DROPPED: 6, PLANNER: 3 * 2, WHOLE: 18, TOME: 3
+    assert {group: groups.count(group) for group in (MASKED, DROPPED, PLANNER, WHOLE, TOME, RIVALS)} == {
+        MASKED: 1, DROPPED: 6, PLANNER: 3 * 2, WHOLE: 18, TOME: 3, RIVALS: 2
     }  # fmt: skip
     table = format_table(rows, WHOLE)
     assert all(f"| {name} " in table for name in names)
@@ -283,8 +285,8 @@ def test_the_command_writes_rows_table_and_figure(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()]
     per_batch = {batch: [line for line in lines if line["batch"] == batch] for batch in (1, 3, 2)}
     assert {batch: len(found) for batch, found in per_batch.items()} == {
-        1: 33,
-        3: 36,
+        1: 35,
+        3: 38,
         2: 3,
     }  # the frozen dense model among them
     assert all(line["rounds"] == 1 and line["weights"] == "random" and line["machine"] for line in lines)
@@ -300,45 +302,103 @@ def test_a_wrong_variant_fails_the_command(
     monkeypatch.setattr("sttabt.bench.variants.run_dropped", lambda base, inputs, plan: base(inputs))
     assert main([*SMALL, "bench.batches=[1]", "bench.train=false", "bench.out=out"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith("wrong logits, so not timed: dropped, uniform, keep 0.25; ")
+    assert captured.err.splitlines()[-1].startswith(
+        "failed or wrong logits, so not timed: dropped, uniform, keep 0.25; "
+    )
     groups = {json.loads(line)["group"] for line in (tmp_path / "out" / "bench.jsonl").read_text().splitlines()}
     assert DROPPED not in groups and set(GATED) - {DROPPED} <= groups
 
 
-def test_a_prediction_is_the_sum_of_what_limits_each_operator() -> None:
+def test_a_prediction_is_the_sum_of_what_limits_each_kernel() -> None:
     """By hand: one layer, two samples of 3 and 2 tokens that write 1 each, width 4, feed-forward 8."""
     sizes, counts = Architecture(1, 4, 2, 8, classes=5, patch_inputs=3), [[3, 1], [2, 1]]
     macs = 2 * 5 * 16 + 2 * 16 + 2 * (3 + 2) * 4 + 2 * 16 + 2 * (2 * 32)
-    assert predicted_seconds(sizes, counts, Device(1, math.inf, 0), fused=True) == macs
-    products = (60 + 32) + (16 + 16) + 2 * 7 * 4 + (16 + 16) + 2 * (24 + 32)
-    passes = 40 + 24 + 16 + 32 + 24
-    assert predicted_seconds(sizes, counts, Device(math.inf, 1, 0)) == 2 * (products + passes)
-    assert predicted_seconds(sizes, counts, Device(math.inf, math.inf, 1)) == 6 + 5
+    assert predicted_seconds(sizes, counts, Device(1, math.inf, 0)) == macs
+    products = (60 + 8 + 48) + 2 * 7 * 4 + (16 + 16) + 2 * (24 + 32)
+    passes = 2 * 32 + 32
+    device = Device(math.inf, 1, 0)
+    assert predicted_seconds(sizes, counts, device) == 2 * (products + passes)
+    assert predicted_seconds(sizes, counts, device, copied=2) == 2 * (products + passes + 2 * 2 * 4)
+    assert predicted_seconds(sizes, counts, device, padded=[6, 2]) == 2 * (products + passes) + 2 * (12 + 8)
+    assert predicted_seconds(sizes, counts, Device(math.inf, math.inf, 1)) == 8
+    assert predicted_seconds(sizes, counts, Device(math.inf, math.inf, 1), kernels=30) == 30
 
 
 def test_a_prediction_of_deit_small_is_near_its_multiply_adds() -> None:
-    """At batch 128 products of compiled layers decide; at batch 1 launches do, whatever is kept."""
+    """At batch 128 the bytes of a layer decide, which fall as its tokens do; at batch 1 launches do."""
     sizes = Architecture(12, 384, 6, 1536, classes=1000, patch_inputs=768)
     dense, pruned = [197] * 13, [197, 197, 190, 160, 120, 80, 50, 30, 20, 12, 8, 5, 1]
 
     def seconds(counts: list[int], batch: int) -> float:
-        return predicted_seconds(sizes, [counts] * batch, H100, fused=True)
+        return predicted_seconds(sizes, [counts] * batch, H100)
 
     shares = {batch: seconds(pruned, batch) / seconds(dense, batch) for batch in (1, 128)}
-    assert 0.37 < shares[128] < 0.43 and shares[1] == 1
+    assert 0.37 < shares[128] < 0.43 and shares[1] > 0.8
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
 def test_graphs_are_timed_as_freeze_makes_them(precision: torch.dtype) -> None:
     """Without a card a graph is a function that is called again."""
-    base = make_backbone("digits")
-    found = graphed_variants(base, make_approx(base, "digits"), make_images("digits"), SETTINGS, precision, lambda f: f)
-    assert [variant.group for variant in found] == ["graphs"] * 4
-    dense, *pruned = (variant.run() for variant in found)
+    base, images = make_backbone("digits"), make_images("digits")
+    networks = [ApproximateNetwork(base, 2).eval(), make_approx(base, "digits")]
+    variants = graphed_variants(base, networks, images, SETTINGS, precision, lambda f: f)
+    assert {variant.group for variant in variants} == {"graphs"}
+    names = [variant.name for variant in variants]
+    assert [name.partition(", factor")[0] for name in names] == [
+        "dense, graphs", "ToMe, graphs, 20 a layer", "concrete, graphs", "back-tracking top-k, graphs",
+        "fixed counts, graphs", "fixed counts, graphs", "planner of concrete, graphs",
+        "planner of back-tracking top-k, graphs", "planner of fixed counts, graphs", "planner of fixed counts, graphs",
+    ]  # fmt: skip
+    runs = {variant.name: variant.run() for variant in variants}
+    dense = runs.pop("dense, graphs")
     assert dense.logits.dtype == precision
-    for variant, run in zip(found[1:], pruned, strict=True):
+    most = variants[0].macs(dense)
+    for variant in variants[2:]:
+        run = runs[variant.name]
         assert abs(float(run.plan.occupancy().mean()) - 0.4) < 0.1, variant.name
-        assert 0 < variant.macs(run) < found[0].macs(dense)
-        error = difference(replace(run, logits=run.logits.float()), base, make_images("digits"))
-        assert (error == "") == (precision == torch.float32)
+        assert 0 < variant.macs(run) < most
+        if isinstance(run, Run):
+            error = difference(replace(run, logits=run.logits.float()), base, images)
+            assert (error == "") == (precision == torch.float32), variant.name
+    rows, wrong = measure(variants, base, images, 1, precision, COMMON)
+    assert wrong == [] and [row.variant for row in rows] == names
+    assert {row.baseline for row in rows} == {"dense, graphs"}
+
+
+@torch.inference_mode()
+def test_compiled_models_compute_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, of the graphs that torch.compile is given; the rehearsal of scripts/gpu.sh compiles them."""
+    given = []
+
+    def compiled(model: torch.nn.Module, **options: object) -> torch.nn.Module:
+        given.append((model, options))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    base, images = make_backbone("digits"), make_images("digits")
+    network = make_approx(base, "digits")
+    dense, fixed = compiled_variants(base, network, images, SETTINGS, torch.float32)
+    assert all(options == {"dynamic": False, "fullgraph": True, "mode": "default"} for _, options in given)
+    assert torch.equal(dense.run(), base(images))
+    assert difference(fixed.run(), base, images) == ""
+    rows, wrong = measure(
+        compiled_variants(base, network, images, SETTINGS, torch.bfloat16), base, images, 1, torch.bfloat16, COMMON
+    )
+    assert wrong == [] and [row.baseline for row in rows] == ["dense, compiled"] * 2
+    assert next(given[-1][0].parameters()).dtype == torch.bfloat16
+
+
+def test_a_variant_that_fails_leaves_the_others(variants: list[Variant], caplog: pytest.LogCaptureFixture) -> None:
+    base, images = make_backbone("digits"), make_images("digits")
+
+    def broken() -> Run:
+        raise RuntimeError("no kernel image is available")
+
+    failing = replace(variants[1], name="failing", run=broken)
+    with torch.inference_mode():
+        rows, wrong = measure([variants[0], failing, variants[1]], base, images, 1, torch.float32, COMMON)
+        with pytest.raises(RuntimeError, match="no kernel image"):
+            measure([failing, variants[0]], base, images, 1, torch.float32, COMMON)
+    assert wrong == ["failing"] and [row.variant for row in rows] == [variants[0].name, variants[1].name]
+    assert "no kernel image is available" in caplog.text

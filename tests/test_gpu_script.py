@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sttabt.bench.goals import format_goals
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu.sh"
 STEPS = ["tests", "bench", "single", "training"]
@@ -32,6 +35,13 @@ def _speed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
 
 
+def test_tests_for_a_card_need_no_package_that_is_not_there() -> None:
+    texts = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    there = {name: text for name, text in texts.items() if re.search(r"mark[.]gpu", text)}
+    assert {"test_gpu.py", "test_graphed.py"} <= there.keys() and Path(__file__).name not in there
+    assert [name for name, text in there.items() if re.search(r"hypothesis|mark\.timeout", text)] == []
+
+
 @pytest.mark.timeout(1300)
 def test_the_rehearsal_leaves_rows_tables_and_a_log(tmp_path: Path) -> None:
     ended = _run(tmp_path, **{f"LIMIT_{step}": "1000" for step in STEPS})
@@ -39,8 +49,9 @@ def test_the_rehearsal_leaves_rows_tables_and_a_log(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     assert len(files) <= MOST_FILES and all(0 < file.stat().st_size <= MOST_BYTES for file in files)
     rows = _speed(tmp_path)
-    assert {row["batch"] for row in rows} == {1, 2} and any(row["group"] == "training step" for row in rows)
-    assert "test_vit" in (tmp_path / "bench.md").read_text()
+    assert {row["batch"] for row in rows} == {1, 2} and {"training step", "compiled"} <= {row["group"] for row in rows}
+    tables = (tmp_path / "bench.md").read_text()
+    assert "test_vit" in tables and tables.startswith(format_goals())
     with (tmp_path / "training.csv").open() as table:
         assert [row["method"] for row in csv.DictReader(table)] == ["dense", "concrete"]
     log = (tmp_path / "log.txt").read_text()

@@ -1,6 +1,7 @@
 """Attention of samples of unequal length, behind each other."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,3 +113,19 @@ def test_weighted_attention_on_cuda_is_fused(dtype: torch.dtype) -> None:
     expected = attend_weighted(*(x.detach().cpu().float() for x in (query, key, value)), 6, weight.detach().cpu())
     torch.testing.assert_close(found.detach().cpu().float(), expected, rtol=2e-2, atol=2e-2)
     assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.any()
+
+
+def test_boundaries_worked_out_together_are_those_worked_out_alone() -> None:
+    """With rows of padding behind the last sample, and a boundary that has none."""
+    counts = torch.tensor([[5, 4, 1], [3, 3, 1], [7, 2, 1]])
+    rows, longest = (20, 12, 3), (8, 4, 1)
+    together = Packing.of_boundaries(counts, rows, longest)
+    alone = [Packing(*each) for each in zip(counts.unbind(1), rows, longest, strict=True)]
+    for found, expected in zip(together, alone, strict=True):
+        assert (found.rows, found.longest) == (expected.rows, expected.longest)
+        assert torch.equal(found.each, expected.each)
+        assert torch.equal(found.starts, expected.starts) and found.starts.dtype == expected.starts.dtype
+        for one, other in zip(found.places, expected.places, strict=True):
+            assert torch.equal(one, other) and one.dtype == other.dtype
+    for (read, write), (one, other) in zip(pairwise(together), pairwise(alone), strict=True):
+        assert torch.equal(read.prefix(write), one.prefix(other))

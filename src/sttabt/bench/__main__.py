@@ -1,6 +1,6 @@
 """`python -m sttabt.bench model=NAME [key=value ...]`: what dropping tokens saves on this machine.
 
-Exit codes: 0, 1 when a variant computes something else than the masked engine, 2 for a user's mistake.
+Exit codes: 0, 1 when a variant fails or computes something else than the masked engine, 2 for a user's mistake.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from sttabt.system.signals import run_command
 
 USAGE = """usage: python -m sttabt.bench [model=NAME] [hardware=cpu|gpu] [key=value ...]
 
-Times the dense model, the masked and dropped engines, the planners, whole pruned forwards, ToMe and a step of training,
-interleaved in one process, beside what the multiply-adds allow. Writes bench.jsonl, table.md and speed.png.
+Times the dense model, the masked and dropped engines, the planners, whole pruned forwards, ToMe, DynamicViT's masks and
+a step of training, interleaved in one process, beside what the multiply-adds allow. Writes bench.jsonl, table.md and
+speed.png.
 
 For example: python -m sttabt.bench model=deit_tiny bench.batches=[1,8] bench.rounds=5 hardware.threads=2
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write("\n".join([result.table, *map(str, result.files), ""]))
     if result.wrong:
-        sys.stderr.write(f"wrong logits, so not timed: {'; '.join(result.wrong)}\n")
+        sys.stderr.write(f"failed or wrong logits, so not timed: {'; '.join(result.wrong)}\n")
     return 1 if result.wrong else 0
 
 

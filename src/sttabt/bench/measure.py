@@ -52,14 +52,21 @@ def measure(
     precision: torch.dtype,
     common: dict[str, Any],
 ) -> tuple[list[SpeedRow], list[str]]:
-    """Rows of the variants, the first of which is the baseline, and the names of those that failed the check.
+    """Rows of the variants, the first of which is the baseline, and the names of those that failed.
 
-    A variant whose logits differ from the masked engine's gets no row. rounds: 0 chooses by the time that they take.
-    common: the fields of the rows that say where and with what they were measured.
+    A variant that raises, or whose logits differ from the masked engine's, gets no row. rounds: 0 chooses by the time
+    that they take. common: the fields of the rows that say where and with what they were measured.
     """
-    trials, wrong = [], []
+    trials, wrong = list[Trial](), list[str]()
     for variant in variants:
-        trial, error = _try(variant, base, inputs, precision)
+        try:
+            trial, error = _try(variant, base, inputs, precision)
+        except RuntimeError:  # of a kernel, a capture, a compiler: the others are still measured
+            if not trials:
+                raise
+            log.exception("%s, batch %d failed; it is not timed", variant.name, len(inputs))
+            wrong.append(variant.name)
+            continue
         if error:
             log.error("%s, batch %d: %s; it is not timed", variant.name, len(inputs), error)
             wrong.append(variant.name)
@@ -93,6 +100,7 @@ def measure(
                 ratio_low=low,
                 ratio_high=high,
                 memory=trial.memory,
+                baseline=dense.variant.name,
                 predicted_ms=trial.predicted and trial.predicted * 1e3,
             )
         )

@@ -1,4 +1,4 @@
-"""How long an encoder should take on a device, before it is measured: by its operations, or by the bytes they move."""
+"""How long a model should take on a device, before it is measured: by operations, by bytes, and by its kernels."""
 
 from __future__ import annotations
 
@@ -11,46 +11,53 @@ from sttabt.core.cost import Architecture
 
 @dataclass(frozen=True)
 class Device:
-    """macs, bytes: a second, as reached by large products and copies; launch: seconds an operator takes at least."""
+    """macs, bytes: a second, as reached by large products and copies; launch: seconds of each kernel besides."""
 
     macs: float
     bytes: float
     launch: float
 
 
-# NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s in bf16, dense, and 3.35 TB/s. Two thirds of the first and four
-# fifths of the second are assumed to be reached, and 2 microseconds an operator in a CUDA graph. None was measured.
-H100 = Device(macs=989e12 / 2 * 2 / 3, bytes=3.35e12 * 0.8, launch=2e-6)
+# NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s in bf16, dense, and 3.35 TB/s. Three fifths of the first and five
+# sixths of the second are assumed to be reached, and 2 microseconds a kernel of a CUDA graph. None was measured.
+H100 = Device(macs=300e12, bytes=2.8e12, launch=2e-6)
 WIDTH = 2  # bytes of a number in half precision
+KERNELS_A_LAYER = 8  # of what is compiled: those that predicted_seconds adds up
 
 
 def predicted_seconds(
-    architecture: Architecture, counts: Sequence[Sequence[int]], device: Device, fused: bool = False
+    architecture: Architecture,
+    counts: Sequence[Sequence[int]],
+    device: Device,
+    kernels: int | None = None,
+    padded: Sequence[int] = (),
+    copied: int = 0,
 ) -> float:
     """Seconds of an encoder's layers on a batch; counts[b][l]: tokens of sample b at boundary l.
 
-    Each operator takes the longest of its products, its bytes and its launch, and none runs beside another. fused:
-    norms, activations and residuals are part of the product before them, as where a model is compiled. Embedding and
+    The work of each kernel takes the longer of its products and its bytes, every kernel its launch besides, and none
+    runs beside another. kernels: how many run, None: KERNELS_A_LAYER. padded: rows of the batch at each boundary where
+    these are more than its tokens. copied: how often each row that goes on is read or written besides. Embedding and
     head are left out: less than a twentieth.
     """
     width, wide, found = architecture.width, architecture.feed_forward, 0.0
+    boundaries = list(zip(*counts, strict=True))
+    rows = padded or [sum(boundary) for boundary in boundaries]
 
-    def operator(macs: float, numbers: float) -> float:
-        return max(macs / device.macs, numbers * WIDTH / device.bytes, device.launch)
+    def work(macs: float, numbers: float) -> float:
+        return max(macs / device.macs, numbers * WIDTH / device.bytes)
 
-    for read, write in pairwise(zip(*counts, strict=True)):
-        rows, kept = sum(read), sum(write)
-        pairs = sum(own * other for own, other in zip(read, write, strict=True))
+    for (read, write), (own, others) in zip(pairwise(rows), pairwise(boundaries), strict=True):
+        pairs = sum(one * other for one, other in zip(own, others, strict=True))
         products = [
-            (2 * rows * width**2, 3 * rows * width + 2 * width**2),  # keys and values
-            (kept * width**2, 2 * kept * width + width**2),  # queries
-            (2 * pairs * width, 2 * (rows + kept) * width),  # attention
-            (kept * width**2, 2 * kept * width + width**2),  # its projection
-            (kept * width * wide, kept * (width + wide) + width * wide),
-            (kept * width * wide, kept * (width + wide) + width * wide),
+            ((2 * read + write) * width**2, (3 * read + write) * width + 3 * width**2),  # queries, keys and values
+            (2 * pairs * width, 2 * (read + write) * width),  # attention
+            (write * width**2, 2 * write * width + width**2),  # its projection
+            (write * width * wide, write * (width + wide) + width * wide),
+            (write * width * wide, write * (width + wide) + width * wide),
         ]
-        # Norms read and write, activations too, residuals read two and write one.
-        passes = [2 * rows * width, 3 * kept * width, 2 * kept * width, 2 * kept * wide, 3 * kept * width]
-        found += sum(operator(*product) for product in products)
-        found += 0.0 if fused else sum(operator(0, numbers) for numbers in passes)
-    return found
+        # Twice a sum and its norm, which read two and write two; the activation; copies.
+        passes = [4 * write * width, 4 * write * width, 2 * write * wide, copied * write * width]
+        found += sum(work(*product) for product in products) + sum(work(0, numbers) for numbers in passes)
+    kernels = KERNELS_A_LAYER * architecture.layers if kernels is None else kernels
+    return found + kernels * device.launch

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """table: markdown; files: what was written; wrong: variants whose logits are not the masked engine's."""
+    """table: markdown; files: what was written; wrong: variants that failed, or whose logits differ from the masked."""
 
     table: str
     files: list[Path]
@@ -105,17 +105,24 @@ def _measure_size(
         with torch.inference_mode():
             frozen = is_frozen(device, settings.hardware.precision)
             variants = make_variants(base, networks, inputs, bench, frozen)
-            if bench.compile or device.type == "cuda":
-                log.info("torch.compile takes a minute or two")
-                variants += compiled_variants(base, networks[-1], inputs, bench)
             if device.type == "cuda":
-                variants += graphed_variants(base, networks[-1], inputs, bench, precision)
+                variants += graphed_variants(base, networks, inputs, bench, precision)
             rows, wrong = measure(variants, base, inputs, bench.rounds, precision, common)
         yield compare_with_tome(rows, WHOLE, TOME), wrong
     if bench.train:
         log.info("%d pixels, a step of training, batch %d", size, bench.train_batch)
         inputs = _images(bench.train_batch, size, device)
         yield measure(make_steps(base, networks[0], inputs, bench), base, inputs, bench.rounds, precision, common)
+    # Last, as it takes minutes.
+    for batch in batches if bench.compile or device.type == "cuda" else ():
+        log.info("%d pixels, batch %d: torch.compile takes a minute or two", size, batch)
+        inputs = _images(batch, size, device)
+        with torch.inference_mode():
+            variants = compiled_variants(base, networks[-1], inputs, bench, precision)
+            if device.type == "cuda":  # again, beside the compiled baseline
+                variants += graphed_variants(base, networks, inputs, bench, precision)
+            result = measure(variants, base, inputs, bench.rounds, precision, common)
+        yield result
 
 
 def _build(model: ModelSettings, size: int, bench: BenchSettings) -> Backbone:

@@ -15,10 +15,10 @@ OUTSIDE = "outside ToMe's range"
 NOTES = """
 Weights are random: speed needs no trained ones. Which tokens live means nothing, how many does. Occupancy is measured,
 over all layer boundaries; the approximate network starts as an interpolated copy. MACs are multiply-adds, all parts of
-what the variant runs. Ratios to dense are medians over interleaved rounds, by round; time / MACs is 1.00 where the time
-falls as the arithmetic does. ToMe at equal MACs is interpolated between its points. Predicted ms, on CUDA in half
-precision, is that of the base model's layers alone, by their operations and bytes on an H100 as sttabt.bench.predict
-assumes it.
+what the variant runs. Ratios, to what a table stands beside, are medians over interleaved rounds, by round; time / MACs
+is 1.00 where the time falls as the arithmetic does. ToMe at equal MACs is interpolated between its points. Predicted
+ms, on CUDA in half precision, is that of the base model's layers alone, by their operations and bytes on an H100 as
+sttabt.bench.predict assumes it.
 """
 
 
@@ -50,6 +50,7 @@ class SpeedRow:
     tome_ratio: float | None = None  # to ToMe's time at equal multiply-adds; None outside ToMe's range
     predicted_ms: float | None = None  # of the base model's layers on an H100 in half precision, bench.predict
     kernels: bool = False  # whether sttabt.native was there
+    baseline: str = "dense"  # the variant that ratios are to
 
     @property
     def quotient(self) -> float:
@@ -68,13 +69,14 @@ def compare_with_tome(rows: Sequence[SpeedRow], group: str, tome: str) -> list[S
 
 
 def format_table(rows: Iterable[SpeedRow], compared: str) -> str:
-    """Markdown, one table an image size. compared: the group whose rows say so when ToMe cannot be compared."""
+    """Markdown, one table an image size and baseline. compared: the group whose rows say where ToMe is out of reach."""
     parts = []
-    for (model, size, precision), group in groupby(rows, key=lambda row: (row.model, row.image_size, row.precision)):
+    kinds = groupby(rows, key=lambda row: (row.model, row.image_size, row.precision, row.baseline))
+    for (model, size, precision, baseline), group in kinds:
         lines = list(group)
         first = lines[0]
         parts += [
-            f"## {model} at {size} pixels, {precision}",
+            f"## {model} at {size} pixels, {precision}, beside {baseline}",
             "",
             f"{first.machine}, {first.threads} threads, torch {first.torch}, commit {first.commit or 'unknown'},"
             f" {'with' if first.kernels else 'without'} the kernels of sttabt.native",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.bench.plans import realistic_plan, solve_increasing
+from sttabt.bench.rivals import masks_macs, plain_tome_macs, run_plain_tome
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import mean_counts
 from sttabt.core.plan import Planned, TokenPlan, keep_all
@@ -21,6 +22,7 @@ from sttabt.engine.frozen import FrozenBackbone
 from sttabt.engine.masked import run_masked
 from sttabt.engine.run import Run
 from sttabt.methods import find_method
+from sttabt.methods.dynamicvit import DynamicVit
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.frozen import FrozenNetwork
@@ -29,7 +31,10 @@ from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
-GRAPHS = "graphs"  # in half precision their logits are no longer those of the masked engine in single precision
+RIVALS = "rivals"
+# In half precision their logits are no longer those of the masked engine in single precision.
+GRAPHS, COMPILED = "graphs", "compiled"
+DENSE_COMPILED = "dense, compiled"
 GATED = (DROPPED, WHOLE)  # groups whose logits must be those of the masked engine
 
 # Planned methods, the setting that decides how much they keep, and its range. Occupancy rises with both.
@@ -83,48 +88,67 @@ def make_variants(
         *(variant for network in traced for variant in _whole(own, network, inputs, settings)),
         *(variant for network in traced for variant in _fixed(own, network, inputs, settings)),
         *_tome(own, inputs, settings.merged),
+        *_rivals(base, inputs, settings.merged),
     ]
 
 
-def compiled_variants(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
-    """The dense forward and a pruned one of fixed counts, each compiled as one graph."""
-    dense = _compiled(base, inputs)
-    model = fixed_model(base, network, middle_keep(settings))
-    planned, pruned = _planned(model.pruned, inputs), _compiled(model, inputs)
+def compiled_variants(
+    base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings, precision: torch.dtype
+) -> list[Variant]:
+    """The dense forward and a pruned one of fixed counts, each one graph, with weights in that precision."""
+    keep, real = middle_keep(settings), base.real(inputs)
+    own, narrow = copy.deepcopy(base).to(precision), copy.deepcopy(network).to(precision)
+    model = fixed_model(base, network, keep)
+    planned, pruned = _planned(model.pruned, inputs), _compiled(fixed_model(own, narrow, keep), inputs.to(precision))
     return [
-        Variant(DENSE, "dense, compiled", dense, lambda _: dense_macs(base)),
+        Variant(DENSE, DENSE_COMPILED, _compiled(own, inputs.to(precision)), lambda _: dense_macs(base)),
         Variant(
-            WHOLE,
-            f"fixed counts, compiled, factor {network.factor}, keep {middle_keep(settings):g}",
-            lambda: Run(pruned(), planned.plan, base.real(inputs), planned.scored),
+            COMPILED,
+            f"fixed counts, compiled, factor {network.factor}, keep {keep:g}",
+            lambda: Run(pruned(), planned.plan, real, planned.scored),
             partial(_macs, model.pruned, inputs, PARTS),
         ),
     ]
 
 
 def graphed_variants(
-    base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings, precision: torch.dtype,
+    base: Backbone,
+    networks: Sequence[ApproximateNetwork],
+    inputs: Tensor,
+    settings: BenchSettings,
+    precision: torch.dtype,
     capture: Capture = capture_graph,
-) -> list[Variant]:  # fmt: skip
-    """Models as `sttabt.freeze` makes them on CUDA, with weights in that precision: dense, and pruned at one keep."""
-    keep, given = middle_keep(settings), inputs.to(precision)
-    models = {
-        "dense": make_model("dense", base),
-        **{model.method.title: model for model in calibrated(base, network, inputs, keep)},
-        "fixed counts": fixed_model(base, network, keep).pruned,
-    }
+) -> list[Variant]:
+    """Models as `sttabt.freeze` makes them on CUDA, with weights in that precision, and their planners alone.
 
-    def variant(name: str, model: PrunedModel) -> Variant:
+    Dense, ToMe, and pruned at one keep: fixed counts with every network, others with the last.
+    """
+    keep, given, merged = middle_keep(settings), inputs.to(precision), _middle(_scaled(base, settings.merged))
+    others = {model.method.title: model for model in calibrated(base, networks[-1], inputs, keep)}
+    fixed = {network.factor: fixed_model(base, network, keep).pruned for network in networks}
+
+    def of(name: str, factor: int) -> str:
+        return f"{name}, graphs, factor {factor}, keep {keep:g}"
+
+    def whole(name: str, model: PrunedModel) -> Variant:
         graphed = GraphedModel(copy.deepcopy(model).to(precision), [], capture)
+        return Variant(GRAPHS, name, _in_precision(graphed.run, given), partial(_macs, model, inputs, PARTS))
 
-        def run() -> Run:
-            with torch.autocast(inputs.device.type, enabled=False):  # the weights have their precision
-                return graphed.run(given)
+    def planner(name: str, model: PrunedModel) -> Variant:
+        own = copy.deepcopy(model).to(precision)
+        macs = partial(_macs, model, inputs, ("approximate_network", "planning"))
+        captured = cache(lambda: capture(partial(_planned, own, given)))  # when it first runs
+        return Variant(GRAPHS, f"planner of {name}", _in_precision(lambda _: captured()(), given), macs)
 
-        of = "" if name == "dense" else f", factor {network.factor}, keep {keep:g}"
-        return Variant(GRAPHS, f"{name}, graphs{of}", run, partial(_macs, model, inputs, PARTS))
-
-    return [variant(name, model) for name, model in models.items()]
+    last = networks[-1].factor
+    return [
+        whole("dense, graphs", make_model("dense", base)),
+        whole(f"ToMe, graphs, {merged} a layer", make_model("tome", base, merged=merged)),
+        *(whole(of(name, last), model) for name, model in others.items()),
+        *(whole(of("fixed counts", factor), model) for factor, model in fixed.items()),
+        *(planner(of(name, last), model) for name, model in others.items()),
+        *(planner(of("fixed counts", factor), model) for factor, model in fixed.items()),
+    ]
 
 
 def make_model(name: str, base: Backbone, network: Network | None = None, **settings: Any) -> PrunedModel:
@@ -239,20 +263,58 @@ def _fixed(base: Backbone, network: Network, inputs: Tensor, settings: BenchSett
 
 
 def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
-    scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
-    scaled = sorted({max(1, round(count * scale)) for count in counts})
-    models = {merged: make_model("tome", base, merged=merged) for merged in scaled}
+    models = {merged: make_model("tome", base, merged=merged) for merged in _scaled(base, counts)}
     return [
         Variant(TOME, f"ToMe, {merged} a layer", partial(model.run, inputs), partial(_macs, model, inputs, PARTS))
         for merged, model in models.items()
     ]
 
 
-def _compiled(model: Backbone | FixedModel, inputs: Tensor) -> Callable[[], Tensor]:
+def _rivals(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
+    """In plain torch, as their authors run them."""
+    merged, dynamicvit = _middle(_scaled(base, counts)), make_model("dynamicvit", base).method
+    assert isinstance(dynamicvit, DynamicVit), "found by its name"
+    dynamicvit.train()  # decisions are drawn; the base model stays as it is
+    return [
+        Variant(
+            RIVALS,
+            f"ToMe on maps of attention, {merged} a layer",
+            partial(run_plain_tome, base, inputs, merged),
+            lambda _: plain_tome_macs(base, merged),
+        ),
+        Variant(
+            RIVALS,
+            "masks as DynamicViT trains with",
+            lambda: dynamicvit.soft(base, base.prepare(inputs), None).logits,
+            lambda _: masks_macs(base, dynamicvit),
+        ),
+    ]
+
+
+def _scaled(base: Backbone, counts: Sequence[int]) -> list[int]:
+    scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
+    return sorted({max(1, round(count * scale)) for count in counts})
+
+
+def _middle(values: Sequence[int]) -> int:
+    return values[len(values) // 2]
+
+
+def _in_precision(run: Callable[[Tensor], Any], given: Tensor) -> Callable[[], Any]:
+    """Without autocast: weights and images have their precision."""
+
+    def without_autocast() -> Any:
+        with torch.autocast(given.device.type, enabled=False):
+            return run(given)
+
+    return without_autocast
+
+
+def _compiled(model: Backbone | FixedModel, given: Tensor) -> Callable[[], Tensor]:
     """One graph, on CUDA replayed as a CUDA graph."""
-    mode = "reduce-overhead" if inputs.is_cuda else "default"
+    mode = "reduce-overhead" if given.is_cuda else "default"
     compiled: Any = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
-    return partial(compiled, inputs)
+    return _in_precision(compiled, given)
 
 
 def _planned(model: PrunedModel, inputs: Tensor) -> Planned:

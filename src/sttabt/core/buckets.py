@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STEPS = 16  # sizes that a boundary may have
+STEPS = 4  # sizes between a power of two and the next
 MOST = 8  # buckets of one shape of inputs, besides the one that holds everything
 SLACK = 0.1  # more rows than rounding alone would add, for which no bucket more is worth while
 
@@ -52,6 +52,6 @@ def choose_bucket(wanted: Bucket, known: Sequence[Bucket], samples: int, tokens:
 
 
 def _round_up(size: int, most: int) -> int:
-    """To the next of STEPS equal steps, the largest of which is `most`."""
-    step = -(-most // STEPS)
+    """To the next of STEPS sizes between powers of two, so that small boundaries are rounded by no more than large."""
+    step = max(1, 2 ** (size.bit_length() - 1) // STEPS)
     return min(most, -(-size // step) * step)

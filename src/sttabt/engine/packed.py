@@ -49,6 +49,19 @@ class Packing:
         each = torch.full((samples,), length, device=device)
         return cls(each, samples * length, length, (length,) * samples)
 
+    @classmethod
+    def of_boundaries(cls, counts: Tensor, rows: Sequence[int], longest: Sequence[int]) -> list[Packing]:
+        """Of all boundaries of a bucket, counts (B, L+1), worked out together: a few kernels in place of many."""
+        found = [cls(*each) for each in zip(counts.unbind(1), rows, longest, strict=True)]
+        starts = F.pad(counts.t().cumsum(1, dtype=torch.int32), (1, 0))
+        row = torch.arange(max(rows), dtype=torch.int32, device=counts.device).repeat(len(found), 1)
+        sample = torch.searchsorted(starts[:, 1:].contiguous(), row, right=True).clamp_max(len(counts) - 1)
+        place = (row - starts.gather(1, sample)).long()
+        for packing, own, samples, places in zip(found, starts, sample, place, strict=True):
+            here = samples[: packing.rows], places[: packing.rows].clamp_max(packing.longest - 1)
+            vars(packing).update(starts=own, places=here)  # in place of the cached properties
+        return found
+
     @property
     def counted(self) -> tuple[int, ...]:
         """`lengths`, of rows that the host has counted."""

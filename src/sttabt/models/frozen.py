@@ -61,8 +61,10 @@ def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
 
 
 def deployed(model: PrunedModel) -> PrunedModel:
-    """The model as it is deployed: frozen on a CPU, with what the kernels cannot reproduce left to torch; elsewhere as
-    it is.
+    """The model as evaluation times it: frozen on a CPU, with what the kernels cannot reproduce left to torch.
+
+    Elsewhere as it is: on CUDA `freeze` captures graphs, in one precision, a shape of inputs each. The benchmark times
+    those, and a run's rows do not.
     """
     return freeze(model, strict=False) if next(model.base.parameters()).is_cpu else model
 

@@ -59,7 +59,8 @@ class GraphedModel(FrozenModel):
     Where shapes do not depend on the images (dense, fixed counts, merging, shares of tokens) a run is one graph. Where
     a plan says how many tokens each image keeps, planning is one, one copy brings the sizes to the host, and the base
     model is one of a few, of the bucket that holds them (core.buckets). Logits and plan are those of the model that was
-    frozen. A shape of inputs that is new, or a bucket, is captured when it comes.
+    frozen. A shape of inputs that is new, or a bucket, is captured when it comes. That copy stays: the host starts a
+    bucket's graph, so it must know which holds the batch; one guessed from the last batch would have to be checked.
 
     left_to_torch: why nothing is captured, [] where all is. capture: what makes a graph of a function.
     """
@@ -183,10 +184,7 @@ class _Bucketed(_Graphs):
         return _Sized(Planned(plan, planned.scored), inputs, counts, sizes)
 
     def _forward(self, found: _Sized, bucket: Bucket) -> Tensor:
-        packings = [
-            Packing(each, rows, longest)
-            for each, rows, longest in zip(found.counts.unbind(1), bucket.rows, bucket.longest, strict=True)
-        ]
+        packings = Packing.of_boundaries(found.counts, bucket.rows, bucket.longest)
         x = self.base.embed_tokens(found.inputs, *first_tokens(found.planned.plan, packings[0]))
         return run_packed(self.base, x, packings)
 
