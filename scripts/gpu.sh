@@ -8,9 +8,16 @@
 # What the interpreter lacks is installed from wheels/ (`make gpu-wheels`, where there is a network), beside it and for
 # this run alone. A step that fails or runs out of time is told in steps.md; those after it run. The exit code is 1 then.
 set -uo pipefail
+DEVICE=${DEVICE:-cuda} OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python3}
+# Steps are ended by SIGINT. Where this was started in the background it is ignored, which no shell can take back.
+if [ -z "${TAKES_SIGINT:-}" ]; then
+    export TAKES_SIGINT=1
+    exec "$PYTHON" -c 'import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])' "$0" "$@"
+fi
 cd "$(dirname "$0")/.."
 
-DEVICE=${DEVICE:-cuda} OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python3}
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 2

@@ -118,10 +118,13 @@ def test_a_job_of_a_sweep_leaves_no_weights_behind(own_folder: None, monkeypatch
 def _check_growth(work: Callable[[], object], times: int, megabytes: float) -> None:
     for _ in range(max(times // 10, 5)):  # what grows at first: caches, pools, thread-local buffers
         work()
-    before = _used()
-    for _ in range(times):
-        work()
-    memory, threads, files = (after - then for after, then in zip(_used(), before, strict=True))
+    for _ in range(2):
+        before = _used()
+        for _ in range(times):
+            work()
+        memory, threads, files = (after - then for after, then in zip(_used(), before, strict=True))
+        if threads <= 0 and files <= 0:  # what tests before this one left may open a file; the work opens one each time
+            break
     assert threads <= 0 and files <= 0
     assert memory / MEGABYTE < megabytes
 

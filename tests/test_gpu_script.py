@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,14 @@ MOST_FILES, MOST_BYTES = 8, 16 * 2**20  # what comes back from such a machine
 
 def _run(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     given = {"DEVICE": "cpu", "OUT": str(folder), "PYTHON": sys.executable, **environment}
-    return subprocess.run([SCRIPT], env={**os.environ, **given}, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(
+        [SCRIPT], env={**os.environ, **given}, capture_output=True, text=True, timeout=1200, preexec_fn=_in_background
+    )
+
+
+def _in_background() -> None:
+    """As a shell starts a command there: without Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _results(folder: Path) -> dict[str, str]:
