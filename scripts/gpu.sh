@@ -130,7 +130,7 @@ training() {
 
 collect() {  # what there is of the results
     cat "$WORK"/{bench,single}/bench.jsonl > "$OUT/bench.jsonl" 2> /dev/null
-    { "$PYTHON" -m sttabt.bench.goals "$OUT/bench.jsonl"; echo; cat "$WORK"/{bench,single}/table.md; } \
+    { "$PYTHON" -m sttabt.bench.goals "$OUT/bench.jsonl" 2>> "$LOG"; echo; cat "$WORK"/{bench,single}/table.md; } \
         > "$OUT/bench.md" 2> /dev/null
     cp "$WORK/bench/speed.png" "$OUT" 2> /dev/null
     for kind in md csv; do cp "$WORK/sweep/report/table.$kind" "$OUT/training.$kind" 2> /dev/null; done

@@ -198,7 +198,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of every stage's artifact, of a model that learned nothing."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
@@ -208,4 +208,4 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pa
             output=str(folder / "output"),
         )
         run_stages(settings, Job(command="test", sweep="sweep", multirun=False, commit="0123"))
-        yield {stage: next((folder / "artifacts" / stage).glob("*/")) for stage in ("base", "approx", "prune")}
+    return {stage: next((folder / "artifacts" / stage).glob("*/")) for stage in ("base", "approx", "prune")}

@@ -18,19 +18,19 @@ import torch
 
 import sttabt
 from conftest import make_backbone, make_inputs
+from images import make_idx
+from sttabt.cli.composition import compose_settings
 from sttabt.core.trace import AttentionTrace
-from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.export import main
 from sttabt.models.pruned import PrunedModel
-from sttabt.runtimes import saved
+from sttabt.pipeline.stages import run_stages
 from sttabt.runtimes.exporting import export
 from sttabt.runtimes.formats import RUNTIMES
 from sttabt.runtimes.graph import Graph
 from sttabt.runtimes.reading import open_exported
 from sttabt.runtimes.runtime import Runtime
-from sttabt.settings.noted import noted_dataset
-from sttabt.store.artifacts import RECORD, read_record
+from sttabt.store.job import Job
 from sttabt.testing.models import make_example, make_pruned, pick
 
 INSTALLED = [name for name, each in RUNTIMES.items() if all(map(find_spec, each.packages.values()))]
@@ -429,18 +429,26 @@ def test_the_command_exports_what_a_run_saved(artifacts: dict[str, Path], capsys
 
 @pytest.mark.usefixtures("own_folder")
 def test_the_command_says_where_data_are_that_were_moved(
-    artifacts: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    artifacts: dict[str, Path], capsys: pytest.CaptureFixture
 ) -> None:
     given = [f"model={artifacts['prune']}", "format=torch", "data=there"]
     assert main(given) == 2
     assert "data=there has no effect: digits is read from no path of one's own" in capsys.readouterr().err
     assert main([*given, "counts=[17,9]"]) == 2
     assert "data=there has no effect: nothing is calibrated here" in capsys.readouterr().err
-    read = []
-    monkeypatch.setattr(saved, "load_splits", lambda dataset, model: read.append(dataset.path) or load_splits(digits))
-    monkeypatch.setattr(saved, "noted_dataset", lambda settings: replace(digits, path="gone"))
-    digits = noted_dataset(read_record(artifacts["prune"] / RECORD)["notes"]["settings"])
-    assert main([*given, "calibration=4"]) == 0 and read == [str(Path("there").absolute())]
+    make_idx(Path("files"))
+    overrides = ["dataset=fashion_mnist", "dataset.path=files", "dataset.validation_share=0.5", "stages=[base,approx]"]
+    settings = compose_settings(
+        ["experiment=debug", "logger=none", "sparsity=backtracking", "hardware.batch_size=10", *overrides],
+        output="output",
+    )
+    run_stages(settings, Job(command="test", sweep="sweep", multirun=False, commit="0123"))
+    Path("files").rename("there")
+    (folder,) = Path("artifacts/approx").glob("*/")
+    moved = [f"model={folder}", "format=torch", "budget=0.9", "out=moved.pt2"]
+    assert main(moved) == 2
+    assert "; data=PATH says where they are now" in capsys.readouterr().err and not Path("moved.pt2").exists()
+    assert main([*moved, "data=there"]) == 0 and Path("moved.pt2").exists()
 
 
 @pytest.mark.usefixtures("own_folder")

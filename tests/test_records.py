@@ -444,6 +444,17 @@ def test_flipped_bytes_in_a_table_cost_no_other_line(flips, kept):
         assert len(found) + len(left_out) >= min(2, path.read_bytes().count(b"\n") + 1)
 
 
+def test_a_table_that_is_cut_behind_its_first_line_is_named(tmp_path):
+    path, mine = tmp_path / "table.csv", tmp_path / "mine.csv"
+    write_table([GOOD], path)
+    write_table([make_row("random")], mine)
+    path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\n")
+    assert read_records([path, mine]) == (
+        [make_row("random")],
+        [f"{path}, line 2: it is missing: the table holds no row"],
+    )
+
+
 @given(FLIPS, KEPT, st.booleans())
 @settings(deadline=SLOWEST)
 def test_flipped_bytes_in_arrays_are_right_or_refused(flips, kept, texts):

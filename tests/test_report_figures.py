@@ -195,6 +195,9 @@ def test_rivals_against_time_are_those_that_have_a_budget_and_a_time(tmp_path):
     said = (tmp_path / "rivals_time.svg").read_text()
     assert "small on words" in said and "2 points are further down" in said
     assert "share of the dense model's" in said and "batch 32" in said
+    several = [row for name in ("a", "b", "c", "d") for row in make_budgeted(name)]
+    assert draw_rivals_time(points_by_dataset(several), tmp_path)
+    assert (tmp_path / "rivals_time.svg").read_text().count("small on ") == 4
     untimed = [replace(row, time=None) for row in make_budgeted()]
     for rows in (untimed, make_ablation_p(), [make_row("dense")]):
         assert draw_rivals_time(points_by_dataset(rows), tmp_path) is None

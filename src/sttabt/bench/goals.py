@@ -18,6 +18,8 @@ from sttabt.bench.predict import H100, KERNELS_A_LAYER, predicted_seconds
 from sttabt.core.buckets import Bucket, choose_bucket
 from sttabt.core.cost import Architecture
 from sttabt.core.counts import mean_counts
+from sttabt.errors import UserError
+from sttabt.system.faults import tell
 
 MODEL, DENSE, STEP = "deit_small", "dense, compiled", "training step"  # names of the benchmark
 DEIT = Architecture(12, 384, 6, 1536, classes=1000, patch_inputs=768)
@@ -63,6 +65,7 @@ class Goal:
 
 
 def goals() -> list[Goal]:
+    """In the order of the table."""
     dense = {batch: _dense(batch) for batch in (1, BATCH)}
     fixed = {factor: _fixed(BATCH, factor) for factor in (4, 8)}
     asked = f"keep {KEEP}, fixed counts, planner included"
@@ -160,6 +163,18 @@ def _maps(name: str) -> float:
     return BATCH * MAPS.get(name, 0.0) * DEIT.heads * TOKENS**2 * 4 / H100.bytes
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0, 2 for a user's mistake."""
+    try:
+        if len(arguments) != 1:
+            raise UserError("give one file: python -m sttabt.bench.goals FOLDER/bench.jsonl")
+        lines = Path(arguments[0]).read_text(encoding="utf-8").splitlines()
+        table = format_goals([json.loads(line) for line in lines])
+    except Exception as error:
+        return tell(error)
+    sys.stdout.write(f"{table}\n")
+    return 0
+
+
 if __name__ == "__main__":
-    lines = Path(sys.argv[1]).read_text().splitlines()
-    sys.stdout.write(f"{format_goals([json.loads(line) for line in lines])}\n")
+    sys.exit(main(sys.argv[1:]))

@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of the command. Raises UserError."""
     options = DEFAULTS | {key: _value(key, text) for key, text in read_pairs(arguments, DEFAULTS).items()}
-    saved = "/" in options["model"] or Path(options["model"]).is_dir()
-    if not saved and options["model"] not in MODELS:
+    saved = options["model"] not in MODELS
+    if saved and "/" not in options["model"] and not Path(options["model"]).is_dir():
         raise UserError(f"model={options['model']} is no folder, and unknown: {nearest(options['model'], MODELS)}")
     for name in ("items", "data"):
         if not saved and options[name] != DEFAULTS[name]:

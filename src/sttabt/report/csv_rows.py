@@ -74,6 +74,8 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
             rows.append(Row.from_dict(_unflatten(dict(zip(head, cells, strict=True))), path.parent))
         except (ValueError, csv.Error, RecursionError) as error:
             broken.append(f"line {number}: {reason(error)}")
+    if not rows and not broken:
+        broken.append("line 2: it is missing: the table holds no row")
     return rows, broken
 
 

@@ -20,6 +20,7 @@ TIMES = {  # the first that any point has
 }
 BELOW = 0.12  # of a score, below the dense model's: what is further down would press the others together
 PANEL, LEGEND, HEIGHT = 3.4, 3.1, 3.9  # inches
+COLUMNS = 3
 
 
 def draw_rivals_time(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
@@ -33,10 +34,14 @@ def draw_rivals_time(datasets: dict[str, list[Point]], folder: Path) -> Path | N
         return None
     styles = curve_styles([point for points in found.values() for point in points])
     with figure_style():
-        figure = Figure(figsize=(PANEL * len(found) + LEGEND, HEIGHT), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for panel, points in zip(panels, found.values(), strict=True):
+        columns = min(len(found), COLUMNS)
+        lines = -(-len(found) // columns)
+        figure = Figure(figsize=(PANEL * columns + LEGEND, HEIGHT * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False).flat
+        for panel, points in zip(panels, found.values(), strict=False):  # the last line may have fewer
             _draw(panel, points, styles)
+        for panel in list(figure.axes)[len(found) :]:
+            panel.set_visible(False)
         add_legend(figure, styles, where="outside right upper")
         path = save(figure, folder, NAME)
     point_frame(found, list(TIMES)).to_csv(folder / f"{NAME}.csv", index=False)

@@ -16,7 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sttabt.report.curves import DASHED, Style, add_legend, curve_styles, draw_curves, draw_published, palette
+from sttabt.report.curves import (
+    DASHED,
+    Style,
+    add_legend,
+    curve_styles,
+    draw_curves,
+    draw_published,
+    legend_height,
+    palette,
+)
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.literature import LABEL, MODEL, Published, curve_lines, published_curves
 from sttabt.report.points import Point, point_frame
@@ -49,8 +58,9 @@ def draw_tasks(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     columns = -(-len(texts) // lines)
     with figure_style():
         # One data set has its three panels beside each other, several have a block of panels a cost.
-        size = (FULL_WIDTH, 3.2) if alone else (max(8.0, columns * WIDTH), len(COSTS) * (lines * HEIGHT + 0.5) + 0.8)
-        figure = Figure(figsize=size, layout="constrained")
+        width = FULL_WIDTH if alone else max(8.0, columns * WIDTH)
+        height = 2.6 if alone else len(COSTS) * (lines * HEIGHT + 0.5)
+        figure = Figure(figsize=(width, height + legend_height(list(styles), width)), layout="constrained")
         blocks = [figure] if alone else list(figure.subfigures(len(COSTS), 1, squeeze=False)[:, 0])
         shape = (1, len(COSTS)) if alone else (lines, columns)
         panels = np.concatenate([block.subplots(*shape, squeeze=False).ravel() for block in blocks])

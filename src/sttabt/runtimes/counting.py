@@ -30,16 +30,15 @@ def counts_of(pruned: PrunedModel, batches: Sequence[Tensor | Text] | None, toke
 
     Raises UserError where there are none.
     """
-    if not batches:
+    real = sum(int(pruned.base.real(batch).sum()) for batch in batches or ())
+    if not batches or not real:
         raise UserError(
             f"{pruned.method.title} keeps as many tokens as an input needs: give counts=[tokens of the first layer,"
             " ..., of the last], or calibration=[batches of inputs], whose mean is taken"
         )
     kept = torch.zeros(pruned.base.layers, dtype=torch.double)
-    real = 0
     for batch in batches:
         kept += pruned.plan(batch).counts[:, :-1].double().sum(0)
-        real += int(pruned.base.real(batch).sum())
     return [max(count, pruned.method.least) for count in (kept * tokens / real).round().long().tolist()]
 
 

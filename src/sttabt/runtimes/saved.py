@@ -36,7 +36,7 @@ def export_saved(
     tokens: int | None,
     int8: bool,
     opset: int | None,
-    data: Path | None = None,
+    data: Path | None,
 ) -> Export:
     """The model of an artifact as a file (`sttabt.export`), calibrated on `samples` of its run's validation split.
 
@@ -69,7 +69,7 @@ def export_saved(
     )
 
 
-def splits_of(record: Mapping[str, Any], data: Path | None = None) -> Splits:
+def splits_of(record: Mapping[str, Any], data: Path | None) -> Splits:
     """The data that an artifact's run had. data: where they are now, None: where they were.
 
     Raises UserError where they are not there.
