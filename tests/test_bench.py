@@ -16,6 +16,7 @@ import torch
 import sttabt
 from conftest import make_approx, make_backbone, make_images
 from sttabt.bench.__main__ import main, read_settings
+from sttabt.bench.graphs import compiled_planners, compiled_variants, graphed_variants
 from sttabt.bench.measure import difference, measure
 from sttabt.bench.plans import reachable_mean, realistic_plan, solve_increasing
 from sttabt.bench.predict import H100, Device, predicted_seconds
@@ -30,9 +31,7 @@ from sttabt.bench.variants import (
     TOME,
     WHOLE,
     Variant,
-    compiled_variants,
     dense_macs,
-    graphed_variants,
     make_model,
     make_variants,
 )
@@ -42,6 +41,7 @@ from sttabt.engine.dropped import run_dropped
 from sttabt.engine.frozen import FrozenBackbone
 from sttabt.engine.run import Run
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.graphed import compile_whole
 from sttabt.settings import BenchSettings
 from sttabt.settings.fields import describe
 
@@ -367,26 +367,18 @@ def test_graphs_are_timed_as_freeze_makes_them(precision: torch.dtype) -> None:
 
 
 @torch.inference_mode()
-def test_compiled_models_compute_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand, of the graphs that torch.compile is given; the rehearsal of scripts/gpu.sh compiles them."""
-    given = []
-
-    def compiled(model: torch.nn.Module, **options: object) -> torch.nn.Module:
-        given.append((model, options))
-        return model
-
-    monkeypatch.setattr(torch, "compile", compiled)
+def test_compiled_models_compute_what_the_others_do() -> None:
+    """Without a card they are compiled for the CPU, and not captured."""
     base, images = make_backbone("digits"), make_images("digits")
     network = make_approx(base, "digits")
-    dense, fixed = compiled_variants(base, network, images, SETTINGS, torch.float32)
-    assert all(options == {"dynamic": False, "fullgraph": True, "mode": "default"} for _, options in given)
-    assert torch.equal(dense.run(), base(images))
-    assert difference(fixed.run(), base, images) == ""
-    rows, wrong = measure(
-        compiled_variants(base, network, images, SETTINGS, torch.bfloat16), base, images, 1, torch.bfloat16, COMMON
-    )
-    assert wrong == [] and [row.baseline for row in rows] == ["dense, compiled"] * 2
-    assert next(given[-1][0].parameters()).dtype == torch.bfloat16
+    dense, fixed = compiled_variants(base, network, images, SETTINGS, torch.float32, compile_whole)
+    planner, differing = compiled_planners(base, network, images, SETTINGS, torch.float32, compile_whole)
+    assert dense.name == "dense, compiled"
+    assert torch.allclose(dense.run(), base(images), atol=1e-5)
+    for variant in (fixed, differing):
+        assert difference(variant.run(), base, images) == "", variant.name
+    assert torch.equal(planner.run().plan.alive, fixed.run().plan.alive)
+    assert 0 < planner.macs(planner.run()) < fixed.macs(fixed.run()) < dense.macs(dense.run())
 
 
 def test_a_variant_that_fails_leaves_the_others(variants: list[Variant], caplog: pytest.LogCaptureFixture) -> None:

@@ -13,10 +13,11 @@ import torch
 from kernels import Kernels
 from pretended import pretended_device, to_device
 from sttabt.bench.goals import DEIT, KEEP, KERNELS, MAPS, MERGED, TOKENS, format_goals, goals
+from sttabt.bench.graphs import compiled_planners, compiled_variants, graphed_variants
 from sttabt.bench.predict import KERNELS_A_LAYER
 from sttabt.bench.rivals import run_plain_tome
 from sttabt.bench.training import make_steps
-from sttabt.bench.variants import compiled_variants, fixed_model, graphed_variants, make_model, make_variants
+from sttabt.bench.variants import fixed_model, make_model, make_variants
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.graphed import GraphedModel
 from sttabt.models.pruned import PrunedModel
@@ -65,6 +66,7 @@ def test_what_was_measured_stands_beside_it(models: dict[str, PrunedModel]) -> N
             *make_variants(base, networks, images, settings),
             *graphed_variants(base, networks, images, settings, torch.float32, lambda run: run),
             *compiled_variants(base, networks[-1], images, settings, torch.float32),
+            *compiled_planners(base, networks[-1], images, settings, torch.float32),
         ]
     variants += make_steps(base, networks[0], images, settings)
     rows = [

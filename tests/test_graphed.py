@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch import _dynamo as dynamo
 
 import sttabt
 from conftest import make_images
 from pretended import from_device, pretended_device, to_device
 from sttabt.core.buckets import MOST
 from sttabt.errors import UserError
-from sttabt.models.graphed import GraphedModel, capturing_problems
+from sttabt.models.graphed import GraphedModel, capturing_problems, compile_whole
 from sttabt.models.pruned import PrunedModel
 from sttabt.testing.contract import Case
 from sttabt.testing.models import make_example, make_pruned
@@ -167,6 +168,38 @@ def test_it_keeps_its_weights_and_copies_itself_without_graphs() -> None:
         model.train()
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="leave autocast"):
         model(images)
+
+
+@torch.inference_mode()
+def test_each_shape_is_compiled_and_torch_sets_no_limit() -> None:
+    """Without a card what is compiled is not captured."""
+    pruned = make_pruned(make_example("digits"), "dense")
+    model = GraphedModel(pruned, [], compile_whole)
+    with dynamo.config.patch(recompile_limit=1):
+        for batch in (1, 2):
+            images = make_images("digits", batch)
+            near(model(images), pruned(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_what_cannot_be_compiled_is_said() -> None:
+    pruned, images = make_pruned(make_example("digits"), "evit"), make_images("digits")
+    with pytest.raises(UserError, match=r"torch\.compile does not take this model: .*; leave compiled=True out"):
+        GraphedModel(pruned, [], compile_whole)(images)
+    with pytest.raises(UserError, match="compiled=True is for CUDA"):
+        sttabt.freeze(pruned, compiled=True)
+    with pytest.raises(UserError, match="frozen already"):
+        sttabt.freeze(sttabt.freeze(pruned), compiled=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [*PLANNED, "dense", "tome"])
+@torch.inference_mode()
+def test_compiled_graphs_on_a_card_compute_what_the_model_does(method: str) -> None:
+    pruned = make_pruned(make_example("digits"), method).to("cuda")
+    model, images = sttabt.freeze(pruned, compiled=True), make_images("digits").to("cuda")
+    for _ in range(2):
+        near(model(images), pruned(images), atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.gpu

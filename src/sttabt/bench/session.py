@@ -13,14 +13,16 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.bench.figure import draw_speed
+from sttabt.bench.graphs import compiled_planners, compiled_variants, graphed_variants
 from sttabt.bench.measure import measure
 from sttabt.bench.plans import reachable_mean
 from sttabt.bench.table import SpeedRow, compare_with_tome, format_table
 from sttabt.bench.training import make_steps
-from sttabt.bench.variants import TOME, WHOLE, compiled_variants, graphed_variants, make_variants
+from sttabt.bench.variants import TOME, WHOLE, make_variants
 from sttabt.errors import UserError
 from sttabt.lit.launch import choose_threads, found_hardware
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.graphed import compile_graph, compile_whole
 from sttabt.native import is_built
 from sttabt.pipeline.evaluation import find_device
 from sttabt.pipeline.result import device_name
@@ -117,10 +119,16 @@ def _measure_size(
     for batch in batches if bench.compile or device.type == "cuda" else ():
         log.info("%d pixels, batch %d: torch.compile takes a minute or two", size, batch)
         inputs = _images(batch, size, device)
+        capture = compile_graph if device.type == "cuda" else compile_whole
         with torch.inference_mode():
-            variants = compiled_variants(base, networks[-1], inputs, bench, precision)
+            variants = compiled_variants(base, networks[-1], inputs, bench, precision, capture)
+            baseline = variants[0]
             if device.type == "cuda":  # again, beside the compiled baseline
                 variants += graphed_variants(base, networks, inputs, bench, precision)
+            result = measure(variants, base, inputs, bench.rounds, precision, common)
+        yield result
+        with torch.inference_mode():
+            variants = [baseline, *compiled_planners(base, networks[-1], inputs, bench, precision, capture)]
             result = measure(variants, base, inputs, bench.rounds, precision, common)
         yield result
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -26,15 +25,11 @@ from sttabt.methods.dynamicvit import DynamicVit
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.fixed import FixedModel
 from sttabt.models.frozen import FrozenNetwork
-from sttabt.models.graphed import Capture, GraphedModel, capture_graph
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BenchSettings, method_settings
 
 DENSE, MASKED, DROPPED, PLANNER, WHOLE, TOME = "dense", "masked", "dropped", "planner", "end to end", "ToMe"
 RIVALS = "rivals"
-# In half precision their logits are no longer those of the masked engine in single precision.
-GRAPHS, COMPILED = "graphs", "compiled"
-DENSE_COMPILED = "dense, compiled"
 GATED = (DROPPED, WHOLE)  # groups whose logits must be those of the masked engine
 
 # Planned methods, the setting that decides how much they keep, and its range. Occupancy rises with both.
@@ -92,65 +87,6 @@ def make_variants(
     ]
 
 
-def compiled_variants(
-    base: Backbone, network: ApproximateNetwork, inputs: Tensor, settings: BenchSettings, precision: torch.dtype
-) -> list[Variant]:
-    """The dense forward and a pruned one of fixed counts, each one graph, with weights in that precision."""
-    keep, real = middle_keep(settings), base.real(inputs)
-    own, narrow = copy.deepcopy(base).to(precision), copy.deepcopy(network).to(precision)
-    model = fixed_model(base, network, keep)
-    planned, pruned = _planned(model.pruned, inputs), _compiled(fixed_model(own, narrow, keep), inputs.to(precision))
-    return [
-        Variant(DENSE, DENSE_COMPILED, _compiled(own, inputs.to(precision)), lambda _: dense_macs(base)),
-        Variant(
-            COMPILED,
-            f"fixed counts, compiled, factor {network.factor}, keep {keep:g}",
-            lambda: Run(pruned(), planned.plan, real, planned.scored),
-            partial(_macs, model.pruned, inputs, PARTS),
-        ),
-    ]
-
-
-def graphed_variants(
-    base: Backbone,
-    networks: Sequence[ApproximateNetwork],
-    inputs: Tensor,
-    settings: BenchSettings,
-    precision: torch.dtype,
-    capture: Capture = capture_graph,
-) -> list[Variant]:
-    """Models as `sttabt.freeze` makes them on CUDA, with weights in that precision, and their planners alone.
-
-    Dense, ToMe, and pruned at one keep: fixed counts with every network, others with the last.
-    """
-    keep, given, merged = middle_keep(settings), inputs.to(precision), _middle(_scaled(base, settings.merged))
-    others = {model.method.title: model for model in calibrated(base, networks[-1], inputs, keep)}
-    fixed = {network.factor: fixed_model(base, network, keep).pruned for network in networks}
-
-    def of(name: str, factor: int) -> str:
-        return f"{name}, graphs, factor {factor}, keep {keep:g}"
-
-    def whole(name: str, model: PrunedModel) -> Variant:
-        graphed = GraphedModel(copy.deepcopy(model).to(precision), [], capture)
-        return Variant(GRAPHS, name, _in_precision(graphed.run, given), partial(_macs, model, inputs, PARTS))
-
-    def planner(name: str, model: PrunedModel) -> Variant:
-        own = copy.deepcopy(model).to(precision)
-        macs = partial(_macs, model, inputs, ("approximate_network", "planning"))
-        captured = cache(lambda: capture(partial(_planned, own, given)))  # when it first runs
-        return Variant(GRAPHS, f"planner of {name}", _in_precision(lambda _: captured()(), given), macs)
-
-    last = networks[-1].factor
-    return [
-        whole("dense, graphs", make_model("dense", base)),
-        whole(f"ToMe, graphs, {merged} a layer", make_model("tome", base, merged=merged)),
-        *(whole(of(name, last), model) for name, model in others.items()),
-        *(whole(of("fixed counts", factor), model) for factor, model in fixed.items()),
-        *(planner(of(name, last), model) for name, model in others.items()),
-        *(planner(of("fixed counts", factor), model) for factor, model in fixed.items()),
-    ]
-
-
 def make_model(name: str, base: Backbone, network: Network | None = None, **settings: Any) -> PrunedModel:
     """`base` under the method of that name, whose other settings keep their defaults."""
     method = find_method(name)(method_settings(name)(method=name, **settings), base.layers, base.outputs)
@@ -203,7 +139,7 @@ def _given_plans(base: Backbone, inputs: Tensor, settings: BenchSettings) -> lis
     def variant(kind: str, keep: float, spread: float) -> Variant:
         plan = _plan(base, inputs, keep, spread)
         run = partial(run_dropped, base, inputs, plan)
-        name, macs = f"dropped, {kind}, keep {keep:g}", partial(_macs, costs, inputs, PARTS)
+        name, macs = f"dropped, {kind}, keep {keep:g}", partial(macs_of, costs, inputs, PARTS)
         return Variant(DROPPED, name, lambda: Run(run(), plan, real), macs)
 
     # A batch of one has no counts that differ.
@@ -218,15 +154,15 @@ def _plan(base: Backbone, inputs: Tensor, keep: float, spread: float) -> TokenPl
 
 def _planners(base: Backbone, network: Network, inputs: Tensor, settings: BenchSettings) -> list[Variant]:
     models = calibrated(base, network, inputs, middle_keep(settings))
-    tracing = partial(_macs, models[0], inputs, ("approximate_network",))
+    tracing = partial(macs_of, models[0], inputs, ("approximate_network",))
 
     def trace() -> object:
         return network(inputs).compute()
 
     def plan(model: PrunedModel) -> Variant:
         name = f"trace and {model.method.title}, factor {network.factor}"
-        macs = partial(_macs, model, inputs, ("approximate_network", "planning"))
-        return Variant(PLANNER, name, partial(_planned, model, inputs), macs)
+        macs = partial(macs_of, model, inputs, ("approximate_network", "planning"))
+        return Variant(PLANNER, name, partial(planned, model, inputs), macs)
 
     return [Variant(PLANNER, f"trace, factor {network.factor}", trace, tracing), *map(plan, models)]
 
@@ -238,7 +174,7 @@ def _whole(base: Backbone, network: Network, inputs: Tensor, settings: BenchSett
             WHOLE,
             f"{models[place].method.title}, factor {network.factor}, keep {keep:g}",
             partial(models[place].run, inputs),
-            partial(_macs, models[place], inputs, PARTS),
+            partial(macs_of, models[place], inputs, PARTS),
         )
         for place in range(len(CALIBRATED))
         for keep, models in by_keep.items()
@@ -250,29 +186,29 @@ def _fixed(base: Backbone, network: Network, inputs: Tensor, settings: BenchSett
 
     def variant(keep: float) -> Variant:
         model = fixed_model(base, network, keep)
-        planned = _planned(model.pruned, inputs)  # for the check: the timed forward makes its own
+        made = planned(model.pruned, inputs)  # for the check: the timed forward makes its own
         name = f"fixed counts, factor {network.factor}, keep {keep:g}"
         return Variant(
             WHOLE,
             name,
-            lambda: Run(model(inputs), planned.plan, real, planned.scored),
-            partial(_macs, model.pruned, inputs, PARTS),
+            lambda: Run(model(inputs), made.plan, real, made.scored),
+            partial(macs_of, model.pruned, inputs, PARTS),
         )
 
     return [variant(keep) for keep in sorted(settings.keeps)]
 
 
 def _tome(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
-    models = {merged: make_model("tome", base, merged=merged) for merged in _scaled(base, counts)}
+    models = {merged: make_model("tome", base, merged=merged) for merged in scaled(base, counts)}
     return [
-        Variant(TOME, f"ToMe, {merged} a layer", partial(model.run, inputs), partial(_macs, model, inputs, PARTS))
+        Variant(TOME, f"ToMe, {merged} a layer", partial(model.run, inputs), partial(macs_of, model, inputs, PARTS))
         for merged, model in models.items()
     ]
 
 
 def _rivals(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Variant]:
     """In plain torch, as their authors run them."""
-    merged, dynamicvit = _middle(_scaled(base, counts)), make_model("dynamicvit", base).method
+    merged, dynamicvit = middle(scaled(base, counts)), make_model("dynamicvit", base).method
     assert isinstance(dynamicvit, DynamicVit), "found by its name"
     dynamicvit.train()  # decisions are drawn; the base model stays as it is
     return [
@@ -291,38 +227,21 @@ def _rivals(base: Backbone, inputs: Tensor, counts: Sequence[int]) -> list[Varia
     ]
 
 
-def _scaled(base: Backbone, counts: Sequence[int]) -> list[int]:
+def scaled(base: Backbone, counts: Sequence[int]) -> list[int]:
     scale = (base.tokens - base.outputs) / TOME_PATCHES * TOME_LAYERS / base.layers
     return sorted({max(1, round(count * scale)) for count in counts})
 
 
-def _middle(values: Sequence[int]) -> int:
+def middle(values: Sequence[int]) -> int:
     return values[len(values) // 2]
 
 
-def _in_precision(run: Callable[[Tensor], Any], given: Tensor) -> Callable[[], Any]:
-    """Without autocast: weights and images have their precision."""
-
-    def without_autocast() -> Any:
-        with torch.autocast(given.device.type, enabled=False):
-            return run(given)
-
-    return without_autocast
-
-
-def _compiled(model: Backbone | FixedModel, given: Tensor) -> Callable[[], Tensor]:
-    """One graph, on CUDA replayed as a CUDA graph."""
-    mode = "reduce-overhead" if given.is_cuda else "default"
-    compiled: Any = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
-    return _in_precision(compiled, given)
-
-
-def _planned(model: PrunedModel, inputs: Tensor) -> Planned:
+def planned(model: PrunedModel, inputs: Tensor) -> Planned:
     """The plan of a model that decides beforehand, with the trace that it reads."""
     return model.steps()["planning"](inputs)  # type: ignore[return-value]
 
 
-def _macs(model: PrunedModel, inputs: Tensor, parts: Sequence[str], result: object) -> float:
+def macs_of(model: PrunedModel, inputs: Tensor, parts: Sequence[str], result: object) -> float:
     """Of what a run gave; without a plan: what is the same under any."""
     if not isinstance(result, Run):
         real = model.base.real(inputs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from sttabt.core.counts import check_counts, extend
+from sttabt.core.counts import check_counts, extend, is_unasked
 from sttabt.core.dispatch import dispatched
 from sttabt.core.plan import Planned, Scored, SoftPlan, output_tokens, rows_with_weight
 from sttabt.core.trace import AttentionTrace
@@ -148,7 +148,7 @@ def percentiles(trace: AttentionTrace, layer: int, weight: Tensor, padding: Tens
     An engine with a trace of its own may register a faster way.
     """
     queries, keys = trace.queries[layer].to(weight.dtype), trace.keys[layer].to(weight.dtype)
-    if skip and not weight.is_cuda:  # a device is not asked how many they are
+    if skip and not is_unasked(weight):
         places, weight = rows_with_weight(weight)
         queries = trace.rows(layer, places).to(weight.dtype)
     return weighted_percentile(queries, keys, weight, padding)

@@ -16,6 +16,11 @@ from torch import Tensor
 from sttabt.core.plan import TokenPlan
 
 
+def is_unasked(numbers: Tensor) -> bool:
+    """Whether the host does not look at numbers: those on a device would be waited for, a graph has none yet."""
+    return numbers.is_cuda or torch.compiler.is_compiling()
+
+
 def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
     """(B,) int64 on the device, which nobody waits for; where all are the same number nothing is copied, either."""
     if len(set(counts)) == 1:

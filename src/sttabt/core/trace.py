@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sttabt.core.counts import is_unasked
 from sttabt.core.plan import Scored, output_tokens, rows_with_weight
 
 
@@ -38,8 +39,7 @@ class AttentionTrace:
     @property
     def is_padded(self) -> bool:
         """Whether any token is padding; in a graph and on a device, which are not asked, whether any may be."""
-        unasked = torch.compiler.is_compiling() or self.real.is_cuda
-        return self.may_pad and (unasked or not bool(self.real.all()))
+        return self.may_pad and (is_unasked(self.real) or not bool(self.real.all()))
 
     def read_by_head(self, outputs: int) -> Tensor:
         """The tokens (B, N) bool that the head of a dense model reads: the first `outputs`, or all behind them."""
@@ -73,17 +73,17 @@ class AttentionTrace:
         """Attention that each token receives, (B, N): sum over rows of weight times probability, mean over heads.
 
         weight: (B, N), or (B, n) of the rows at `places` (B, n) alone. Rows of weight 0 are not computed, except on a
-        device, which is not asked how many they are.
+        device and in a graph, which are not asked how many they are.
         """
-        if places is None and not weight.is_cuda:
+        if places is None and not is_unasked(weight):
             places, weight = rows_with_weight(weight)
         return (weight[:, None, None] @ self.probabilities(layer, places))[:, :, 0].mean(1)
 
     def rows_computed(self, counts: Tensor) -> Scored:
         """Rows a sample that planning computes, by layer, where counts (B, L) of them carry weight: as many as the
-        sample that has most, on a device all.
+        sample that has most, on a device and in a graph all.
         """
-        if counts.is_cuda:
+        if is_unasked(counts):
             return (float(self.real.shape[1]),) * self.layers
         return tuple(counts.amax(0).tolist())
 

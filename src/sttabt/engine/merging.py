@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.dispatch import dispatched
 from sttabt.core.merge import Merging, match_tokens, pairs_to_merge
 from sttabt.core.plan import MergeRecord
+from sttabt.core.remembered import remembered
 from sttabt.engine.attention import attend, attend_weighted, split_heads
 from sttabt.engine.dense import embed_packed
 from sttabt.engine.packed import Packing
@@ -37,19 +38,19 @@ class MergingRows:
         self.counts, self.present = list(packing.counted), packing.present
         self.heads, self.classifiers = backbone.heads, backbone.architecture.classifiers
 
-    @cached_property
+    @remembered
     def x(self) -> Tensor:
         return self._packing.unpack(self._x)
 
-    @cached_property
+    @remembered
     def query(self) -> Tensor:
         return self._packing.unpack(self._query)
 
-    @cached_property
+    @remembered
     def key(self) -> Tensor:
         return self._packing.unpack(self._key)
 
-    @cached_property
+    @remembered
     def log_size(self) -> Tensor | None:
         return None if self._log_size is None else self._packing.unpack(self._log_size[:, None])[..., 0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from sttabt.core.dispatch import dispatched
 from sttabt.core.forward import received_attention
 from sttabt.core.plan import TokenPlan, output_tokens
 from sttabt.core.received import Selection
+from sttabt.core.remembered import remembered
 from sttabt.engine.attention import attend, merge_heads, split_heads
 from sttabt.engine.dense import embed_packed
 from sttabt.engine.packed import Packing
@@ -33,12 +34,12 @@ class LayerAttention:
         self.query, self.key, self.value, self.present = query, key, value, present
         self.heads, self.classifiers = backbone.heads, backbone.architecture.classifiers
 
-    @cached_property
+    @remembered
     def probabilities(self) -> Tensor:
         """(B, H, n, n); rows are queries and sum to 1 over the keys that are there."""
         return self._probabilities(self.query)
 
-    @cached_property
+    @remembered
     def of_class(self) -> Tensor:
         """(B, H, n): the attention that each token receives from the class token, whose row alone is computed.
 

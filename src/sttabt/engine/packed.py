@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import varlen
 
 from sttabt.core.counts import counts_on
+from sttabt.core.remembered import remembered
 from sttabt.engine.attention import attend
 
 MACS_A_CALL = 500_000  # what fits into the time that one more call of attention takes on a CPU
@@ -59,7 +59,8 @@ class Packing:
         place = (row - starts.gather(1, sample)).long()
         for packing, own, samples, places in zip(found, starts, sample, place, strict=True):
             here = samples[: packing.rows], places[: packing.rows].clamp_max(packing.longest - 1)
-            vars(packing).update(starts=own, places=here)  # in place of the cached properties
+            cls.starts.set(packing, own)
+            cls.places.set(packing, here)
         return found
 
     @property
@@ -73,19 +74,19 @@ class Packing:
         """Whether it is known that all samples have the same length, and no row is padding."""
         return self.lengths is not None and len(set(self.lengths)) == 1
 
-    @cached_property
+    @remembered
     def starts(self) -> Tensor:
         """Where each sample begins, and the end of the last: (B+1,) int32."""
         return F.pad(self.each.cumsum(0, dtype=torch.int32), (1, 0))
 
-    @cached_property
+    @remembered
     def places(self) -> tuple[Tensor, Tensor]:
         """The sample of each row and its place there, (T,) each; of padding some that are there."""
         row = torch.arange(self.rows, dtype=torch.int32, device=self.each.device)
         sample = torch.searchsorted(self.starts[1:], row, right=True).clamp_max(len(self.each) - 1)
         return sample, (row - self.starts[sample]).clamp_max(self.longest - 1).long()
 
-    @cached_property
+    @remembered
     def present(self) -> Tensor:
         """(B, longest) bool: which places hold a row when samples are padded to the longest."""
         return torch.arange(self.longest, device=self.each.device) < self.each[:, None]

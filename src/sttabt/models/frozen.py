@@ -28,7 +28,7 @@ SHOWN = 3  # problems in a message
 log = logging.getLogger(__name__)
 
 
-def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
+def freeze(model: nn.Module, strict: bool = True, compiled: bool = False) -> FrozenModel:
     """A copy for inference, with the logits of `model` (to rounding).
 
     On CPUs it computes in single precision by the kernels of sttabt.native. On CUDA it computes in the precision of the
@@ -37,17 +37,24 @@ def freeze(model: nn.Module, strict: bool = True) -> FrozenModel:
     model: a pruned model in evaluation mode, or a dense one: a Backbone, or a library's model as `prune` takes it.
     strict: False leaves to torch what the kernels cannot reproduce, and logs it; `left_to_torch` of the result says
     what that is.
+    compiled: on CUDA, torch.compile what is captured: fewer and larger kernels, after a minute or so for each shape of
+    inputs and each bucket.
 
     Nothing is shared: the original may be trained on, changed or deleted.
     Raises UserError, naming the modules, for what cannot be reproduced: hooks, subclasses such as LoRA's, dropout at
     work, other dtypes on CPUs, and where sttabt was installed without a C++ compiler. On CUDA: for texts, and for
-    methods that decide layer by layer or on the host how many tokens are left.
+    methods that decide layer by layer or on the host how many tokens are left. compiled=True: for what is on a CPU or
+    frozen, and, when it is called, for a method that torch.compile does not take whole.
     """
     if isinstance(model, FrozenModel):
+        if compiled:
+            raise UserError("compiled=True: this model is frozen already; freeze the original")
         return model
     pruned = model if isinstance(model, PrunedModel) else _dense(adapt(model))
     if next(pruned.base.parameters()).is_cuda:
-        return _graphed(pruned, strict)
+        return _graphed(pruned, strict, compiled)
+    if compiled:
+        raise UserError("compiled=True is for CUDA: on a CPU a frozen model runs by kernels that are compiled already")
     parts: dict[str, Backbone] = {"the base model": pruned.base}
     if pruned.approx is not None and pruned.method.attention == "approximate":
         parts["the approximate network"] = pruned.approx.backbone
@@ -128,15 +135,16 @@ class FrozenModel(PrunedModel):
         return self
 
 
-def _graphed(pruned: PrunedModel, strict: bool) -> FrozenModel:
-    from sttabt.models.graphed import GraphedModel, capturing_problems  # which extends what is here
+def _graphed(pruned: PrunedModel, strict: bool, compiled: bool) -> FrozenModel:
+    from sttabt.models import graphed  # which extends what is here
 
-    problems = capturing_problems(pruned)
+    problems = graphed.capturing_problems(pruned)
     if problems and strict:
         raise UserError(f"cannot be frozen: {'; '.join(problems)} (strict=False leaves that to torch)")
     for problem in problems:
         log.warning("left to torch: %s", problem)
-    return GraphedModel(pruned, problems)
+    capture = graphed.compile_graph if compiled else graphed.capture_graph
+    return graphed.GraphedModel(pruned, problems, capture)
 
 
 def _frozen(backbone: Backbone, packed: bool) -> Backbone:

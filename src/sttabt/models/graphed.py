@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch import _dynamo as dynamo
 
 from sttabt.core.buckets import Bucket, choose_bucket
 from sttabt.core.plan import Planned
@@ -18,6 +19,7 @@ from sttabt.errors import UserError
 from sttabt.models.frozen import FrozenModel
 from sttabt.models.pruned import PrunedModel
 
+MOST_COMPILED = 1000  # shapes and buckets of a process
 WARM_UP = 3  # runs before a capture, in which libraries choose and compile their kernels
 
 Result = TypeVar("Result")
@@ -53,6 +55,27 @@ def capture_graph(run: Callable[[], Result]) -> Callable[[], Result]:
     return replay
 
 
+def compile_graph(run: Callable[[], Result]) -> Callable[[], Result]:
+    """As `capture_graph`, of what torch.compile makes of `run`: fewer and larger kernels, after a minute or so."""
+    return capture_graph(compile_whole(run))
+
+
+def compile_whole(run: Callable[[], Result]) -> Callable[[], Result]:
+    """`run` as one program of torch.compile. Raises UserError where there is none, when it is first called."""
+    compiled = torch.compile(run, dynamic=False, fullgraph=True)
+
+    def call() -> Result:
+        try:
+            # To torch.compile each shape and bucket is the same code once more.
+            with dynamo.config.patch(recompile_limit=MOST_COMPILED):
+                return compiled()
+        except dynamo.exc.TorchDynamoException as error:
+            problem = str(error).partition("\n")[0].rstrip(".")
+            raise UserError(f"torch.compile does not take this model: {problem}; leave compiled=True out") from error
+
+    return call
+
+
 class GraphedModel(FrozenModel):
     """Made by `sttabt.freeze` of a model on CUDA. Called as that; in evaluation mode, in its precision, for good.
 
@@ -62,7 +85,8 @@ class GraphedModel(FrozenModel):
     frozen. A shape of inputs that is new, or a bucket, is captured when it comes. That copy stays: the host starts a
     bucket's graph, so it must know which holds the batch; one guessed from the last batch would have to be checked.
 
-    left_to_torch: why nothing is captured, [] where all is. capture: what makes a graph of a function.
+    left_to_torch: why nothing is captured, [] where all is. capture: what makes a graph of a function: capture_graph,
+    compile_graph.
     """
 
     def __init__(self, pruned: PrunedModel, left_to_torch: list[str], capture: Capture = capture_graph) -> None:
