@@ -372,12 +372,14 @@ def test_compiled_models_compute_what_the_others_do() -> None:
     base, images = make_backbone("digits"), make_images("digits")
     network = make_approx(base, "digits")
     dense, fixed = compiled_variants(base, network, images, SETTINGS, torch.float32, compile_whole)
-    planner, differing = compiled_planners(base, network, images, SETTINGS, torch.float32, compile_whole)
+    planner, of_masks, differing = compiled_planners(base, network, images, SETTINGS, torch.float32, compile_whole)
     assert dense.name == "dense, compiled"
     assert torch.allclose(dense.run(), base(images), atol=1e-5)
     for variant in (fixed, differing):
         assert difference(variant.run(), base, images) == "", variant.name
     assert torch.equal(planner.run().plan.alive, fixed.run().plan.alive)
+    masks = make_model("concrete", base, network, p_logit=of_masks.macs.args[0].method.settings.p_logit)
+    assert torch.equal(of_masks.run().plan.alive, masks.run(images).plan.alive)
     assert 0 < planner.macs(planner.run()) < fixed.macs(fixed.run()) < dense.macs(dense.run())
 
 

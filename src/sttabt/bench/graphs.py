@@ -123,13 +123,14 @@ def compiled_planners(
     precision: torch.dtype,
     capture: Capture = compile_graph,
 ) -> list[Variant]:
-    """The planner of fixed counts alone, and back-tracking with counts that differ by image: as `compiled_variants`."""
+    """Planners alone, and back-tracking, whose counts differ by image: as `compiled_variants`."""
     keep = middle_keep(settings)
     graphs = _Graphs(COMPILED, inputs, precision, capture, keep)
-    differing = calibrated(base, network, inputs, keep)[-1]
+    concrete, backtracking = calibrated(base, network, inputs, keep)
     return [
         graphs.planner(FIXED, fixed_model(base, network, keep).pruned, network.factor),
-        graphs.whole(differing.method.title, differing, network.factor),
+        graphs.planner(concrete.method.title, concrete, network.factor),
+        graphs.whole(backtracking.method.title, backtracking, network.factor),
     ]
 
 

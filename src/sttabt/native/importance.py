@@ -33,7 +33,7 @@ def importance(
     """
     batch, heads, tokens, width = queries.shape
     splits = max(1, min(triton.cdiv(places.shape[1], BLOCK_ROWS), ENOUGH_PROGRAMS // (batch * heads)))
-    sums = torch.zeros(batch, heads, splits, tokens, device=queries.device)
+    sums = torch.empty(batch, heads * splits, tokens, device=queries.device)
     _kernel[(batch * heads, splits)](
         queries, keys, places, weight, counts, real, sums,
         *queries.stride(), *keys.stride(), places.stride(0), weight.stride(0), real.stride(0),
@@ -41,7 +41,7 @@ def importance(
         cdf=cdf, rows=BLOCK_ROWS, span=BLOCK_KEYS, padded=max(16, triton.next_power_of_2(width)),
         num_warps=4,
     )  # fmt: skip
-    return sums.sum((1, 2)) / heads
+    return sums.sum(1)
 
 
 @importance.register_fake
@@ -62,12 +62,16 @@ def _sums(
     keys += sample.to(tl.int64) * k_batch + head * k_head
     real += sample * real_batch
     sums += (tl.program_id(0).to(tl.int64) * splits + split) * tokens
+    for begin in range(0, tokens, span):
+        key = begin + tl.arange(0, span)
+        tl.store(sums + key, tl.zeros((span,), tl.float32), mask=key < tokens)
+    tl.debug_barrier()  # other threads may add to what these have set
     count = tl.load(counts + sample).to(tl.int32)
     entry = tl.arange(0, padded)
     for start in range(split * rows, count, splits * rows):
         row = start + tl.arange(0, rows)
         place = tl.load(places + sample * place_batch + row, mask=row < count, other=0)
-        weighs = tl.load(weight + sample * weight_batch + row, mask=row < count, other=0).to(tl.float32)
+        weighs = tl.load(weight + sample * weight_batch + row, mask=row < count, other=0).to(tl.float32) / heads
         query = tl.load(
             queries + place[:, None] * q_row + entry[None, :] * q_width, mask=entry[None, :] < width, other=0
         )
