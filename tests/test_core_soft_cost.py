@@ -65,6 +65,21 @@ def test_they_are_those_of_a_row(name: str) -> None:
     assert 0 < share.item() < 1 and share.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_concrete_masks_learn_from_them_in_every_layer() -> None:
+    """The first layer's logit, too, which decides what is read and not what is written."""
+    base = make_backbone("digits")
+    reached = {}
+    for held in ("tokens", "macs"):
+        method = Concrete(ConcreteSettings(method="concrete", p_logit=-0.5, held=held), base.layers, base.outputs)
+        run = PrunedModel(base, method, make_approx(base, "digits")).train().soft(make_inputs("digits"))
+        (name,) = run.terms.keys() - {"p_logit"}
+        run.terms[name].backward()
+        assert method.p_logit.grad is not None
+        reached[name] = method.p_logit.grad.ne(0).tolist()
+    assert reached["macs"] == [True] * base.layers
+    assert reached["keep"] == [False] + [True] * (base.layers - 1)
+
+
 @pytest.mark.parametrize("survivors", [False, True])
 def test_the_gradient_is_that_of_finite_differences(survivors: bool) -> None:
     masks, real = random_masks(3, [5, 3], 3)

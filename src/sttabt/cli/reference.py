@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sttabt.cli.help import default_of, may_be, names_of, rows
+from sttabt.cli.help import may_be, names_of, rows
 from sttabt.settings import (
     BenchSettings,
     Settings,
@@ -21,7 +21,7 @@ from sttabt.settings import (
     method_names,
     method_settings,
 )
-from sttabt.settings.fields import describe, is_node
+from sttabt.settings.fields import describe, initial, is_node
 
 FILE = "docs/SETTINGS.md"
 HEAD = """# Settings
@@ -77,7 +77,7 @@ def _row(key: str, declared: Field[Any]) -> str:
     description = describe(declared)
     if declared.default_factory is TrainingSettings:
         return f"| `{key}.*` | | {description.meaning} | see Training |"
-    value = default_of(declared)
+    value = initial(declared)
     as_yaml = json.dumps(value, ensure_ascii=False) if value != MISSING else ""
     default = f"`{as_yaml}`" if as_yaml else "none: give one"
     return f"| `{key}` | {default} | {description.meaning} | {may_be(key, description)} |"

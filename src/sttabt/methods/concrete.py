@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from sttabt.backbones.base import Backbone
 from sttabt.core.concrete import ConcretePlan, concrete_fixed, concrete_loss, concrete_plan, plan_concrete
 from sttabt.core.plan import Planned
+from sttabt.core.soft_cost import macs_loss
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
 from sttabt.methods.base import PlannedMethod, SoftRun, TrainedMethod
+from sttabt.methods.schedules import settings_at
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
@@ -23,7 +25,8 @@ class Concrete(PlannedMethod, TrainedMethod):
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
-        self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))
+        start = settings_at(settings, 0.0).p_logit  # where the loss holds it at first
+        self.p_logit = nn.Parameter(torch.full((layers,), float(start)))
 
     @property
     def attention(self) -> str:
@@ -53,7 +56,15 @@ class Concrete(PlannedMethod, TrainedMethod):
         held = concrete_loss(
             self.p_logit, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
         )
-        return SoftRun(run_masked(base, inputs, plan), {"p_logit": held.p_logit, "keep": held.keep})
+        terms = {"p_logit": held.p_logit, "keep": held.keep}
+        if settings.held == "macs":
+            terms = {"p_logit": held.p_logit, "macs": self._macs_loss(base, plan.alive, trace.real)}
+        return SoftRun(run_masked(base, inputs, plan), terms)
+
+    def _macs_loss(self, base: Backbone, alive: Tensor, real: Tensor) -> Tensor:
+        settings, keep = self.settings, torch.sigmoid(torch.as_tensor(self.settings.p_logit, dtype=alive.dtype))
+        architecture, survivors = base.architecture, base.reads_survivors
+        return macs_loss(architecture, alive, real, keep, settings.lambda_mask, self.outputs, self.least, survivors)
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.p_logit, self.settings.p_logit_rate)]

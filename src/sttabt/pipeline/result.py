@@ -132,7 +132,7 @@ def settings_of_row(settings: Settings) -> dict[str, Any]:
     hardware.
     """
     sparsity = settings.sparsity
-    used = asdict(sparsity)
+    used = sparsity.said(asdict(sparsity))
     if not sparsity.trains:
         used = {name: used[name] for name in sparsity.own_names()}
     own = dict(_flat(used))
