@@ -62,9 +62,14 @@ def section(title: str, node: type, values: dict[str, Any] | None, prefix: str, 
             continue
         value = initial(each) if values is None else _at(values, key.removeprefix(prefix))
         allowed = may_be(key, description)
-        meaning = f"{description.meaning} ({allowed})" if allowed else description.meaning
+        meaning = f"{meaning_of(description)} ({allowed})" if allowed else meaning_of(description)
         lines.append(_line(_assignment(key, value), meaning))
     return "\n".join(lines)
+
+
+def meaning_of(description: Description) -> str:
+    """What it means, and whether it can be scheduled."""
+    return f"{description.meaning}; can be scheduled" if description.scheduled else description.meaning
 
 
 def may_be(key: str, description: Description) -> str:
