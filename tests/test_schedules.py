@@ -134,11 +134,18 @@ def test_a_tuned_method_begins_with_all_tokens() -> None:
     assert sees.training == sorted(sees.training, reverse=True) and len(set(sees.training)) > 10
 
 
-def test_learned_logits_begin_where_their_target_does() -> None:
+def test_learned_logits_move_with_their_target() -> None:
+    """What was learned stays, and so does its distance from the target in the loss."""
     module = _module(_settings("sparsity=concrete", "sparsity.schedules.p_logit={start:2,until:0.5}"))
-    assert module.trained.method.p_logit.tolist() == [2, 2]
-    half = settings_at(module.trained.method.settings, 0.25)
-    assert half.p_logit == 1 and half.temperature == 0.1
+    method, own = module.trained.method, module.trained.method.settings
+    with torch.no_grad():
+        method.p_logit.copy_(torch.tensor([0.5, -0.5]))
+    for done, expected in ((0.0, [2.5, 1.5]), (0.25, [1.5, 0.5]), (0.5, [0.5, -0.5])):
+        method.settings = settings_at(own, done)
+        assert method.logits.tolist() == expected
+        loss = module.trained.soft(torch.randn(2, 1, 28, 28)).terms["p_logit"]
+        assert loss.item() == pytest.approx(own.lambda_p * 0.5)
+    assert method.settings == own
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -211,7 +218,7 @@ def test_under_a_budget_the_target_ends_at_what_was_found_and_the_aim_is_shared(
         )
         / "README.md"
     )
-    assert "keep from 1 (cosine, until 0.8 of the updates)" in card.read_text(encoding="utf-8")
+    assert "keep from 1 (cosine, until 0.8)" in card.read_text(encoding="utf-8")
 
 
 def test_a_saved_method_comes_back_with_its_schedules() -> None:

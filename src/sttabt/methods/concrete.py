@@ -15,7 +15,6 @@ from sttabt.core.soft_cost import macs_loss
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
 from sttabt.methods.base import PlannedMethod, SoftRun, TrainedMethod
-from sttabt.methods.schedules import settings_at
 
 NEGLIGIBLE = 1e-5  # of a row's weight: 200 tokens move an importance by 0.002 at the most, before it is normalised
 
@@ -25,8 +24,8 @@ class Concrete(PlannedMethod, TrainedMethod):
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
-        start = settings_at(settings, 0.0).p_logit  # where the loss holds it at first
-        self.p_logit = nn.Parameter(torch.full((layers,), float(start)))
+        self.start = float(settings.p_logit)
+        self.p_logit = nn.Parameter(torch.full((layers,), self.start))
 
     @property
     def attention(self) -> str:
@@ -35,7 +34,12 @@ class Concrete(PlannedMethod, TrainedMethod):
     @property
     def logits(self) -> Tensor:
         """(L,): the learned logits that masks are made of."""
-        return self.p_logit + self.settings.p_logit_shift
+        return self._moved + self.settings.p_logit_shift
+
+    @property
+    def _moved(self) -> Tensor:
+        """What is learned, as far away as a schedule has its target: sharp masks would not let it follow by itself."""
+        return self.p_logit + (self.settings.p_logit - self.start)
 
     def soft_plan(self, trace: AttentionTrace) -> ConcretePlan:
         """The differentiable plan that training runs on."""
@@ -54,7 +58,7 @@ class Concrete(PlannedMethod, TrainedMethod):
         assert trace is not None, "concrete masks need an attention trace"
         plan, settings = self.soft_plan(trace).plan, self.settings
         held = concrete_loss(
-            self.p_logit, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
+            self._moved, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
         )
         terms = {"p_logit": held.p_logit, "keep": held.keep}
         if settings.held == "macs":

@@ -34,7 +34,7 @@ class ScheduleSettings:
 
     def __str__(self) -> str:
         """For readers, behind the name of the setting."""
-        return f"from {self.start:g} ({self.shape}, until {self.until:g} of the updates)"
+        return f"from {self.start:g} ({self.shape}, until {self.until:g})"
 
 
 def read_schedules(given: Mapping[Any, Any]) -> dict[str, ScheduleSettings]:

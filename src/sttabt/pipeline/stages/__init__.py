@@ -136,8 +136,7 @@ def pruned_model(context: Context) -> Pruned:
         dense, artifacts = base_model(context)
     aimed: dict[str, Any] = {}
     if asked and sparsity.trains:
-        unscheduled = context.under(replace(sparsity, schedules={}))  # training begins with another value, if any
-        untrained = PrunedModel(dense, _method(unscheduled, dense), network).eval()
+        untrained = PrunedModel(dense, _method(context, dense), network).eval()
         aim = BudgetStage(context, artifacts, untrained)
         sparsity, aimed = aimed_settings(aim, obtain(aim))
         context = context.under(sparsity)
