@@ -46,6 +46,7 @@ STAGES = {
     "general": [],
     "concrete": ["sparsity=concrete", "sparsity.ema=0.9", "sparsity.hard_from=0.67"],
     "ltp": ["sparsity=ltp", "sparsity.hard_from=0.67"],
+    "scheduled": ["sparsity=concrete", "schedule=temperature_and_keep", "sparsity.held=macs"],
 }
 BATCHES = 4  # an epoch, of two weight updates
 DEATHS = {  # before which batch of which epoch the process dies; -1: at the end of the epoch, -2: of validation

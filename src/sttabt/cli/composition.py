@@ -30,7 +30,7 @@ from sttabt.settings.renamed import new_override
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
-OPEN_NODES = ("model.arguments", "trainer", "callbacks")  # their keys belong to another library
+OPEN_NODES = ("model.arguments", "trainer", "callbacks", "sparsity.schedules")  # whose keys are checked elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,10 @@ def _register() -> None:
         OmegaConf.set_struct(settings[name], False)
     store.store(name="schema_settings", node=settings)
     for method in method_names():
-        store.store(name=f"schema_sparsity_{method}", node=method_settings(method))
+        node = OmegaConf.structured(method_settings(method))
+        if "schedules" in node:
+            OmegaConf.set_struct(node.schedules, False)
+        store.store(name=f"schema_sparsity_{method}", node=node)
     # A sweep over methods chooses one in each job; until then any method's setting may stand on the command line.
     each_job = OmegaConf.create({"method": MISSING}, flags={"struct": False})
     store.store(name="schema_sparsity_each_job", node=each_job)

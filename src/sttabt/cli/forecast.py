@@ -147,8 +147,10 @@ def _work(stage: str, values: Mapping[str, Any], stages: Sequence[str]) -> Work:
     own = [sparsity["method"]] if stage in ("prune", "budget", "evaluate", "timing") else []
     if own:
         budget = values.get("budget", {})  # earlier artifacts have none
-        found = method_settings(*own).found_by_budget() if any(budget.get(name) for name in ASKED) else ()
-        parts.append([budget if found else {}, {name: each for name, each in sparsity.items() if name not in found}])
+        method = method_settings(*own)
+        found = method.found_by_budget() if any(budget.get(name) for name in ASKED) else ()
+        said = {name: each for name, each in method.said(sparsity).items() if name not in found}
+        parts.append([budget if found else {}, said])
     if stage in ("evaluate", "timing"):
         parts.append([values["evaluation"]["batch_size"], values["evaluation"]["gallery"], values["name"]])
     if stage == "timing":

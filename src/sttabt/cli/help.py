@@ -20,7 +20,7 @@ from sttabt.cli.sweep import assignments
 from sttabt.data.sources import source_names
 from sttabt.errors import UserError
 from sttabt.settings import TRAININGS, MethodSettings, Settings, TrainingSettings, method_names, method_settings
-from sttabt.settings.fields import Description, describe, is_node
+from sttabt.settings.fields import Description, describe, initial, is_node
 
 WIDTH = 100
 LEFT = 34  # columns of a key and its value
@@ -60,11 +60,16 @@ def section(title: str, node: type, values: dict[str, Any] | None, prefix: str, 
         if each.default_factory is TrainingSettings:
             lines.append(_line(f"{key}.*", f"{description.meaning}: see TRAINING{_given(values, each.name)}"))
             continue
-        value = default_of(each) if values is None else _at(values, key.removeprefix(prefix))
+        value = initial(each) if values is None else _at(values, key.removeprefix(prefix))
         allowed = may_be(key, description)
-        meaning = f"{description.meaning} ({allowed})" if allowed else description.meaning
+        meaning = f"{meaning_of(description)} ({allowed})" if allowed else meaning_of(description)
         lines.append(_line(_assignment(key, value), meaning))
     return "\n".join(lines)
+
+
+def meaning_of(description: Description) -> str:
+    """What it means, and whether it can be scheduled."""
+    return f"{description.meaning}; can be scheduled" if description.scheduled else description.meaning
 
 
 def may_be(key: str, description: Description) -> str:
@@ -88,11 +93,6 @@ def rows(node: type, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, F
 def names_of(node: type) -> list[str]:
     """Of the settings of a class, `method` aside: the choice of a method says it."""
     return [each.name for each in fields(node) if each.name != "method"]
-
-
-def default_of(declared: Field[Any]) -> Any:
-    """MISSING where a value must be given."""
-    return declared.default_factory() if callable(declared.default_factory) else declared.default
 
 
 def _settings(config: DictConfig, chosen: Mapping[str, str | None], every_method: bool) -> Iterator[str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sttabt.cli.help import default_of, may_be, names_of, rows
+from sttabt.cli.help import may_be, meaning_of, names_of, rows
 from sttabt.settings import (
     BenchSettings,
+    ScheduleSettings,
     Settings,
     TrainedSettings,
     TrainingSettings,
@@ -21,7 +22,7 @@ from sttabt.settings import (
     method_names,
     method_settings,
 )
-from sttabt.settings.fields import describe, is_node
+from sttabt.settings.fields import describe, initial, is_node
 
 FILE = "docs/SETTINGS.md"
 HEAD = """# Settings
@@ -63,6 +64,11 @@ def _methods() -> Iterator[str]:
         own = [each for each in names_of(method) if not _inherits(method, each)]
         yield _section(f"`sparsity={name}`", "sparsity.", method, own, text, level=3)
     yield _section("All methods that train", "sparsity.", TrainedSettings, level=3)
+    text = (
+        "NAME is that of a setting that can be scheduled, or `keep`: the one that says how many tokens are kept."
+        " `schedule=temperature`, `schedule=keep` and `schedule=temperature_and_keep` give some."
+    )
+    yield _section("Schedules", "sparsity.schedules.NAME.", ScheduleSettings, text=text, level=3)
 
 
 def _section(
@@ -77,10 +83,10 @@ def _row(key: str, declared: Field[Any]) -> str:
     description = describe(declared)
     if declared.default_factory is TrainingSettings:
         return f"| `{key}.*` | | {description.meaning} | see Training |"
-    value = default_of(declared)
+    value = initial(declared)
     as_yaml = json.dumps(value, ensure_ascii=False) if value != MISSING else ""
     default = f"`{as_yaml}`" if as_yaml else "none: give one"
-    return f"| `{key}` | {default} | {description.meaning} | {may_be(key, description)} |"
+    return f"| `{key}` | {default} | {meaning_of(description)} | {may_be(key, description)} |"
 
 
 def _inherits(method: type, name: str) -> bool:

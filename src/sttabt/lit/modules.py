@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,9 +20,10 @@ from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
 from sttabt.lit.stage import TrainingStage
 from sttabt.methods.base import SoftRun
+from sttabt.methods.schedules import settings_at, values_at
 from sttabt.models.approximate import ApproximateNetwork, ApproximationWeights, approximation_loss
 from sttabt.models.pruned import PrunedModel
-from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings
+from sttabt.settings import ApproxSettings, TrainedSettings, TrainingSettings, TunedSettings
 
 
 class BaseTraining(TrainingStage):
@@ -99,6 +101,10 @@ class Pruning(TrainingStage):
 
     On the soft run first; from the share `hard_from` of the epochs on, on the hard run, where the base model learns to
     do with the tokens that are left. `averaged`, where `ema` asks for it, follows the weights after each update.
+
+    Settings that have a schedule have its value in a training step alone, and their own at any other time. The value
+    follows from the number of the update, so that a resumed training repeats it.
+    Raises UserError for a schedule that cannot reach what a budget has found.
     """
 
     stage = "prune"
@@ -109,6 +115,7 @@ class Pruning(TrainingStage):
             raise UserError(f"{pruned.method.title} trains on labels, which a model without a classifier has none of")
         super().__init__(pruned, settings.training, task)
         self.settings = settings
+        values_at(settings, 0.0)  # a mistake in it shows before the first step
         taught = settings.distillation > 0 or pruned.method.compares_states
         self.teacher = Frozen(teacher) if taught else None
         for parameter in pruned.base.embeddings() if pruned.method.trains_base else pruned.base.parameters():
@@ -119,6 +126,26 @@ class Pruning(TrainingStage):
             follow = partial(_follow, settings.ema)  # torch's own is a closure, which no other process can be given
             self.averaged = AveragedModel(pruned, multi_avg_fn=follow).requires_grad_(False)
             self.averaged_metric = task.new_metric(task.metric)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        if not self.settings.schedules:
+            return super().training_step(batch, index)
+        own, done = self.trained.method.settings, self._done()
+        self.trained.method.settings = settings_at(own, done)
+        try:
+            loss = super().training_step(batch, index)
+        finally:
+            self.trained.method.settings = own
+        values = {f"{self.stage}/scheduled_{name}": value for name, value in values_at(own, done).items()}
+        self.log_dict(values, on_step=True, rank_zero_only=True, batch_size=len(batch.labels))
+        return loss
+
+    def _done(self) -> float:
+        """The share of the updates that schedules count in that is made before this one; from 1 on all are."""
+        epochs = self.settings.training.epochs
+        soft = 1.0 if isinstance(self.settings, TunedSettings) else math.ceil(self.settings.hard_from * epochs) / epochs
+        updates = soft * int(self.trainer.estimated_stepping_batches)
+        return self.global_step / updates if updates else 1.0
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_epoch >= self.settings.hard_from * self.settings.training.epochs:

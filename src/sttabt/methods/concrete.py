@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sttabt.backbones.base import Backbone
 from sttabt.core.concrete import ConcretePlan, concrete_fixed, concrete_loss, concrete_plan, plan_concrete
 from sttabt.core.plan import Planned
+from sttabt.core.soft_cost import macs_loss
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.masked import run_masked
 from sttabt.methods.base import PlannedMethod, SoftRun, TrainedMethod
@@ -23,7 +24,8 @@ class Concrete(PlannedMethod, TrainedMethod):
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
-        self.p_logit = nn.Parameter(torch.full((layers,), float(settings.p_logit)))
+        self.start = float(settings.p_logit)
+        self.p_logit = nn.Parameter(torch.full((layers,), self.start))
 
     @property
     def attention(self) -> str:
@@ -32,7 +34,12 @@ class Concrete(PlannedMethod, TrainedMethod):
     @property
     def logits(self) -> Tensor:
         """(L,): the learned logits that masks are made of."""
-        return self.p_logit + self.settings.p_logit_shift
+        return self._moved + self.settings.p_logit_shift
+
+    @property
+    def _moved(self) -> Tensor:
+        """What is learned, as far away as a schedule has its target: sharp masks would not let it follow by itself."""
+        return self.p_logit + (self.settings.p_logit - self.start)
 
     def soft_plan(self, trace: AttentionTrace) -> ConcretePlan:
         """The differentiable plan that training runs on."""
@@ -51,9 +58,17 @@ class Concrete(PlannedMethod, TrainedMethod):
         assert trace is not None, "concrete masks need an attention trace"
         plan, settings = self.soft_plan(trace).plan, self.settings
         held = concrete_loss(
-            self.p_logit, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
+            self._moved, plan.alive, trace.real, settings.p_logit, settings.lambda_p, settings.lambda_mask
         )
-        return SoftRun(run_masked(base, inputs, plan), {"p_logit": held.p_logit, "keep": held.keep})
+        terms = {"p_logit": held.p_logit, "keep": held.keep}
+        if settings.held == "macs":
+            terms = {"p_logit": held.p_logit, "macs": self._macs_loss(base, plan.alive, trace.real)}
+        return SoftRun(run_masked(base, inputs, plan), terms)
+
+    def _macs_loss(self, base: Backbone, alive: Tensor, real: Tensor) -> Tensor:
+        settings, keep = self.settings, torch.sigmoid(torch.as_tensor(self.settings.p_logit, dtype=alive.dtype))
+        architecture, survivors = base.architecture, base.reads_survivors
+        return macs_loss(architecture, alive, real, keep, settings.lambda_mask, self.outputs, self.least, survivors)
 
     def rates(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.p_logit, self.settings.p_logit_rate)]

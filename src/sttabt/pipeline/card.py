@@ -249,8 +249,7 @@ def _method(stage: str, settings: Mapping[str, Any]) -> str:
             f" start: {'interpolated' if stage == 'general' else approx['start']} (STTABT section 3.1)"
         )
     method = method_settings(sparsity["method"])
-    own = [f"{k} {v}" for k, v in sparsity.items() if k not in ("method", "training")]
-    return f"{method.title} ({method.source}): {', '.join(own)}"
+    return f"{method.title} ({method.source}): {', '.join(method.in_words(sparsity))}"
 
 
 def _budget(calibration: Mapping[str, Any]) -> str:

@@ -72,5 +72,10 @@ def training_of_stage(settings: Settings, stage: str) -> dict[str, Any]:
     }
 
 
+def method_of(settings: Settings) -> dict[str, Any]:
+    """What decides how the method prunes, and trains."""
+    return settings.sparsity.said(asdict(settings.sparsity))
+
+
 def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}

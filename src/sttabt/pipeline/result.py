@@ -132,9 +132,11 @@ def settings_of_row(settings: Settings) -> dict[str, Any]:
     hardware.
     """
     sparsity = settings.sparsity
-    used = asdict(sparsity)
+    used = sparsity.said(asdict(sparsity))
     if not sparsity.trains:
         used = {name: used[name] for name in sparsity.own_names()}
+    if "schedules" in used:  # each in words, as one value of a curve's name
+        used["schedules"] = {name: str(each) for name, each in sparsity.schedules.items()}
     own = dict(_flat(used))
     own.pop("method", None)
     size = "training.global_batch_size"

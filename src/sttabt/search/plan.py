@@ -38,9 +38,10 @@ class Plan:
     @property
     def made_of(self) -> dict[str, Any]:
         """What decides the trials and their results, in a form that JSON keeps."""
+        values, sparsity = asdict(self.settings), self.settings.sparsity
         held = {
             key: value
-            for key, value in leaves(asdict(self.settings))
+            for key, value in leaves(values | {"sparsity": sparsity.said(values["sparsity"])})
             if key not in self.space and not any(f"{key}.".startswith(f"{node}.") for node in WITHOUT_RESULT)
         }
         searched = {f"{WHERE}.{key}": domain for key, domain in describe(self.space).items()}

@@ -25,6 +25,7 @@ from sttabt.settings.run import (
     training_of,
     update_size,
 )
+from sttabt.settings.schedules import ScheduleSettings, check_schedules
 from sttabt.settings.training import TrainingSettings
 
 __all__ = [
@@ -43,12 +44,14 @@ __all__ = [
     "MethodSettings",
     "ModelSettings",
     "PathSettings",
+    "ScheduleSettings",
     "Settings",
     "SpeedSettings",
     "TrainedSettings",
     "TrainingSettings",
     "TunedSettings",
     "check_budget",
+    "check_schedules",
     "method_names",
     "method_settings",
     "processes_of",

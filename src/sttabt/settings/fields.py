@@ -54,6 +54,8 @@ class Description:
     choices: Choices | None = None
     knob: bool = False
     dial: bool = False
+    scheduled: bool = False
+    late: bool = False
     when: When | None = None
 
     @property
@@ -72,6 +74,8 @@ def setting(
     choices: Choices | None = None,
     knob: bool = False,
     dial: bool = False,
+    scheduled: bool = False,
+    late: bool = False,
     when: When | None = None,
 ) -> Any:
     """A dataclass field.
@@ -79,9 +83,11 @@ def setting(
     default: MISSING where a value must be given; a class for a node of settings; lists and dictionaries are copied.
     rule, choices: of a number and a text, or of every entry of a list; a function where choices are found later.
     knob: it moves a method along its curve of score and cost. dial: of a method whose knob works by training alone, it
-    moves the cost of the model that is there. when: says why it has no effect, see When.
+    moves the cost of the model that is there. scheduled: training reads it at every step, so that it may change from
+    step to step. late: artifacts were made before it was there, by what its default does. when: says why it has no
+    effect, see When.
     """
-    metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, dial, when)}
+    metadata = {DESCRIPTION: Description(meaning, rule, choices, knob, dial, scheduled, late, when)}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):
@@ -100,6 +106,11 @@ def at(settings: Any, path: str) -> Any:
     for name in path.split("."):
         settings = getattr(settings, name)
     return settings
+
+
+def initial(declared: Field[Any]) -> Any:
+    """The default of a field; MISSING where a value must be given."""
+    return declared.default_factory() if callable(declared.default_factory) else declared.default
 
 
 def is_node(declared: Field[Any]) -> bool:

@@ -32,7 +32,7 @@ def saved_card(pruned: PrunedModel, preparation: Preparation, tokenizer: bool, n
         pipeline_tag=EMBEDDING[kind] if base.embeds else f"{kind}-classification",
         tags=["token-pruning", "sttabt"],
     )
-    own = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("method", "training"))
+    own = ", ".join(pruned.method.settings.in_words(settings))
     facts = [
         f"- base model: {type(base).__name__}, {sizes.layers} layers of width {sizes.width}, {gives}",
         f"- method: {pruned.method.title} ({pruned.method.settings.source}){': ' + own if own else ''}",

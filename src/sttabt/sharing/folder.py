@@ -121,7 +121,8 @@ def _given(
 
 
 def _write(pruned: PrunedModel, folder: Path, preparation: Preparation, tokenizer: Any, name: str) -> None:
-    base, approx, method = pruned.base, pruned.approx, asdict(pruned.method.settings)
+    base, approx, settings = pruned.base, pruned.approx, pruned.method.settings
+    method = settings.said(asdict(settings))
     configuration = _named(base, base.configuration(), preparation)
     (folder / CONFIG).write_text(json.dumps(configuration, indent=1) + "\n", encoding="utf-8")
     if tokenizer is not None:

@@ -17,7 +17,7 @@ from sttabt.cli.checks.training import check_batch, check_warmup
 from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.lit.configured import check_lightning
-from sttabt.settings import STAGES, Settings, check_budget
+from sttabt.settings import STAGES, Settings, check_budget, check_schedules
 from sttabt.settings.values import check_values
 
 PREFIX = "sparsity."
@@ -38,6 +38,7 @@ def check(settings: Settings, given: Iterable[str] = ()) -> None:
     check_model(settings)
     settings.sparsity.check_model(settings.model.depth)
     check_budget(settings, [key.removeprefix(PREFIX) for key in given if key.startswith(PREFIX)])
+    check_schedules(settings)
     check_batch(settings)
     check_weights(settings)
     check_files(settings)

@@ -18,7 +18,7 @@ from sttabt.core.budget import Calibration
 from sttabt.data.base import evaluation_loader
 from sttabt.models.budget import calibrate
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.descriptions import without
+from sttabt.pipeline.descriptions import method_of, without
 from sttabt.pipeline.evaluation import even_sample
 from sttabt.pipeline.result import device_name
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
@@ -50,7 +50,7 @@ class BudgetStage(Stage):
         budget, sparsity = asdict(settings.budget), settings.sparsity
         described: dict[str, Any] = {
             **self.keys,
-            "sparsity": without(asdict(sparsity), "training", sparsity.dial_name() or ""),
+            "sparsity": without(method_of(settings), "training", "schedules", sparsity.dial_name() or ""),
             "dataset": self.data,
             "batch_size": settings.evaluation.batch_size,
             "fast_dev_run": settings.fast_dev_run,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sttabt.data.sources import find_source
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.descriptions import TIMING, data_of, hash_of_tested, without
+from sttabt.pipeline.descriptions import TIMING, data_of, hash_of_tested, method_of, without
 from sttabt.pipeline.evaluation import computing_in, gallery
 from sttabt.pipeline.result import device_name, make_row
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
@@ -46,7 +46,7 @@ class EvaluateStage(Stage):
             **self.keys,
             "model": settings.model.name,
             "dataset": data_of(settings, self.context.contents, tested=True) | named,
-            "sparsity": asdict(settings.sparsity),
+            "sparsity": method_of(settings),
             "evaluation": without(evaluation, *TIMING, *unsaid),
             "experiment": settings.name,
             "hardware": {"device": device_name(self.context.device), "threads": torch.get_num_threads()},

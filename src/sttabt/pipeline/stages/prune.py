@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.lit.modules import Pruning
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.descriptions import training_of_stage
+from sttabt.pipeline.descriptions import method_of, training_of_stage
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.store.artifacts import AVERAGED
 
@@ -32,7 +31,7 @@ class PruneStage(Stage):
 
     def description(self) -> dict[str, Any]:
         context = training_of_stage(self.settings, self.name)
-        own = asdict(self.settings.sparsity) | {"training": context.pop("training")}
+        own = method_of(self.settings) | {"training": context.pop("training")}
         computation = {"stage": self.computation, "method": self.settings.sparsity.computation}
         return {**self.keys, "sparsity": own, "dataset": self.data, "computation": computation, **context}
 

@@ -20,6 +20,7 @@ class AtsSettings(TunedSettings):
     order = 9
     examples = ({}, {"samples": 0.4}, {"layers": [0]})
     rising = (0.3, 0.6, 1.0)
+    kept_by = "samples"
 
     samples: float = setting(
         1.0,
@@ -27,6 +28,7 @@ class AtsSettings(TunedSettings):
         " token may be drawn more than once",
         SHARE_ABOVE_ZERO,
         knob=True,
+        scheduled=True,
     )
     layers: list[int] = setting(
         [], "layers that sample, counted from 0; []: all from a quarter of the depth on", at_least(0)

@@ -38,6 +38,7 @@ class BacktrackingSettings(TunedSettings):
         {"keep_ratio": 0.41, "spread": True},
     )
     rising = (0.2, 0.5, 0.9)
+    kept_by = "keep_ratio"
     at_budget: ClassVar[dict[str, Any]] = {"spread": True}
 
     attention: str = setting(
@@ -46,7 +47,12 @@ class BacktrackingSettings(TunedSettings):
         choices=("approximate", "actual"),
     )
     keep_ratio: float = setting(
-        0.5, "share of real tokens found by every layer", SHARE_ABOVE_ZERO, knob=True, when=_count_is_asked_for
+        0.5,
+        "share of real tokens found by every layer",
+        SHARE_ABOVE_ZERO,
+        knob=True,
+        scheduled=True,
+        when=_count_is_asked_for,
     )
     spread: bool = setting(
         False,

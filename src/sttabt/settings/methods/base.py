@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
-from sttabt.settings.fields import MISSING, SHARE, SHARE_BELOW_ONE, at_least, describe, setting
+from sttabt.settings.fields import MISSING, SHARE, SHARE_BELOW_ONE, at_least, describe, initial, setting
+from sttabt.settings.schedules import ScheduleSettings, read_schedules
 from sttabt.settings.training import TrainingSettings
 
 TUNED = ", fine-tuned"  # behind a method's title
@@ -27,6 +29,7 @@ class MethodSettings:
     rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
 
     at_budget: ClassVar[dict[str, Any]] = {}  # settings that a budget gives beside its dial, for smaller steps of cost
+    kept_by: ClassVar[str] = ""  # the setting that says how many tokens are kept, which a schedule `keep` moves
 
     method: str = setting(MISSING, "the method's name")
 
@@ -66,6 +69,19 @@ class MethodSettings:
         return [each.name for each in fields(cls) if each.name not in common]
 
     @classmethod
+    def said(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of it by name, without those declared `late` that are as ever: older artifacts do not have them."""
+        as_ever = {each.name: initial(each) for each in fields(cls) if describe(each).late}
+        return {name: each for name, each in values.items() if name not in as_ever or each != as_ever[name]}
+
+    @classmethod
+    def in_words(cls, values: Mapping[str, Any]) -> list[str]:
+        """For readers: settings of it by name, plain as JSON keeps them, but for `method` and the training's own."""
+        own = {name: each for name, each in cls.said(values).items() if name not in ("method", "training", "schedules")}
+        schedules = {name: ScheduleSettings(**each) for name, each in values.get("schedules", {}).items()}
+        return [f"{name} {each}" for part in (own, schedules) for name, each in part.items()]
+
+    @classmethod
     def knob_name(cls) -> str | None:
         """The setting that is declared with `knob=True`."""
         return next((declared.name for declared in fields(cls) if describe(declared).knob), None)
@@ -103,11 +119,25 @@ class TrainedSettings(MethodSettings):
         SHARE_BELOW_ONE,
         when=_trains,
     )
+    schedules: dict[str, Any] = setting(
+        {},
+        "by its name, or `keep`: how a setting gets to its own value while the stage prune trains; every evaluation has"
+        " the own value",
+        late=True,
+    )
     training: TrainingSettings = setting(TrainingSettings, "how the stage prune trains")
+
+    def __post_init__(self) -> None:
+        """Schedules may be given plain, as yaml files and artifacts have them."""
+        self.schedules: dict[str, ScheduleSettings] = read_schedules(self.schedules)
 
     @property
     def trains(self) -> bool:
         return True
+
+    def for_kept(self, share: float) -> float:
+        """The value of the setting `kept_by` that stands for a share of tokens. Raises UserError where none does."""
+        return share
 
     def aimed(self, value: Any, kept: float) -> Self:
         """The settings to train with for a budget, which the untrained model keeps with its dial at `value`.

@@ -22,9 +22,14 @@ class ClassAttentionSettings(TunedSettings):
     order = 10
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0}, {"layers": [0]})
     rising = (0.2, 0.5, 0.9)
+    kept_by = "keep_ratio"
 
     keep_ratio: float = setting(
-        0.7, "share of the tokens beside the class token that each deciding layer keeps", SHARE_ABOVE_ZERO, knob=True
+        0.7,
+        "share of the tokens beside the class token that each deciding layer keeps",
+        SHARE_ABOVE_ZERO,
+        knob=True,
+        scheduled=True,
     )
     layers: list[int] = setting(
         [], "layers that decide, counted from 0; []: at a quarter, half and three quarters of the depth", at_least(0)

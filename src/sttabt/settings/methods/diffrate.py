@@ -20,16 +20,20 @@ class DiffRateSettings(TrainedSettings):
     implementation = "sttabt.methods.diffrate:DiffRate"
     colour = "#4499EE"
     order = 9
+    kept_by = "macs"
     examples = ({}, {"pruned_to": 0.8, "merged_to": 0.7}, {"pruned_to": 0.6, "merged_to": 1.0, "candidates": 5})
 
     macs: float = setting(
-        0.5, "target share of the dense model's multiply-adds; lower is sparser", SHARE_ABOVE_ZERO, knob=True
-    )
+        0.5, "target share of the dense model's multiply-adds; lower is sparser", SHARE_ABOVE_ZERO, knob=True,
+        scheduled=True,
+    )  # fmt: skip
     share_scale: float = setting(
         1.0, "times every learned share of tokens; lower is sparser. A budget finds it after training", ABOVE_ZERO,
         dial=True,
     )  # fmt: skip
-    macs_weight: float = setting(100.0, "weight of the square of the distance from `macs` in the loss", at_least(0))
+    macs_weight: float = setting(
+        100.0, "weight of the square of the distance from `macs` in the loss", at_least(0), scheduled=True
+    )
     candidates: int = setting(64, "shares of a sample's tokens that a layer chooses from", at_least(1))
     pruned_to: float = setting(
         0.95,

@@ -20,9 +20,14 @@ class DynamicVitSettings(TrainedSettings):
     order = 7
     examples = ({}, {"keep_ratio": 0.4}, {"keep_ratio": 1.0}, {"layers": [1]})
     rising = (0.2, 0.5, 0.9)
+    kept_by = "keep_ratio"
 
     keep_ratio: float = setting(
-        0.7, "r: stage s keeps r^s of a sample's own tokens beside the class token", SHARE_ABOVE_ZERO, knob=True
+        0.7,
+        "r: stage s keeps r^s of a sample's own tokens beside the class token",
+        SHARE_ABOVE_ZERO,
+        knob=True,
+        scheduled=True,
     )
     layers: list[int] = setting(
         [],
@@ -30,7 +35,9 @@ class DynamicVitSettings(TrainedSettings):
         " depth",
         at_least(0),
     )
-    ratio_weight: float = setting(2.0, "weight of the distance of what is kept from r^s in the loss", at_least(0))
+    ratio_weight: float = setting(
+        2.0, "weight of the distance of what is kept from r^s in the loss", at_least(0), scheduled=True
+    )
     distillation: float = setting(
         0.5, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
     )

@@ -19,5 +19,8 @@ class ForwardTopkSettings(TunedSettings):
     order = 4
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0})
     rising = (0.2, 0.5, 0.9)
+    kept_by = "keep_ratio"
 
-    keep_ratio: float = setting(0.5, "share of real tokens, target mean over layers", SHARE_ABOVE_ZERO, knob=True)
+    keep_ratio: float = setting(
+        0.5, "share of real tokens, target mean over layers", SHARE_ABOVE_ZERO, knob=True, scheduled=True
+    )

@@ -19,10 +19,12 @@ class PitomeSettings(TunedSettings):
     order = 7
     examples = ({}, {"keep_ratio": 0.6}, {"keep_ratio": 1.0})
     rising = (0.5, 0.75, 1.0)
+    kept_by = "keep_ratio"
 
     keep_ratio: float = setting(
         0.9,
         "share of its tokens that every layer but the last leaves, of those that can merge; at least half are left",
         SHARE_ABOVE_ZERO,
         knob=True,
+        scheduled=True,
     )

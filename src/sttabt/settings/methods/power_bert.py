@@ -18,14 +18,15 @@ class PowerBertSettings(TrainedSettings):
     implementation = "sttabt.methods.power_bert:PowerBert"
     colour = "#AABB88"
     order = 8
+    kept_by = "keep_target"
     examples = ({}, {"start": 0.4}, {"start": 0.7, "bins": 3})
 
     mass_weight: float = setting(
         0.01, "λ, weight of the tokens that are kept in the loss, a layer's times its number; higher is sparser",
-        at_least(0), knob=True,
+        at_least(0), knob=True, scheduled=True,
     )  # fmt: skip
     keep_target: float = setting(
-        0.0, "mean share of tokens that layers keep at which that loss ends; 0: it never does", SHARE
+        0.0, "mean share of tokens that layers keep at which that loss ends; 0: it never does", SHARE, scheduled=True
     )
     retention_shift: float = setting(
         0.0,

@@ -20,9 +20,12 @@ class RandomSettings(TunedSettings):
     order = 6
     examples = ({}, {"keep_ratio": 0.3}, {"keep_ratio": 1.0}, {"keep_ratio": 0.41, "spread": True})
     rising = (0.2, 0.5, 0.9)
+    kept_by = "keep_ratio"
     at_budget: ClassVar[dict[str, Any]] = {"spread": True}
 
-    keep_ratio: float = setting(0.5, "share of real tokens that every layer reads", SHARE_ABOVE_ZERO, knob=True)
+    keep_ratio: float = setting(
+        0.5, "share of real tokens that every layer reads", SHARE_ABOVE_ZERO, knob=True, scheduled=True
+    )
     spread: bool = setting(
         False, "of images: layers differ by a token, so that their mean need not be whole; a budget sets it"
     )

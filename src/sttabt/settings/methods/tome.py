@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, at_least, setting
 from sttabt.settings.methods.base import TunedSettings
 
@@ -24,6 +25,7 @@ class TomeSettings(TunedSettings):
     order = 5
     examples = ({}, {"merged": 3}, {"share": 0.2}, {"merged": 2.5, "decreasing": True})
     rising = (3, 1, 0)
+    kept_by = "merged"
 
     merged: float = setting(
         8.0,
@@ -31,6 +33,7 @@ class TomeSettings(TunedSettings):
         " spread over layers",
         at_least(0),
         knob=True,
+        scheduled=True,
         when=_share_is_asked_for,
     )
     share: float = setting(
@@ -43,6 +46,15 @@ class TomeSettings(TunedSettings):
         False,
         "twice as many pairs in the first layer, falling to none in the last that merges, instead of equally many",
     )
+
+    def for_kept(self, share: float) -> float:
+        """No pairs for all tokens: how many pairs another share is depends on how many tokens a sample has."""
+        if share != 1:
+            raise UserError(
+                f"sparsity.schedules.keep.start={share:g} is no number of pairs: set it to 1 (no token merges), or"
+                " schedule sparsity.schedules.merged"
+            )
+        return 0.0
 
     @property
     def knob(self) -> tuple[str, Any] | None:
