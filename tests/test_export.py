@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -294,7 +295,8 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused(r"ends in \.pt2; format=onnx writes \.onnx", pruned, tmp_path, "model.onnx")
     _refused(r"ends in \.pt2$", pruned, tmp_path, "model.tflite")
     _refused(r"counts=\[60, 7, 5\] do not fit the model.*at most 50", pruned, tmp_path, counts=[60, 7, 5])
-    _refused(r"counts=\[9, 7\] do not fit.*3 layers", pruned, tmp_path, counts=[9, 7])
+    _refused(r"counts=\[9, 7\] has 2 entries: give one for each of 3 layers$", pruned, tmp_path, counts=[9, 7])
+    _refused("3 layers, without the tokens behind the last", pruned, tmp_path, counts=[9, 7, 5, 1])
     _refused(r"must fall", pruned, tmp_path, counts=[7, 9, 5])
     _refused(r"give counts=.* or calibration=", pruned, tmp_path)
     _refused("tokens=9 has no effect on images", pruned, tmp_path, counts=counts, tokens=9)
@@ -307,6 +309,9 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused("keeps every token", make_pruned(make_example("digits"), "dense"), tmp_path, counts=counts)
     _refused(r"budget=0.5 is found on inputs: give calibration", pruned, tmp_path, budget=0.5)
     _refused("say the same", pruned, tmp_path, budget=0.5, counts=counts, calibration=[make_inputs("digits")])
+    timed = sttabt.Budget(time=0.5)
+    _refused("a file's device alone can tell", pruned, tmp_path, budget=timed, calibration=[make_inputs("digits")])
+    _refused("calibration is a Tensor: give a DataLoader", pruned, tmp_path, calibration=make_inputs("digits"))
     _refused("budget=50 is no share", pruned, tmp_path, budget=50, calibration=[make_inputs("digits")])
     _refused("budget=0.5 has no effect on a dense", make_pruned(make_example("digits"), "dense"), tmp_path, budget=0.5)
     encoder, counts = _pruned("bert_mean")
@@ -380,6 +385,40 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(type(RUNTIMES["torch"]), "write", late)
     _refused("does not compute what torch computes: at batch 1", pruned, tmp_path, counts=counts)
+
+
+def test_a_file_of_texts_takes_an_encoding_by_keyword(tmp_path: Path) -> None:
+    pruned, _ = _pruned("bert", "dense")
+    found = open_exported(export(pruned, tmp_path / "model.pt2", format="torch", tokens=8).path)
+    ids = torch.randint(3, 20, (2, 8))
+    encoding = {"token_type_ids": torch.zeros_like(ids), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = found(ids, encoding["attention_mask"], encoding["token_type_ids"])
+    assert torch.equal(found(**encoding), expected)
+    names = "takes input_ids, attention_mask, token_type_ids"
+    with pytest.raises(UserError, match=f"{names}: input_ids were given"):
+        found(input_ids=ids)
+    with pytest.raises(UserError, match=f"{names}: input_ids and 1 without a name were given"):
+        found(ids, input_ids=ids)
+
+
+def test_where_no_file_can_be_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned, _ = _pruned("digits")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken is a file where a folder is wanted"):
+        export(pruned, tmp_path / "taken" / "below" / "m.pt2", format="torch", counts=[1, 2])
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(UserError, match=f"{tmp_path} takes no files: change its permissions"):
+        export(pruned, tmp_path / "new" / "m.pt2", format="torch", counts=[1, 2])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_budget_may_be_written_as_for_prune(tmp_path: Path) -> None:
+    pruned, _ = _pruned("digits")
+    counts = [
+        export(pruned, tmp_path / "m.pt2", format="torch", budget=budget, calibration=[make_inputs("digits")]).counts
+        for budget in (0.6, sttabt.Budget(macs=0.6))
+    ]
+    assert counts[0] == counts[1]
 
 
 def test_inputs_of_another_size_are_one_line(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ REFUSED = {
     wider_layer: "blocks.1.mlp.fc1 has the shape",
     dropout_at_work: "blocks.1.mlp.drop1 is training",
     dropout_on_the_embedding: "pos_drop is training",
-    double: "float64 on cpu, where float32",
+    double: r"the model is torch.float64.*copy.deepcopy\(model\).float\(\)",
     half_a_layer: "blocks.0.mlp.fc1.weight is torch.bfloat16",
 }
 

@@ -241,6 +241,8 @@ WRONG = [
     (["model=me/nothing", "photos"], "me/nothing is no folder of an artifact here"),
     (["photos"], "model is missing: give model=FOLDER"),
     (["model=vit"], "no input is given"),
+    (["model=vit", "photos", "--show"], "--show: settings are written without dashes, show=VALUE"),
+    (["model=vit", "photos", "--batch=2"], "--batch=2: settings are written without dashes, batch=VALUE"),
     (["model=vit", "nothing.png"], "nothing.png is no file"),
     (["model=vit", "words"], "words holds no image"),
     (["model=vit", "texts.txt"], "texts.txt holds text, but the model reads images"),

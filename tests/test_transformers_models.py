@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import transformers
 from torch import Tensor
@@ -71,6 +72,18 @@ def test_a_text_model_is_called_and_answers_as_the_librarys(family: str) -> None
     assert type(found) is type(expected)
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_batches_of_an_image_processor_and_the_names_of_classes() -> None:
+    """A DataLoader over what transformers prepares gives dicts, and its classes are called by model.config.id2label."""
+    model = vision("ViT")
+    batches = [{"pixel_values": images(), "labels": torch.arange(4)}]
+    pruned = sttabt.prune(model, approx=2, budget=0.7, calibration=batches)
+    assert pruned.calibration == sttabt.prune(model, approx=2, budget=0.7, calibration=[images()]).calibration
+    sttabt.distil(pruned, batches)
+    for each in (pruned, sttabt.freeze(pruned)):
+        assert each.config.id2label == model.config.id2label
+    assert not hasattr(sttabt.prune(timm.create_model("test_vit"), "random"), "config")
 
 
 def test_what_a_call_cannot_mean_is_refused() -> None:

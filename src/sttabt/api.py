@@ -133,8 +133,9 @@ def calibrate(pruned: PrunedModel, budget: float | Budget, batches: Iterable[Any
 def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, learning_rate: float = 1e-4) -> PrunedModel:
     """Trains the approximate network of `pruned` to guess its base model's attention; gives back `pruned`.
 
-    batches: an iterable that can be gone through `epochs` times, e.g. a DataLoader. A batch is images, a `text`, a
-    tokenizer's encoding, or a pair of one of these and labels, which are not used.
+    batches: an iterable that can be gone through `epochs` times, e.g. a DataLoader. A batch is images, a `text`, the
+    encoding of a tokenizer or an image processor (`pixel_values`), or a pair of one of these and labels; labels are
+    not used.
 
     The base model stays as it is. AdamW at a constant rate on the losses of METHOD section 1, on the device where the
     model is; the stage `approx` adds warm-up, validation and checkpoints.
@@ -146,7 +147,7 @@ def distil(pruned: PrunedModel, batches: Iterable[Any], *, epochs: int = 1, lear
     _check_pruned(pruned)
     if pruned.approx is None:
         raise UserError(f"{pruned.method.title} reads no approximate network: there is nothing to distil")
-    _check_batches("batches are", batches)
+    check_batches("batches are", batches)
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs={epochs} is out of range: it must be a whole number, at least 1")
     if not 0 < learning_rate <= LARGEST_RATE:
@@ -311,7 +312,7 @@ def _budget(budget: Any, sparsity: MethodSettings, given: Iterable[str]) -> Budg
 
 
 def _calibrate(pruned: PrunedModel, batches: Any, budget: Budget) -> PrunedModel:
-    _check_batches("calibration is", batches)
+    check_batches("calibration is", batches)
     device = next(pruned.base.parameters()).device
     given = [move_data_to_device(inputs_of(batch), device) for batch in batches]
     for inputs in given:
@@ -329,15 +330,18 @@ def _check_pruned(model: Any) -> None:
         raise UserError(f"a {type(model).__name__} is not pruned: give what sttabt.prune gives")
 
 
-def _check_batches(name: str, batches: Any) -> None:
+def check_batches(name: str, batches: Any) -> None:
+    """Raises UserError for what is no iterable of batches, but one of them."""
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping | Text):  # the last three are one
         raise UserError(f"{name} a {type(batches).__name__}: give a DataLoader or a list of batches")
 
 
 def inputs_of(batch: Any) -> Any:
-    """Images or a Text, without labels."""
+    """Images or a Text, without labels; an encoding has them as `pixel_values`, or as its tokens."""
     inputs = batch[0] if isinstance(batch, tuple | list) and batch and not isinstance(batch, Text) else batch
-    return text(inputs) if isinstance(inputs, Mapping) else inputs
+    if not isinstance(inputs, Mapping):
+        return inputs
+    return inputs["pixel_values"] if "pixel_values" in inputs else text(inputs)
 
 
 def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:

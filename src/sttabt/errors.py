@@ -26,10 +26,18 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A half sentence that names the nearest valid name, or all of them: `did you mean 'x'?`."""
+    """A half sentence that names the nearest valid name, or all of them: `did you mean 'x'?`.
+
+    Capitals and hyphens count for nothing: papers write ToMe and DynamicViT.
+    """
     names = sorted(valid)
-    close = get_close_matches(name, names, n=1)
+    plain = {_plain(each): each for each in reversed(names)}
+    close = get_close_matches(name, names, n=1) or get_close_matches(_plain(name), plain, n=1)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{close[0] if close[0] in names else plain[close[0]]}'?"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"choose one of: {', '.join(names[:NAMED])}{more}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -1,6 +1,6 @@
 """`python -m sttabt.predict model=FOLDER INPUT...`: what a saved model says of files, as lines of JSON.
 
-Exit codes: 0; 1 where inputs were left out; 2 for a user's mistake, and where no input could be read.
+Exit codes: 0; 1 where inputs were left out, be it all of them; 2 for a user's mistake.
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Backbone(nn.Module, ABC):
         return self.head_prefixes
 
     @property
+    def config(self) -> Any:
+        """The library's configuration of the model; AttributeError where it has none (timm)."""
+        return self.model.config
+
+    @property
     def layers(self) -> int:
         return self.architecture.layers
 

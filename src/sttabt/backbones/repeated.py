@@ -14,6 +14,8 @@ COMPUTING = ("__call__", "forward", "feed_forward_chunk", "ff_chunk", "forward_f
 # Where a library's own recording of hidden states comes from: it does nothing unless a call asks for them.
 RECORDING = "transformers.utils.output_capturing"
 
+COMPILED = "torch._dynamo.eval_frame"  # of what torch.compile puts around a module
+
 
 class Repeated(NamedTuple):
     """name: in the library's model; kinds: the classes whose forward is repeated."""
@@ -26,6 +28,8 @@ class Repeated(NamedTuple):
 def check_repeated(found: Repeated) -> None:
     """Raise UserError for a forward hook, or another forward than the one repeated. Backward hooks are allowed."""
     name, module, kinds = found
+    if type(module).__module__ == COMPILED:
+        raise UserError(f"{name} was compiled, which would not run: put its ._orig_mod there, and compile the result")
     if not any(_computes_as(type(module), kind) for kind in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{name} is a {type(module).__name__}, whose forward would not run: it must be a {names}")

@@ -59,6 +59,10 @@ class FrozenBackbone(Backbone):
         self.eval()
 
     @property
+    def config(self) -> Any:
+        return self.shell.config
+
+    @property
     def tokens(self) -> int:
         return self.shell.tokens
 

@@ -35,6 +35,11 @@ class FixedModel(nn.Module):
                 " sparsity=backtracking sparsity.counts=[tokens of the first layer, ..., of the last]"
             )
         if counts is not None:
+            if len(counts) != base.layers:
+                more = ", without the tokens behind the last" if len(counts) == base.layers + 1 else ""
+                raise UserError(
+                    f"counts={list(counts)} has {len(counts)} entries: give one for each of {base.layers} layers{more}"
+                )
             try:
                 check_counts(found, base.layers, base.tokens, base.outputs)
             except ValueError as error:

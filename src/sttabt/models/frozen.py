@@ -60,6 +60,12 @@ def freeze(model: nn.Module, strict: bool = True, compiled: bool = False) -> Fro
         parts["the approximate network"] = pruned.approx.backbone
     problems = {part: packing_problems(backbone) for part, backbone in parts.items()}
     left = [f"{part}: {_shown(found)}" for part, found in problems.items() if found]
+    dtype = next(pruned.base.parameters()).dtype
+    if strict and dtype != torch.float32:
+        raise UserError(
+            f"cannot be frozen: the model is {dtype}, and the kernels compute in float32: freeze a copy,"
+            " sttabt.freeze(copy.deepcopy(model).float()) (strict=False leaves it to torch)"
+        )
     if left and strict:
         raise UserError(f"cannot be frozen: {'; '.join(left)} (strict=False leaves that to torch)")
     for part in left:

@@ -46,6 +46,11 @@ class PrunedModel(nn.Module):
         inputs, answer = self.base.read_call(*arguments, **named)
         return answer(self.run(inputs).logits)
 
+    @property
+    def config(self) -> Any:
+        """The configuration of the library's model, where that has one (transformers: `model.config.id2label`)."""
+        return self.base.config
+
     def save_pretrained(
         self,
         folder: str | Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from sttabt.runtimes.formats import RUNTIMES, find_runtime
 from sttabt.runtimes.graph import Graph, check_model, check_tokens
 from sttabt.runtimes.reading import ExportedModel
 from sttabt.runtimes.runtime import Runtime, one_line
-from sttabt.settings import method_settings
+from sttabt.settings import BudgetSettings, method_settings
 from sttabt.system.files import write_atomically
 from sttabt.version import __version__
 
@@ -63,7 +64,7 @@ def export(
     *,
     format: str = "onnx",
     counts: Sequence[int] | None = None,
-    budget: float | None = None,
+    budget: float | BudgetSettings | None = None,
     calibration: Iterable[Any] | None = None,
     tokens: int | None = None,
     int8: bool = False,
@@ -80,7 +81,7 @@ def export(
     of texts the mean share, times `tokens`.
     budget: instead of counts, the share of the dense file's multiply-adds that the file may cost, planner included;
     the method's dial is turned to it on `calibration`, as `sttabt.calibrate` does, and what is kept then is counted.
-    calibration: an iterable of batches of inputs, alone or with labels.
+    calibration: an iterable of batches of inputs, alone or with labels, as `distil` takes them.
     tokens: the length that texts are padded to; None: as many as the model has positions.
     int8: quantise the products (onnx); its agreement with `model` on `calibration` is in the file and in the result.
     opset: of onnx, 18 or later.
@@ -103,7 +104,7 @@ def export(
     runtime.check()
     pruned = model if isinstance(model, PrunedModel) else _dense(model)
     check_model(pruned)
-    batches = None if calibration is None else [_inputs(batch) for batch in calibration]
+    batches = None if calibration is None else _batches(calibration)
     if int8 and not batches:
         raise UserError("int8=true is compared on calibration inputs: give calibration=[batches of inputs]")
     if budget is not None:
@@ -147,6 +148,12 @@ def _target(path: str | Path, format: str) -> Path:
         raise UserError(f"path={path}: a file of format={format} ends in {suffix}{hint}")
     if path.is_dir():
         raise UserError(f"path={path} is a folder: give a file in it")
+    # Looked at before the minutes that an export may take; what is missing below it is made.
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise UserError(f"path={path}: {folder} is a file where a folder is wanted: give another name, or move it away")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"path={path}: {folder} takes no files: change its permissions, or give another folder")
     return path
 
 
@@ -159,17 +166,18 @@ def _class_names(pruned: PrunedModel) -> list[str]:
     return [] if pruned.base.embeds else class_names_of(pruned.base)
 
 
-def _inputs(batch: Any) -> Tensor | Text:
-    """Images or a Text, without labels."""
-    from sttabt.api import inputs_of  # which imports this file
+def _batches(calibration: Iterable[Any]) -> list[Tensor | Text]:
+    """Images or Texts, without labels."""
+    from sttabt.api import check_batches, inputs_of  # which imports this file
 
-    return inputs_of(batch)
+    check_batches("calibration is", calibration)
+    return [inputs_of(batch) for batch in calibration]
 
 
 def _counts_at_budget(
     pruned: PrunedModel,
     batches: Sequence[Tensor | Text] | None,
-    budget: float,
+    budget: float | BudgetSettings,
     counts: Sequence[int] | None,
     tokens: int | None,
 ) -> list[int]:
@@ -177,6 +185,13 @@ def _counts_at_budget(
         raise UserError(f"budget={budget} and counts={list(counts)} say the same: give one of them")
     if isinstance(pruned.method, Dense):
         raise UserError(f"budget={budget} has no effect on a dense model, which keeps every token: prune it")
+    if isinstance(budget, BudgetSettings):
+        if budget.time:
+            raise UserError(
+                f"budget asks for time={budget.time}, which a file's device alone can tell: give a share of the dense"
+                " file's multiply-adds, e.g. 0.5"
+            )
+        budget = budget.macs
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise UserError(f"budget={budget!r} is no share of the dense file's multiply-adds: give one, e.g. 0.5")
     return counts_at_budget(pruned, batches, budget, check_tokens(pruned.base, tokens))

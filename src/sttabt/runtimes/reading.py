@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from sttabt.runtimes.runtime import Session, one_line
 
 
 class ExportedModel:
-    """Called with one tensor or array a name of `inputs`, of any batch size; gives logits (B, classes), or embeddings
-    (B, D), as a tensor.
+    """Called with one tensor or array a name of `inputs`, in their order or by keyword (`exported(**encoding)`), of any
+    batch size; gives logits (B, classes), or embeddings (B, D), as a tensor.
 
     metadata: what `sttabt.export` put into the file; its `output` says which of the two.
     Raises UserError for inputs of another number, kind or size than were exported.
@@ -29,13 +29,23 @@ class ExportedModel:
         self.path, self.metadata, self.session = path, metadata, session
         self.inputs = [Input(each["name"], tuple(each["shape"]), each["dtype"]) for each in metadata["inputs"]]
 
-    def __call__(self, *given: Tensor | np.ndarray) -> Tensor:
-        arrays = [each.numpy() if isinstance(each, Tensor) else np.asarray(each) for each in given]
+    def __call__(self, *given: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Tensor:
+        ordered = self._ordered(given, named)
+        arrays = [each.numpy() if isinstance(each, Tensor) else np.asarray(each) for each in ordered]
         self._check(arrays)
         try:
             return torch.from_numpy(np.array(self.session(arrays)))
         except Exception as error:  # each runtime has errors of its own
             raise UserError(f"{self.path} does not run: {one_line(error)}") from error
+
+    def _ordered(self, given: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
+        if not named:
+            return given
+        names = [each.name for each in self.inputs]
+        if given or sorted(named) != sorted(names):
+            also = f" and {len(given)} without a name" if given else ""
+            raise UserError(f"{self.path} takes {', '.join(names)}: {', '.join(named)}{also} were given")
+        return [named[name] for name in names]
 
     def _check(self, arrays: Sequence[np.ndarray]) -> None:
         names = ", ".join(each.name for each in self.inputs)
