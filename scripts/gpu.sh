@@ -30,8 +30,8 @@ failed=0
 main() {
     begin
     install || { say "the package cannot run here: see above"; exit 2; }
-    step tests 100 tests
-    step bench 130 bench "$WORK/bench" "$MANY" bench.compile=true
+    step tests 90 tests
+    step bench 150 bench "$WORK/bench" "$MANY" bench.compile=true
     step single 80 bench "$WORK/single" 1 bench.train=false
     step training 160 training
     collect
