@@ -76,6 +76,7 @@ def export(
 
     model: a pruned model (back-tracking, concrete masks, dense), or a library's, which is exported dense; a classifier
     or an encoder that embeds.
+    path: of the file; what stands there is replaced once the new file agrees.
     format: "onnx", "openvino", "torch" (torch.export) or "executorch".
     counts: tokens that each layer reads (L); None: those of the method, or the mean of what it keeps of `calibration`,
     of texts the mean share, times `tokens`.
@@ -99,9 +100,8 @@ def export(
     runtime, path = find_runtime(format), _target(path, format)
     if int8 and not runtime.quantises:
         raise UserError(f"int8=true goes with format=onnx, not with format={format}")
-    if opset is not None and runtime.opset is None:
-        raise UserError(f"opset={opset} has no effect on format={format}: leave it out")
     runtime.check()
+    runtime.check_opset(opset)
     pruned = model if isinstance(model, PrunedModel) else _dense(model)
     check_model(pruned)
     batches = None if calibration is None else _batches(calibration)

@@ -24,6 +24,15 @@ class OnnxFile(Runtime):
     format, suffix, opset, quantises = "onnx", ".onnx", 18, True
     packages: ClassVar[Mapping[str, str]] = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 
+    def check_opset(self, opset: int | None) -> None:
+        import onnx
+
+        newest = onnx.defs.onnx_opset_version()
+        if opset is not None and opset < OLDEST:
+            raise UserError(f"opset={opset} is too old: the graph needs {OLDEST} at least")
+        if opset is not None and opset > newest:
+            raise UserError(f"opset={opset} is newer than the package onnx knows: choose {OLDEST} to {newest}")
+
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:
         translate(program, path, names, options["output"], options["opset"])
         if options["int8"]:
@@ -58,16 +67,11 @@ class OnnxFile(Runtime):
 def translate(program: ExportedProgram, path: Path, names: Sequence[str], output: str, opset: int) -> None:
     """The program as ONNX with a dynamic batch dimension. names, output: of the tensors that it takes and gives.
 
-    Raises UserError for an opset that torch does not write, and for operators that a device does not run.
+    Raises UserError for operators that a device does not run.
     """
     import onnx
     from onnxscript import optimizer
 
-    newest = onnx.defs.onnx_opset_version()
-    if opset < OLDEST:
-        raise UserError(f"opset={opset} is too old: the graph needs {OLDEST} at least")
-    if opset > newest:
-        raise UserError(f"opset={opset} is newer than the package onnx knows: choose {OLDEST} to {newest}")
     with _quiet():
         found: Any = torch.onnx.export(
             program,

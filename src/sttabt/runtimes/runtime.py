@@ -36,6 +36,11 @@ class Runtime(ABC):
             extra = f", or '{EXTRA}'" if self.in_extra else ""
             raise UserError(f"format={self.format} needs {', '.join(missing)}: pip install {' '.join(missing)}{extra}")
 
+    def check_opset(self, opset: int | None) -> None:
+        """Raises UserError for an opset that it cannot write; None: its own."""
+        if opset is not None:
+            raise UserError(f"opset={opset} has no effect on format={self.format}: leave it out")
+
     def beside(self, path: Path) -> list[Path]:
         """The files that belong to `path`, which is written last."""
         return []

@@ -45,6 +45,7 @@ def export_saved(
     """
     runtime = find_runtime(format)
     runtime.check()
+    runtime.check_opset(opset)
     pruned = load(folder)
     record = read_record(folder.absolute() / RECORD)
     uncounted = counts is None and pruned.method.takes_counts and pruned.method.counts is None

@@ -41,7 +41,7 @@ class DamagedError(UserError):
     """An artifact in `folder` does not hold what was written; `what` says where that shows."""
 
     def __init__(self, what: str, folder: Path) -> None:
-        super().__init__(f"{what}: delete {folder} and run the stage again")
+        super().__init__(f"{what}: delete {folder} and run the stage again, or fetch the model that was shared again")
         self.what, self.folder = what, folder
 
 
