@@ -26,6 +26,7 @@ from sttabt.errors import UserError
 from sttabt.export import main
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.stages import run_stages
+from sttabt.runtimes import executorch_file
 from sttabt.runtimes.exporting import export
 from sttabt.runtimes.formats import RUNTIMES
 from sttabt.runtimes.graph import Graph
@@ -516,3 +517,20 @@ def test_a_mistake_at_the_command_is_one_line(arguments: list[str], line: str, c
     assert main([*arguments, *(["format=torch"] if arguments == ["model=nowhere"] else [])]) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("bias", [None, "bool", "float"])
+def test_attention_of_executorch_is_torch_s(bias: str | None) -> None:
+    """What its files compute, without its package."""
+    query, key, value = torch.randn(3, 2, 3, 5, 8).unbind(0)
+    mask = torch.tensor([True, False, True, True, False]).expand(2, 1, 1, 5)
+    given = {None: None, "bool": mask, "float": torch.zeros(2, 1, 1, 5).masked_fill(~mask, -torch.inf)}[bias]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, given)
+    torch.testing.assert_close(executorch_file._attention(query, key, value, given), expected)
+
+
+def test_gelu_of_executorch_is_torch_s() -> None:
+    x = torch.linspace(-5, 5, 101)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    torch.testing.assert_close(executorch_file._gelu(x, approximate="tanh"), expected)
+    assert executorch_file._gelu(x) is NotImplemented
