@@ -252,6 +252,15 @@ def test_a_budget_may_find_what_a_geometric_schedule_cannot_reach() -> None:
             "sparsity.schedules.keep has no effect: sparsity.training.epochs=0 trains nothing",
         ),
         (
+            "sparsity=ltp sparsity.hard_from=0 schedule=temperature",
+            "sparsity.schedules.temperature has no effect: sparsity.hard_from=0 trains without a soft run, which",
+        ),
+        (
+            "sparsity.schedules=keep",
+            "sparsity.schedules=keep: sparsity.schedules holds names and values: give sparsity.schedules.NAME=VALUE",
+        ),
+        ("sparsity.schedules=[keep]", "sparsity.schedules=[keep]: sparsity.schedules holds names and values: give"),
+        (
             "sparsity.schedules.temprature.start=1",
             "sparsity.schedules.temprature is no setting of concrete that can be scheduled: did you mean 'temperature",
         ),
