@@ -242,7 +242,10 @@ def test_a_budget_may_find_what_a_geometric_schedule_cannot_reach() -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ("sparsity=dense schedule=keep", "sparsity.schedules is not a setting of this method but of concrete"),
+        (
+            "sparsity=dense schedule=keep",
+            "sparsity.schedules is for methods that train, as this one never does: set schedule=none, or choose",
+        ),
         (
             "sparsity=backtracking schedule=keep",
             "sparsity.schedules.keep has no effect: sparsity.training.epochs=0 trains nothing: set epochs, or",
