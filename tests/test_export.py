@@ -329,8 +329,15 @@ def test_a_method_without_such_a_graph_is_refused_with_what_would_serve(method: 
 
 
 @needs_onnx
-@pytest.mark.parametrize("opset, line", [(13, "opset=13 is too old: the graph needs 18"), (99, "opset=99 is newer")])
-def test_an_opset_that_cannot_be_written_is_refused(opset: int, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "opset, line",
+    [
+        (13, "opset=13 is too old: the graph needs 18"),
+        (99, "opset=99 is newer"),
+        ("18", "opset='18' is no whole number: choose 18 to"),
+    ],
+)
+def test_an_opset_that_cannot_be_written_is_refused(opset: Any, line: str, tmp_path: Path) -> None:
     pruned, counts = _pruned("digits")
     _refused(line, pruned, tmp_path, "model.onnx", format="onnx", counts=counts, opset=opset)
 

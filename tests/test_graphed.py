@@ -175,7 +175,7 @@ def test_each_shape_is_compiled_and_torch_sets_no_limit() -> None:
     """Without a card what is compiled is not captured."""
     pruned = make_pruned(make_example("digits"), "dense")
     model = GraphedModel(pruned, [], compile_whole)
-    with dynamo.config.patch(recompile_limit=1):
+    with dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
         for batch in (1, 2):
             images = make_images("digits", batch)
             near(model(images), pruned(images), atol=1e-5, rtol=1e-5)

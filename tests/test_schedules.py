@@ -242,7 +242,10 @@ def test_a_budget_may_find_what_a_geometric_schedule_cannot_reach() -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ("sparsity=dense schedule=keep", "sparsity.schedules is not a setting of this method but of concrete"),
+        (
+            "sparsity=dense schedule=keep",
+            "sparsity.schedules is for methods that train, as this one never does: set schedule=none, or choose",
+        ),
         (
             "sparsity=backtracking schedule=keep",
             "sparsity.schedules.keep has no effect: sparsity.training.epochs=0 trains nothing: set epochs, or",
@@ -251,6 +254,15 @@ def test_a_budget_may_find_what_a_geometric_schedule_cannot_reach() -> None:
             "sparsity=concrete sparsity.training.epochs=0 sparsity.training.warmup_epochs=0 schedule=keep",
             "sparsity.schedules.keep has no effect: sparsity.training.epochs=0 trains nothing",
         ),
+        (
+            "sparsity=ltp sparsity.hard_from=0 schedule=temperature",
+            "sparsity.schedules.temperature has no effect: sparsity.hard_from=0 trains without a soft run, which",
+        ),
+        (
+            "sparsity.schedules=keep",
+            "sparsity.schedules=keep: sparsity.schedules holds names and values: give sparsity.schedules.NAME=VALUE",
+        ),
+        ("sparsity.schedules=[keep]", "sparsity.schedules=[keep]: sparsity.schedules holds names and values: give"),
         (
             "sparsity.schedules.temprature.start=1",
             "sparsity.schedules.temprature is no setting of concrete that can be scheduled: did you mean 'temperature",

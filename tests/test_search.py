@@ -204,6 +204,14 @@ def test_a_searched_setting_that_is_given_is_fixed() -> None:
     assert {"sparsity.p_logit=-1", "approx.factor=8"} <= {*plan.fixed}
 
 
+def test_a_schedule_can_be_searched() -> None:
+    key = "sparsity.schedules.temperature.start"
+    given = [*SEARCH, "schedule=temperature", f"+hydra.sweeper.space.{key}={{low:0.5,high:2}}"]
+    plan = _plan(*given)
+    assert plan.space[key] == Range(0.5, 2.0)
+    assert plan.made_of["sparsity.schedules.temperature.until"] == 0.8 and key not in plan.made_of
+
+
 def test_what_decides_the_results_makes_another_study_and_nothing_else_does() -> None:
     def made_of(*overrides: str, space: Any = SPACE, seed: int = 0) -> str:
         return str(Plan([], compose_settings(["experiment=debug", *overrides]), space, "tpe", seed).made_of)
@@ -222,6 +230,8 @@ MISTAKES = {
     "hydra.sweeper.storage=sqlite:///a.db": "hydra.sweeper.storage=sqlite:///a.db is no file",
     "+hydra.sweeper.space.sparsity.p_logitt={low:0,high:1}": "sparsity.p_logitt is not a setting: did you mean "
     "'sparsity.p_logit'?",
+    "+hydra.sweeper.space.sparsity.schedules.temprature.start={low:1,high:2}": "schedules.temprature is no setting of "
+    "concrete that can be scheduled",
     "+hydra.sweeper.space.model={low:0,high:1}": "model is a group of settings",
     "hydra.sweeper.space.sparsity.p_logit.low=3": "space.sparsity.p_logit: low=3 is not below high=2",
     "hydra.sweeper.space.sparsity.lambda_p={low:0,high:1,log:true}": "log=true needs low above 0",

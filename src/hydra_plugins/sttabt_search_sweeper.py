@@ -24,6 +24,7 @@ from sttabt.search.space import WHERE, Space, fit_space, read_space
 from sttabt.search.study import Study, Trial, check_optuna, check_sampler, open_study
 from sttabt.settings import TunedSettings, method_names
 from sttabt.settings.renamed import new_name
+from sttabt.settings.schedules import KEY as SCHEDULES
 
 
 @dataclass
@@ -130,7 +131,9 @@ class SearchSweeper(CheckedSweeper):
                 problem = problem or mistake
                 continue
             known = setting_names(method if method in method_names() else None)
-            unknown = [key for key in space if key not in known]
+            # Names of schedules are checked with the trials.
+            opened = [f"{SCHEDULES}."] if SCHEDULES in known else []
+            unknown = [key for key in space if key not in known and not key.startswith(tuple(opened))]
             if unknown:
                 problem = UserError(f"{WHERE}: {unknown_setting(unknown[0])}")
                 continue

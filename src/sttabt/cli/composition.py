@@ -27,10 +27,11 @@ from sttabt.data.sources import find_source
 from sttabt.errors import UserError
 from sttabt.settings import Settings, method_names, method_settings
 from sttabt.settings.renamed import new_override
+from sttabt.settings.schedules import KEY as SCHEDULES
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
-OPEN_NODES = ("model.arguments", "trainer", "callbacks", "sparsity.schedules")  # whose keys are checked elsewhere
+OPEN_NODES = ("model.arguments", "trainer", "callbacks", SCHEDULES)  # whose keys are checked elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebo
 
 def unknown_setting(key: str) -> str:
     """One line: `key` is not a setting, and the nearest full key that is, or the methods that it belongs to."""
+    if key == SCHEDULES:
+        return f"{key} is for methods that train, as this one never does: set schedule=none, or choose another method"
     methods = [method for method in method_names() if key in _names(method)]
     if methods:
         return (

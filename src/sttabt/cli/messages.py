@@ -65,6 +65,9 @@ def explain(error: BaseException) -> str:
         node, _, _ = override[1].lstrip("+").partition("=")
         own = [name for name in setting_names() if name.startswith(f"{node}.")]
         return f"{where}{node} holds settings of its own: give one of {', '.join(own)}"
+    if override and re.search(r"Cannot (?:assign \S+ to Dict|merge DictConfig with ListConfig)", text):
+        node, _, _ = override[1].lstrip("+").partition("=")
+        return f"{where}{node} holds names and values: give {node}.NAME=VALUE"
     unknown = re.search(r"Key '[^']*' (?:is )?not in", text) or re.search(r"Could not override", text)
     key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
     if unknown and key:

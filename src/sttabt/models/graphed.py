@@ -67,7 +67,7 @@ def compile_whole(run: Callable[[], Result]) -> Callable[[], Result]:
     def call() -> Result:
         try:
             # To torch.compile each shape and bucket is the same code once more.
-            with dynamo.config.patch(recompile_limit=MOST_COMPILED):
+            with dynamo.config.patch(recompile_limit=MOST_COMPILED, accumulated_recompile_limit=MOST_COMPILED):
                 return compiled()
         except dynamo.exc.TorchDynamoException as error:
             problem = str(error).partition("\n")[0].rstrip(".")

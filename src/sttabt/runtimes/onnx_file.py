@@ -28,9 +28,13 @@ class OnnxFile(Runtime):
         import onnx
 
         newest = onnx.defs.onnx_opset_version()
-        if opset is not None and opset < OLDEST:
+        if opset is None:
+            return
+        if not isinstance(opset, int) or isinstance(opset, bool):
+            raise UserError(f"opset={opset!r} is no whole number: choose {OLDEST} to {newest}")
+        if opset < OLDEST:
             raise UserError(f"opset={opset} is too old: the graph needs {OLDEST} at least")
-        if opset is not None and opset > newest:
+        if opset > newest:
             raise UserError(f"opset={opset} is newer than the package onnx knows: choose {OLDEST} to {newest}")
 
     def write(self, program: ExportedProgram, path: Path, names: Sequence[str], options: Mapping[str, Any]) -> None:

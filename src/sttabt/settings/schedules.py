@@ -96,6 +96,11 @@ def check_schedules(settings: Any) -> None:
             f"{KEY}.{next(iter(schedules))} has no effect: sparsity.training.epochs=0 trains nothing: set epochs, or"
             " schedule=none"
         )
+    if sparsity.hard_from == 0 and not no_effect(settings, "sparsity.hard_from"):
+        raise UserError(
+            f"{KEY}.{next(iter(schedules))} has no effect: sparsity.hard_from=0 trains without a soft run, which alone"
+            " reads it: raise hard_from, or set schedule=none"
+        )
     valid = scheduled_names(type(sparsity))
     declared = {each.name: describe(each) for each in fields(sparsity)}
     for name, schedule in schedules.items():
