@@ -182,7 +182,7 @@ def test_each_shape_is_compiled_and_torch_sets_no_limit() -> None:
 
 
 @torch.inference_mode()
-def test_what_cannot_be_compiled_is_said() -> None:
+def test_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, images = make_pruned(make_example("digits"), "evit"), make_images("digits")
     with pytest.raises(UserError, match=r"torch\.compile does not take this model: .*; leave compiled=True out"):
         GraphedModel(pruned, [], compile_whole)(images)
@@ -190,6 +190,8 @@ def test_what_cannot_be_compiled_is_said() -> None:
         sttabt.freeze(pruned, compiled=True)
     with pytest.raises(UserError, match="frozen already"):
         sttabt.freeze(sttabt.freeze(pruned), compiled=True)
+    with pretended_device(monkeypatch), pytest.raises(UserError, match="does not take EViT whole"):
+        sttabt.freeze(to_device(pruned), compiled=True)
 
 
 @pytest.mark.gpu

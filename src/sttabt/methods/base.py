@@ -71,6 +71,7 @@ class Method(nn.Module, ABC):
     """
 
     takes_counts: ClassVar[bool] = False  # whether `order` says which tokens stay where their number is given
+    compiles: ClassVar[bool] = False  # whether torch.compile takes whole what is captured of it as a graph
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__()
@@ -156,6 +157,8 @@ class Method(nn.Module, ABC):
 
 class PlannedMethod(Method):
     """Decides before the base model runs."""
+
+    compiles = True
 
     @abstractmethod
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:

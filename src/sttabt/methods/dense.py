@@ -17,6 +17,8 @@ from sttabt.methods.base import Form, Method, dense_macs
 class Dense(Method):
     """Multiply-adds are those without padding, which a batch of texts has besides."""
 
+    compiles = True
+
     @property
     def is_static(self) -> bool:
         return True

@@ -19,6 +19,8 @@ from sttabt.methods.base import MergingMethod, TunedMethod
 
 
 class Pitome(MergingMethod, TunedMethod):
+    compiles = True
+
     def rule(self, tokens: Sequence[int]) -> MergingRule:
         def merge(layer: int, rows: MergingRows) -> Merging | None:
             merged = pairs_of_share(self.settings.keep_ratio, rows.counts, self.outputs)

@@ -18,6 +18,8 @@ from sttabt.methods.base import MergingMethod, TunedMethod
 
 
 class Tome(MergingMethod, TunedMethod):
+    compiles = True
+
     def pairs(self, tokens: Sequence[int]) -> list[list[int]]:
         """How many pairs each layer merges of each sample, of so many real tokens."""
         share = self.settings.share

@@ -44,7 +44,7 @@ def freeze(model: nn.Module, strict: bool = True, compiled: bool = False) -> Fro
     Raises UserError, naming the modules, for what cannot be reproduced: hooks, subclasses such as LoRA's, dropout at
     work, other dtypes on CPUs, and where sttabt was installed without a C++ compiler. On CUDA: for texts, and for
     methods that decide layer by layer or on the host how many tokens are left. compiled=True: for what is on a CPU or
-    frozen, and, when it is called, for a method that torch.compile does not take whole.
+    frozen, and for a method that torch.compile does not take whole.
     """
     if isinstance(model, FrozenModel):
         if compiled:
@@ -147,6 +147,11 @@ def _graphed(pruned: PrunedModel, strict: bool, compiled: bool) -> FrozenModel:
     problems = graphed.capturing_problems(pruned)
     if problems and strict:
         raise UserError(f"cannot be frozen: {'; '.join(problems)} (strict=False leaves that to torch)")
+    if compiled and not pruned.method.compiles:
+        raise UserError(
+            f"compiled=True: torch.compile does not take {pruned.method.title} whole, which counts rows on the host"
+            " between layers: leave it out"
+        )
     for problem in problems:
         log.warning("left to torch: %s", problem)
     capture = graphed.compile_graph if compiled else graphed.capture_graph

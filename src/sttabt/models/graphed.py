@@ -61,7 +61,7 @@ def compile_graph(run: Callable[[], Result]) -> Callable[[], Result]:
 
 
 def compile_whole(run: Callable[[], Result]) -> Callable[[], Result]:
-    """`run` as one program of torch.compile. Raises UserError where there is none, when it is first called."""
+    """`run` as one program of torch.compile. Raises UserError where torch does not take it, at its first call."""
     compiled = torch.compile(run, dynamic=False, fullgraph=True)
 
     def call() -> Result:

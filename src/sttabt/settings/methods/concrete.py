@@ -41,6 +41,7 @@ class ConcreteSettings(TrainedSettings):
         " model's multiply-adds that layers spend (macs)",
         choices=("tokens", "macs"),
         late=True,
+        when=lambda settings, path: None if settings.sparsity.lambda_mask else "sparsity.lambda_mask=0 holds nothing",
     )
     distillation: float = setting(
         0.5, "weight of the divergence from the frozen base model's prediction; 0: off", at_least(0)
