@@ -40,8 +40,11 @@ class ExecuTorchFile(Runtime):
         """Nothing: what the comparison gave is not in the file."""
 
     def open(self, path: Path, threads: int | None) -> tuple[str | None, Session]:
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime as Interpreter
 
+        if threads is not None:  # of all files in the process; there is no public way
+            _unsafe_reset_threadpool(threads)
         try:
             program = Interpreter.get().load_program(path)
             names, method = program.method_names, program.load_method("forward")
