@@ -83,7 +83,7 @@ def resolved(sparsity: Any) -> dict[str, ScheduleSettings]:
 
 
 def check_schedules(settings: Any) -> None:
-    """Raises UserError for a schedule that changes nothing, or of values that the setting cannot have.
+    """Raises UserError for a schedule of what does not train or has no effect, or of values that it cannot have.
 
     settings: the root. What a budget finds is not known yet: see `check_shape`.
     """
