@@ -25,6 +25,12 @@ SOURCE = str(Path(sttabt.__file__).parents[1])
 MISTAKES = {
     "": "no experiment is chosen: give experiment=NAME, one of: ",
     "experiment=quikstart": "experiment=quikstart is unknown: did you mean 'quickstart'?",
+    "experiment=debug schedule=null": "schedule=null names no file of this group: give schedule=none for none of them,"
+    " or one of keep, temperature, temperature_and_keep",
+    "experiment=debug callbacks@callbacks=3": "callbacks=3 names no file of this group: give one of best_checkpoint,"
+    " default, device_stats, early_stopping, lr_monitor, model_summary",
+    "experiment=debug +hparams_search=True": "hparams_search=True names no file of this group: give"
+    " hparams_search=none for none of them, or one of concrete",
     "experiment=debug model=digts_vit": "model=digts_vit is unknown: did you mean 'digits_vit'?",
     "modle=test_vit": "modle is not a setting: did you mean 'model'?",
     "experiment=debug approx.facter=4": "approx.facter is not a setting: did you mean 'approx.factor'?",
@@ -36,7 +42,7 @@ MISTAKES = {
     "experiment=debug approx.factor=four": "approx.factor=four: Value 'four' of type 'str' could not be converted",
     "experiment=debug ++approx.factor=x": "++approx.factor=x: Value 'x' of type 'str' could not be converted",
     "experiment=debug stages=base": "stages=base: Invalid value assigned",
-    "experiment=debug model=null": "Config group override must be a string",
+    "experiment=debug model=null": "model=null names no file of this group: give one of bert_base, ",
     "experiment=debug paths.artifacts=null": "paths.artifacts=null: field 'paths.artifacts' is not Optional",
     "experiment=debug stages=[": "cannot read 'stages=['",
     "quickstart": "cannot read 'quickstart': write key=value",

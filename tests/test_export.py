@@ -312,6 +312,10 @@ def test_mistakes_are_one_line_and_leave_no_file(tmp_path: Path) -> None:
     _refused("say the same", pruned, tmp_path, budget=0.5, counts=counts, calibration=[make_inputs("digits")])
     timed = sttabt.Budget(time=0.5)
     _refused("a file's device alone can tell", pruned, tmp_path, budget=timed, calibration=[make_inputs("digits")])
+    few = sttabt.Budget(macs=0.5, samples=1)
+    _refused(
+        "budget.samples=1 has no effect beside cal", pruned, tmp_path, budget=few, calibration=[make_inputs("digits")]
+    )
     _refused("calibration is a Tensor: give a DataLoader", pruned, tmp_path, calibration=make_inputs("digits"))
     _refused("budget=50 is no share", pruned, tmp_path, budget=50, calibration=[make_inputs("digits")])
     _refused("budget=0.5 has no effect on a dense", make_pruned(make_example("digits"), "dense"), tmp_path, budget=0.5)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Subset
 
 from sttabt.backbones.vit import ViT
@@ -127,6 +128,20 @@ def test_compiled_steps_have_the_same_losses(splits: Splits, tmp_path: Path) -> 
         assert _moved(module.trained, before)
         losses.append(float(module.trainer.callback_metrics["base/loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["base", "approx", "prune"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_steps_on_a_cpu_attend_by_products_in_bf16_alone(
+    stage: str, precision: str, splits: Splits, tmp_path: Path
+) -> None:
+    settings = _settings("sparsity=concrete", f"hardware.precision={precision}", "hardware.accelerator=cpu")
+    settings.fast_dev_run = 1
+    module = _stage(stage, settings)
+    with profile(activities=[ProfilerActivity.CPU]) as traced:
+        fit(module, splits, settings, tmp_path, [])
+    fused = {event.key for event in traced.key_averages() if "flash_attention_for_cpu_backward" in event.key}
+    assert bool(fused) == (precision == "32-true")
 
 
 def test_optimiser_groups(splits: Splits, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from sttabt.settings import (
     TrainedSettings,
     TunedSettings,
     check_budget,
+    check_of_batches,
     method_names,
     method_settings,
 )
@@ -307,7 +308,9 @@ def _budget(budget: Any, sparsity: MethodSettings, given: Iterable[str]) -> Budg
     check_values(asked, "budget.")
     if not asked.asked:
         raise UserError(f"budget asks for nothing: give a share {A_SHARE}")
-    check_budget(Settings(sparsity=sparsity, budget=asked), given)
+    settings = Settings(sparsity=sparsity, budget=asked)
+    check_budget(settings, given)
+    check_of_batches(settings)
     return asked
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     # Imported here, where Ctrl-C is caught already.
     import hydra
 
-    from sttabt.cli.composition import VERSION_BASE, config_folder
+    from sttabt.cli.composition import VERSION_BASE, check_group, config_folder
     from sttabt.cli.help import help_text
     from sttabt.cli.messages import explain, is_mistake
     from sttabt.cli.sweep import JobsFailedError
@@ -38,6 +38,8 @@ def main() -> None:
     try:
         sys.argv[1:] = [new_override(argument) for argument in sys.argv[1:]]
         arguments = _read_arguments()
+        for override in arguments.overrides:
+            check_group(override)
         if arguments.help:
             sys.stdout.write(help_text(arguments.overrides, arguments.config_dir))
             return

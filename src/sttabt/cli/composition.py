@@ -6,6 +6,7 @@ Importing this module registers the schemas and the resolver, in this process an
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -31,6 +32,9 @@ from sttabt.settings.schedules import KEY as SCHEDULES
 
 VERSION_BASE = "1.3"
 OF_SEARCH = ("space", "trials", "sampler", "seed", "storage")  # of the sweeper that hparams_search chooses
+NO_NAME = re.compile(
+    r"null|true|false|[+-]?(nan|inf|[\d_.]+(e[+-]?\d+)?)", re.IGNORECASE
+)  # what Hydra reads as no text
 OPEN_NODES = ("model.arguments", "trainer", "callbacks", SCHEDULES)  # whose keys are checked elsewhere
 
 log = logging.getLogger(__name__)
@@ -96,6 +100,8 @@ def read_job(config: DictConfig, output: str | Path) -> Settings:
 def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebook") -> Settings:
     """The settings of one job, from Python: `compose_settings(["experiment=debug", "seed=1"])`."""
     overrides = [new_override(override) for override in overrides]
+    for override in overrides:
+        check_group(override)
     with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE, job_name="sttabt"):
         config = compose("config", overrides=overrides, return_hydra_config=True)
         with open_dict(config):
@@ -104,6 +110,20 @@ def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebo
     for line in without_effect(settings, overrides):
         log.warning(line)
     return settings
+
+
+def check_group(override: str) -> None:
+    """Raises UserError for a group of files that is given no name of one: null, a number, true."""
+    key, sign, value = override.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    folder = config_folder() / group
+    wrong = next((each for each in value.split(",") if NO_NAME.fullmatch(each.strip())), None)
+    if not sign or not group or wrong is None or not folder.is_dir():
+        return
+    names = [file.stem for file in folder.glob("*.yaml")]
+    none = f"{group}=none for none of them, or " if "none" in names else ""
+    rest = ", ".join(sorted(set(names) - {"none"}))
+    raise UserError(f"{group}={wrong.strip()} names no file of this group: give {none}one of {rest}")
 
 
 def unknown_setting(key: str) -> str:

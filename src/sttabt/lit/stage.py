@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sttabt.data.base import Batch, same_draws
 from sttabt.data.task import Task
 from sttabt.errors import UserError
+from sttabt.lit.attention import AttentionByProducts
 from sttabt.lit.decay import undecayed
 from sttabt.settings import TRAININGS, TrainingSettings
 from sttabt.store.artifacts import first_not_finite
@@ -71,7 +72,8 @@ class TrainingStage(L.LightningModule, ABC):
         if self.mix is not None:
             with same_draws(self.seed, self.global_step, self.global_rank, index):
                 batch = Batch(*self.mix(batch.inputs, batch.labels))
-        terms = self.terms(batch)
+        with AttentionByProducts():
+            terms = self.terms(batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name}={float(term.detach()):g}" for name, term in terms.items())

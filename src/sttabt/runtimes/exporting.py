@@ -26,7 +26,7 @@ from sttabt.runtimes.formats import RUNTIMES, find_runtime
 from sttabt.runtimes.graph import Graph, check_model, check_tokens
 from sttabt.runtimes.reading import ExportedModel
 from sttabt.runtimes.runtime import Runtime, one_line
-from sttabt.settings import BudgetSettings, method_settings
+from sttabt.settings import BudgetSettings, Settings, check_of_batches, method_settings
 from sttabt.system.files import write_atomically
 from sttabt.version import __version__
 
@@ -191,6 +191,7 @@ def _counts_at_budget(
                 f"budget asks for time={budget.time}, which a file's device alone can tell: give a share of the dense"
                 " file's multiply-adds, e.g. 0.5"
             )
+        check_of_batches(Settings(sparsity=pruned.method.settings, budget=budget))
         budget = budget.macs
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
         raise UserError(f"budget={budget!r} is no share of the dense file's multiply-adds: give one, e.g. 0.5")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sttabt.settings.approx import ApproxSettings
 from sttabt.settings.bench import BenchSettings, SpeedSettings
-from sttabt.settings.budget import BudgetSettings, check_budget
+from sttabt.settings.budget import BudgetSettings, check_budget, check_of_batches
 from sttabt.settings.dataset import METRICS, AugmentationSettings, DatasetSettings
 from sttabt.settings.hardware import HardwareSettings, processes_of, steps_of
 from sttabt.settings.methods import method_names, method_settings
@@ -51,6 +51,7 @@ __all__ = [
     "TrainingSettings",
     "TunedSettings",
     "check_budget",
+    "check_of_batches",
     "check_schedules",
     "method_names",
     "method_settings",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sttabt.errors import UserError
 from sttabt.settings.effects import no_effect
-from sttabt.settings.fields import SHARE_OR_NONE, at_least, setting
+from sttabt.settings.fields import SHARE_OR_NONE, at_least, initial, setting
 
 # By cost as rows name it, the share of what is asked within which a budget is reached.
 NEAR = {"macs_share": 0.02, "time_ratio": 0.05, "time_ratio_frozen": 0.05}
@@ -55,6 +55,20 @@ class BudgetSettings:
     def __str__(self) -> str:
         """As on the command line."""
         return f"budget.{self.asked}={self.share:g}"
+
+
+def check_of_batches(settings: Any) -> None:
+    """Raises UserError for a budget of Python that says what has no effect: where batches are given, they are what is
+    counted and timed. settings: the root.
+    """
+    for declared in fields(budget := settings.budget):
+        value, name = getattr(budget, declared.name), f"budget.{declared.name}={getattr(budget, declared.name)!r}"
+        if value == initial(declared):
+            continue
+        if declared.name in ("batch", "samples"):
+            raise UserError(f"{name} has no effect beside calibration batches, all of which are used: leave it out")
+        if reason := no_effect(settings, f"budget.{declared.name}"):
+            raise UserError(f"{name} has no effect: {reason}")
 
 
 def check_budget(settings: Any, given: Iterable[str]) -> None:
