@@ -19,6 +19,7 @@ from sttabt.engine.run import Run
 from sttabt.errors import UserError
 from sttabt.methods.base import Method, Predicted, SoftRun, dense_macs
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.cascade import cascade_macs, run_cascade
 from sttabt.pretrained.description import Preparation
 
 
@@ -88,6 +89,8 @@ class PrunedModel(nn.Module):
         if (real := self.base.real(inputs)).shape[0] == 0:
             return self._run_of_nothing(real)
         prepared = self.base.prepare(inputs)
+        if self.method.asks_network:
+            return run_cascade(self, prepared, self.method.run)
         with torch.no_grad():
             trace = self.trace(prepared)
         return self.method.run(self.base, prepared, trace)
@@ -106,6 +109,8 @@ class PrunedModel(nn.Module):
         """The hard plan of a method that decides beforehand. Raises UserError for inputs that the model cannot read."""
         self.base.check_inputs(inputs)
         prepared = self.base.prepare(inputs)
+        if self.method.asks_network:
+            return run_cascade(self, prepared, self.method.run).plan  # type: ignore[return-value]
         plan = self.method.plan(self.base, prepared, self.trace(prepared)).plan
         return plan.with_survivors() if self.base.reads_survivors else plan
 
@@ -129,6 +134,8 @@ class PrunedModel(nn.Module):
 
     def macs(self, run: Run) -> dict[str, float]:
         """Multiply-adds of a sample, part by part, mean over the batch of `run`, as `run` executes them."""
+        if self.method.asks_network:
+            return cascade_macs(self, run)
         return self.method.macs(self.base, run, self._traced())
 
     def dense_macs(self, real: Tensor) -> dict[str, float]:
@@ -154,6 +161,8 @@ class PrunedModel(nn.Module):
 
     def _form(self, form: Callable[..., Predicted], inputs: Any) -> Predicted:
         prepared = self.base.prepare(inputs)
+        if self.method.asks_network:
+            return run_cascade(self, prepared, form)  # type: ignore[arg-type]
         return form(self.base, prepared, self.trace(prepared))
 
     @torch.no_grad()

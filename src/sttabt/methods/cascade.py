@@ -1,0 +1,44 @@
+"""A cascade: what the approximate network is sure of it answers itself, and the base model computes nothing of it.
+
+Easy samples cost the planner alone, so that at the same mean cost hard ones keep most of their tokens. The network was
+distilled on the base model's prediction, too (METHOD section 1), so that it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sttabt.backbones.base import Backbone
+from sttabt.core.backtrack import plan_topk
+from sttabt.core.plan import Planned
+from sttabt.core.trace import AttentionTrace
+from sttabt.errors import UserError
+from sttabt.methods.base import PlannedMethod, TunedMethod
+
+
+class Cascade(PlannedMethod, TunedMethod):
+    compiles = False
+    asks_network = True
+
+    @property
+    def attention(self) -> str:
+        return "approximate"
+
+    def check(self, base: Backbone) -> None:
+        if base.embeds or base.architecture.classes < 2:
+            raise UserError(
+                f"{self.title} asks how sure a classifier is, and this model has none: choose backtracking instead"
+            )
+
+    def answered(self, prediction: Tensor) -> Tensor:
+        return prediction.softmax(-1).amax(-1) >= self.settings.sure
+
+    def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
+        assert trace is not None, "back-tracking needs an attention trace"
+        return plan_topk(trace, float(self.settings.keep_ratio), self.settings.propagation, self.outputs)
+
+    def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:
+        return sum(rows * tokens * (width + heads) for rows in scored)

@@ -1,0 +1,104 @@
+"""The cascade: who answers a sample, what that costs, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sttabt
+from sttabt.core.text import Text
+from sttabt.engine.dense import run_dense
+from sttabt.errors import UserError
+from sttabt.methods.base import dense_macs
+from sttabt.models.cascade import pick
+from sttabt.models.pruned import PrunedModel
+from sttabt.testing.models import make_example, make_inputs, make_pruned
+
+BACKBONES = ["digits", "lvvit", "lvvit_shared_stem", "lvvit_auxiliary", "bert", "distilbert"]
+
+
+def _probabilities(model: PrunedModel, inputs: Any) -> torch.Tensor:
+    """What the approximate network says of each sample, by the plain engine."""
+    assert model.approx is not None
+    return run_dense(model.approx.backbone, model.base.prepare(inputs)).logits.softmax(-1)
+
+
+def _halved(backbone: str) -> tuple[PrunedModel, Any, torch.Tensor]:
+    """A cascade whose network is sure of half of four samples; and of which."""
+    inputs = make_inputs(backbone)
+    model = make_pruned(make_example(backbone), "cascade")
+    likeliest = _probabilities(model, inputs).amax(-1)
+    threshold = float(likeliest.sort().values[1:3].mean())
+    model.method.settings.sure = threshold
+    return model, inputs, likeliest > threshold
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_sure_samples_have_the_networks_logits_and_the_others_those_of_back_tracking(backbone: str) -> None:
+    model, inputs, sure = _halved(backbone)
+    assert sure.sum() == 2
+    run = model.run(inputs)
+    other = make_pruned(make_example(backbone), "backtracking", keep_ratio=model.method.settings.keep_ratio)
+    expected = other.run(inputs)
+    torch.testing.assert_close(run.logits[sure].softmax(-1), _probabilities(model, inputs)[sure])
+    torch.testing.assert_close(run.logits[~sure], expected.logits[~sure])
+    assert torch.equal(run.plan.alive[~sure], expected.plan.alive[~sure])
+    assert not run.plan.alive[sure].any() and torch.equal(model.plan(inputs).alive, run.plan.alive)
+
+
+@pytest.mark.parametrize("backbone", ["digits", "lvvit_shared_stem"])
+@torch.no_grad()
+def test_what_is_answered_costs_the_network_and_the_stem_alone(backbone: str) -> None:
+    model, inputs, _ = _halved(backbone)
+    assert model.approx is not None
+    model.method.settings.sure = 0.01
+    run, network = model.run(inputs), model.approx.backbone
+    spent = model.macs(run)
+    stem = model.base.architecture.stem
+    assert spent["stem"] == stem and spent["projections"] == spent["attention"] == spent["planning"] == 0
+    whole = sum(dense_macs(network, torch.ones(1, model.base.tokens, dtype=torch.bool)).values())
+    assert 0.7 * whole < spent["approximate_network"] < whole  # its last layer computes what its head reads alone
+    assert sum(spent.values()) == pytest.approx(stem + spent["approximate_network"])
+
+
+@torch.no_grad()
+def test_nobody_is_surer_than_1() -> None:
+    model, inputs, _ = _halved("digits")
+    model.method.settings.sure = 1.0
+    assert model.run(inputs).plan.alive.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("backbone", ["bert_mean", "clip_embedding"])
+def test_an_encoder_without_a_classifier_is_refused(backbone: str) -> None:
+    with pytest.raises(UserError, match="asks how sure a classifier is.*backtracking"):
+        make_pruned(make_example(backbone), "cascade")
+
+
+def test_export_names_what_would_serve(tmp_path: Path) -> None:
+    model, _, _ = _halved("digits")
+    with pytest.raises(UserError, match="cascade .*dense, backtracking and concrete"):
+        sttabt.export(model, tmp_path / "model.onnx")
+
+
+def test_pick_takes_samples_of_every_kind_of_input() -> None:
+    places = torch.tensor([2, 0])
+    images = torch.arange(6.0).view(3, 2)
+    assert torch.equal(pick(images, places), images[[2, 0]])
+    text = Text(torch.arange(6).view(3, 2), torch.zeros(3, 2).long(), torch.ones(3, 2).bool())
+    assert isinstance(pick(text, places), Text) and torch.equal(pick(text, places).ids, text.ids[[2, 0]])
+    base = make_example("lvvit_shared_stem").base
+    prepared: Any = base.prepare(make_inputs("lvvit_shared_stem"))
+    few: Any = pick(prepared, places)
+    assert few.stem is prepared.stem and torch.equal(few.features, prepared.features[places])
+
+
+def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    model, inputs, _ = _halved("digits")
+    model.save_pretrained(tmp_path / "saved")
+    again = sttabt.load(tmp_path / "saved")
+    assert again.method.settings == model.method.settings
+    assert torch.equal(again.run(inputs).logits, model.run(inputs).logits)
