@@ -15,7 +15,7 @@ from sttabt.errors import UserError
 from sttabt.methods.base import dense_macs
 from sttabt.models.cascade import pick
 from sttabt.models.pruned import PrunedModel
-from sttabt.testing.models import make_example, make_inputs, make_pruned
+from sttabt.testing.models import make_example, make_pruned
 
 BACKBONES = ["digits", "lvvit", "lvvit_shared_stem", "lvvit_auxiliary", "bert", "distilbert"]
 
@@ -28,7 +28,7 @@ def _probabilities(model: PrunedModel, inputs: Any) -> torch.Tensor:
 
 def _halved(backbone: str) -> tuple[PrunedModel, Any, torch.Tensor]:
     """A cascade whose network is sure of half of four samples; and of which."""
-    inputs = make_inputs(backbone)
+    inputs = make_example(backbone).inputs
     model = make_pruned(make_example(backbone), "cascade")
     likeliest = _probabilities(model, inputs).amax(-1)
     threshold = float(likeliest.sort().values[1:3].mean())
@@ -72,7 +72,7 @@ def test_nobody_is_surer_than_1() -> None:
     assert model.run(inputs).plan.alive.flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("backbone", ["bert_mean", "clip_embedding"])
+@pytest.mark.parametrize("backbone", ["bert_mean", "siglip_embedding"])
 def test_an_encoder_without_a_classifier_is_refused(backbone: str) -> None:
     with pytest.raises(UserError, match="asks how sure a classifier is.*backtracking"):
         make_pruned(make_example(backbone), "cascade")
@@ -90,8 +90,8 @@ def test_pick_takes_samples_of_every_kind_of_input() -> None:
     assert torch.equal(pick(images, places), images[[2, 0]])
     text = Text(torch.arange(6).view(3, 2), torch.zeros(3, 2).long(), torch.ones(3, 2).bool())
     assert isinstance(pick(text, places), Text) and torch.equal(pick(text, places).ids, text.ids[[2, 0]])
-    base = make_example("lvvit_shared_stem").base
-    prepared: Any = base.prepare(make_inputs("lvvit_shared_stem"))
+    base, inputs = make_example("lvvit_shared_stem")[:2]
+    prepared: Any = base.prepare(inputs)
     few: Any = pick(prepared, places)
     assert few.stem is prepared.stem and torch.equal(few.features, prepared.features[places])
 
