@@ -74,13 +74,13 @@ def test_nobody_is_surer_than_1() -> None:
 
 @pytest.mark.parametrize("backbone", ["bert_mean", "siglip_embedding"])
 def test_an_encoder_without_a_classifier_is_refused(backbone: str) -> None:
-    with pytest.raises(UserError, match="asks how sure a classifier is.*backtracking"):
+    with pytest.raises(UserError, match=r"asks how sure a classifier is.*backtracking"):
         make_pruned(make_example(backbone), "cascade")
 
 
 def test_export_names_what_would_serve(tmp_path: Path) -> None:
     model, _, _ = _halved("digits")
-    with pytest.raises(UserError, match="cascade .*dense, backtracking and concrete"):
+    with pytest.raises(UserError, match=r"cascade .*dense, backtracking and concrete"):
         sttabt.export(model, tmp_path / "model.onnx")
 
 

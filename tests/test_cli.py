@@ -97,6 +97,8 @@ MISTAKES = {
     "experiment=debug approx.training.grad_clip_norm=-1": "approx.training.grad_clip_norm=-1.0 is out of range",
     "experiment=debug dataset.validation_share=1": "dataset.validation_share=1.0 is out of range",
     "experiment=debug stages=[]": "stages=[] leaves nothing to do",
+    "experiment=debug sparsity=cascade approx.prediction_weight=0": "sparsity=cascade answers by what the approximate"
+    " network predicts, which approx.prediction_weight=0 does not teach it: set it above 0",
     "experiment=debug stages=[bse]": "stages=bse is unknown: did you mean 'base'?",
     "experiment=debug logger.kind=wandb_ofline": "logger.kind=wandb_ofline is unknown: did you mean 'wandb_offline'?",
     "experiment=debug resume=atuo": "resume=atuo is unknown: did you mean 'auto'?",

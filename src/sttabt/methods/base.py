@@ -72,7 +72,6 @@ class Method(nn.Module, ABC):
 
     takes_counts: ClassVar[bool] = False  # whether `order` says which tokens stay where their number is given
     compiles: ClassVar[bool] = False  # whether torch.compile takes whole what is captured of it as a graph
-    asks_network: ClassVar[bool] = False  # whether the approximate network's own prediction may be the answer
 
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__()
@@ -136,8 +135,8 @@ class Method(nn.Module, ABC):
         return (*map(float, counts[1:-1]), float(tokens - self.outputs if self.pools else self.outputs))
 
     def answered(self, prediction: Tensor) -> Tensor:
-        """The samples (B,) bool that the approximate network's logits (B, classes) are the answer to, of a method that
-        `asks_network`: no other part of the method sees them.
+        """The samples (B,) bool that the approximate network's logits (B, classes) are the answer to, of a method whose
+        settings say `asks_network`: no other part of the method sees them.
         """
         raise UserError(f"{self.title} does not ask the approximate network what it predicts")
 

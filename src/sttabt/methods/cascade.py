@@ -21,7 +21,6 @@ from sttabt.methods.base import PlannedMethod, TunedMethod
 
 class Cascade(PlannedMethod, TunedMethod):
     compiles = False
-    asks_network = True
 
     @property
     def attention(self) -> str:

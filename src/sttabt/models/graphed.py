@@ -31,7 +31,7 @@ def capturing_problems(pruned: PrunedModel) -> list[str]:
     found = []
     if pruned.base.may_pad:
         found.append("texts differ in length from batch to batch")
-    if pruned.method.asks_network:
+    if pruned.method.settings.asks_network:
         found.append(f"{pruned.method.title} sends on to the base model as many samples as it is not sure of")
     elif not (pruned.method.is_static or "planning" in pruned.method.steps()):
         found.append(f"{pruned.method.title} decides on the host, or layer by layer, how many tokens are left")

@@ -89,7 +89,7 @@ class PrunedModel(nn.Module):
         if (real := self.base.real(inputs)).shape[0] == 0:
             return self._run_of_nothing(real)
         prepared = self.base.prepare(inputs)
-        if self.method.asks_network:
+        if self.method.settings.asks_network:
             return run_cascade(self, prepared, self.method.run)
         with torch.no_grad():
             trace = self.trace(prepared)
@@ -109,7 +109,7 @@ class PrunedModel(nn.Module):
         """The hard plan of a method that decides beforehand. Raises UserError for inputs that the model cannot read."""
         self.base.check_inputs(inputs)
         prepared = self.base.prepare(inputs)
-        if self.method.asks_network:
+        if self.method.settings.asks_network:
             return run_cascade(self, prepared, self.method.run).plan  # type: ignore[return-value]
         plan = self.method.plan(self.base, prepared, self.trace(prepared)).plan
         return plan.with_survivors() if self.base.reads_survivors else plan
@@ -134,7 +134,7 @@ class PrunedModel(nn.Module):
 
     def macs(self, run: Run) -> dict[str, float]:
         """Multiply-adds of a sample, part by part, mean over the batch of `run`, as `run` executes them."""
-        if self.method.asks_network:
+        if self.method.settings.asks_network:
             return cascade_macs(self, run)
         return self.method.macs(self.base, run, self._traced())
 
@@ -161,7 +161,7 @@ class PrunedModel(nn.Module):
 
     def _form(self, form: Callable[..., Predicted], inputs: Any) -> Predicted:
         prepared = self.base.prepare(inputs)
-        if self.method.asks_network:
+        if self.method.settings.asks_network:
             return run_cascade(self, prepared, form)  # type: ignore[arg-type]
         return form(self.base, prepared, self.trace(prepared))
 

@@ -240,7 +240,7 @@ def check_it_reaches_its_budget(case: Case) -> None:
 def answered(model: PrunedModel, run: Run) -> Tensor:
     """The samples (B,) bool of which no token lives, as they may under a method that asks the network."""
     none = ~run.plan.alive.flatten(1).any(1)
-    return none if model.method.asks_network else torch.zeros_like(none)
+    return none if model.method.settings.asks_network else torch.zeros_like(none)
 
 
 @torch.inference_mode()

@@ -43,6 +43,7 @@ def check(settings: Settings, given: Iterable[str] = ()) -> None:
     check_weights(settings)
     check_files(settings)
     _check_precision(settings)
+    _check_prediction(settings)
     source.check(settings.dataset)
     check_lightning(settings)
     check_packages(settings)
@@ -69,3 +70,12 @@ def _check_precision(settings: Settings) -> None:
     precision, accelerator = settings.evaluation.precision, settings.hardware.accelerator
     if precision != "float32" and accelerator in ("cpu", "auto"):
         raise UserError(f"evaluation.precision={precision} is for GPUs: set float32, or hardware=gpu")
+
+
+def _check_prediction(settings: Settings) -> None:
+    method, approx = settings.sparsity.method, settings.approx
+    if settings.sparsity.asks_network and not (approx.prediction_weight or approx.checkpoint):
+        raise UserError(
+            f"sparsity={method} answers by what the approximate network predicts, which approx.prediction_weight=0 does"
+            " not teach it: set it above 0"
+        )

@@ -29,6 +29,7 @@ class MethodSettings:
     rising: ClassVar[tuple[Any, ...]] = ()  # values of the knob from few tokens to many, for the same tests
 
     at_budget: ClassVar[dict[str, Any]] = {}  # settings that a budget gives beside its dial, for smaller steps of cost
+    asks_network: ClassVar[bool] = False  # whether the approximate network's own prediction may be the answer
     kept_by: ClassVar[str] = ""  # the setting that says how many tokens are kept, which a schedule `keep` moves
 
     method: str = setting(MISSING, "the method's name")

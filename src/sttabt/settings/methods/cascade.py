@@ -20,6 +20,7 @@ class CascadeSettings(TunedSettings):
     examples = ({}, {"sure": 0.3}, {"sure": 0.01}, {"keep_ratio": 0.3, "sure": 1.0})
     rising = (0.01, 1.0)
     kept_by = "keep_ratio"
+    asks_network = True
 
     sure: float = setting(
         0.9,
@@ -28,7 +29,10 @@ class CascadeSettings(TunedSettings):
         knob=True,
     )
     keep_ratio: float = setting(
-        0.7, "share of real tokens found by every layer, of samples that the base model reads", SHARE_ABOVE_ZERO
+        0.7,
+        "share of real tokens found by every layer, of samples that the base model reads",
+        SHARE_ABOVE_ZERO,
+        scheduled=True,
     )
     propagation: float = setting(0.1, "p: how much a row's own impact weighs against a plain mean", SHARE)
 
