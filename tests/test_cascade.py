@@ -85,7 +85,7 @@ def test_export_names_what_would_serve(tmp_path: Path) -> None:
 
 
 def test_pick_takes_samples_of_every_kind_of_input() -> None:
-    places = torch.tensor([2, 0])
+    places = [2, 0]
     images = torch.arange(6.0).view(3, 2)
     assert torch.equal(pick(images, places), images[[2, 0]])
     text = Text(torch.arange(6).view(3, 2), torch.zeros(3, 2).long(), torch.ones(3, 2).bool())
@@ -94,6 +94,16 @@ def test_pick_takes_samples_of_every_kind_of_input() -> None:
     prepared: Any = base.prepare(inputs)
     few: Any = pick(prepared, places)
     assert few.stem is prepared.stem and torch.equal(few.features, prepared.features[places])
+
+
+@pytest.mark.parametrize("sure", [0.01, 1.0])
+def test_an_image_of_nan_is_named_whoever_would_answer_it(sure: float) -> None:
+    model, inputs, _ = _halved("digits")
+    model.method.settings.sure = sure
+    inputs[2, 0, 3, 3] = torch.nan
+    for each in (model, sttabt.freeze(model)):
+        with pytest.raises(UserError, match="image 2 of the batch holds NaN or infinity"):
+            each.run(inputs)
 
 
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
+from sttabt.core.counts import counts_on
 from sttabt.core.plan import TokenPlan, keep_all
+from sttabt.core.text import MeasuredText
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
 from sttabt.engine.run import Run
@@ -26,12 +28,18 @@ def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
     assert model.approx is not None, "checked when constructed"
     network, real = model.approx.backbone, model.base.real(inputs)
     with torch.no_grad():
-        prediction = run_dropped(network, inputs, _whole(network, real))
-        places = (~model.method.answered(prediction)).nonzero()[:, 0]
+        prediction = run_dropped(network, inputs, _whole(network, real), _whole_counts(network, inputs))
+        unread = model.base.unreadable(inputs)
+        answered = model.method.answered(prediction)
+        # One copy to the host says who goes on, and what no model can read.
+        unsure, refused = torch.stack([~answered, answered & False if unread is None else unread]).tolist()
+        if any(refused):
+            model.base.check_numbers(inputs)
+        left = [sample for sample, goes_on in enumerate(unsure) if goes_on]
         lifetime = torch.zeros_like(real, dtype=torch.int64)
-        if not len(places):
+        if not left:
             return Run(prediction, TokenPlan(lifetime, model.base.layers), real)
-        rest = pick(inputs, places)
+        rest, places = pick(inputs, left), counts_on(real.device, left)
         trace = model.trace(rest)
     run = form(model.base, rest, trace)
     lifetime = lifetime.index_copy(0, places, run.plan.lifetime)  # type: ignore[union-attr]
@@ -56,13 +64,23 @@ def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
     return found
 
 
-def pick(inputs: Any, places: Tensor) -> Any:
+def pick(inputs: Any, samples: Sequence[int]) -> Any:
     """These samples of prepared inputs: images, a Text, or images with what a stem made of them."""
     if isinstance(inputs, Tensor):
-        return inputs[places]
-    return type(inputs)(*(each[places] if isinstance(each, Tensor) else each for each in inputs))
+        return inputs[counts_on(inputs.device, samples)]
+    picked = type(inputs)(*(pick(each, samples) if isinstance(each, Tensor) else each for each in inputs))
+    if isinstance(inputs, MeasuredText) and inputs.lengths is not None:
+        return MeasuredText.of(picked, [inputs.lengths[sample] for sample in samples])
+    return picked
 
 
 def _whole(network: Backbone, real: Tensor) -> TokenPlan:
+    """All tokens; of the last layer what the head reads."""
     plan = keep_all(real, network.layers, network.outputs)
     return plan.with_survivors() if network.reads_survivors else plan
+
+
+def _whole_counts(network: Backbone, inputs: Any) -> list[Sequence[int]]:
+    """Tokens of each sample at every boundary of that plan, which the host knows."""
+    lengths = list(network.lengths(inputs))
+    return [*[lengths] * network.layers, lengths if network.reads_survivors else [network.outputs] * len(lengths)]
