@@ -106,6 +106,20 @@ def test_an_image_of_nan_is_named_whoever_would_answer_it(sure: float) -> None:
             each.run(inputs)
 
 
+def test_a_budget_says_how_near_it_is_on_other_samples(caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs, _ = _halved("digits")
+    sttabt.calibrate(model, 0.6, [inputs])
+    run = model.run(inputs)
+    went_on = int(run.plan.alive.flatten(1).any(1).sum())
+    assert 0 < went_on < 4
+    line = next(record.getMessage() for record in caplog.records if "go on to the base model" in record.getMessage())
+    reached = model.calibration.reached if model.calibration else 0.0
+    assert f"found on 4 samples, of which {went_on} go on" in line and "budget.samples=0" in line
+    # The share that goes on, p, has a standard error of sqrt(p (1 - p) / n); the cost is about in proportion to p.
+    share = went_on / 4
+    assert f"by {reached * (share * (1 - share) / 4) ** 0.5 / share:.2g};" in line
+
+
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     model, inputs, _ = _halved("digits")
     model.save_pretrained(tmp_path / "saved")

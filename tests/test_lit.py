@@ -202,7 +202,7 @@ def test_hard_masks_send_gradients_to_the_base_model_alone() -> None:
 
 TUNED = {
     "random": [], "forward_topk": [], "backtracking": [], "backtracking_actual": [], "tome": ["sparsity.merged=2"],
-    "pitome": ["sparsity.keep_ratio=0.6"], "class_attention": [], "evit": [], "ats": [],
+    "pitome": ["sparsity.keep_ratio=0.6"], "class_attention": [], "evit": [], "ats": [], "cascade": [],
 }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_the_rivals_of_text_run(stand_in: Path, monkeypatch: pytest.MonkeyPatch)
     main()
     rows = [Row.read(path) for path in Path("runs").rglob("row.json")]
     assert {row.method for row in rows} == set(method_names())
-    assert len(rows) == 24 and sum(row.budget is None for row in rows) == 2, "dense and the control have none"
+    assert len(rows) == 25 and sum(row.budget is None for row in rows) == 2, "dense and the control have none"
     assert list(Path("runs").rglob("rivals.md"))
 
 

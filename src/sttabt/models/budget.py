@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from statistics import median
@@ -47,11 +48,13 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
         found = find_value(cost, budget.share, within, meter.tolerance, meter.most)
         value, reached = meter.settled(cost, budget.share, found)
         turn(frozen, value)
-        kept = _kept(frozen, batches)
+        kept, went_on, samples = _kept(frozen, batches)
     turn(model, value)
     at = getattr(model.method.settings, dial)
     model.calibration = Calibration(meter.of, budget.share, reached, dial, at, kept)
     _say(model, budget, model.calibration)
+    if model.method.settings.asks_network and 0 < went_on < samples:
+        _say_how_sure(budget, reached, went_on, samples)
     return model.calibration
 
 
@@ -120,13 +123,16 @@ class _Timed:
         return found
 
 
-def _kept(model: PrunedModel, batches: Sequence[Any]) -> float:
-    total, samples = 0.0, 0
+def _kept(model: PrunedModel, batches: Sequence[Any]) -> tuple[float, int, int]:
+    """The share of real tokens that layers write; how many samples keep a token at all, of how many."""
+    total, went_on, samples = 0.0, 0, 0
     for inputs in batches:
         run = model.run(inputs)
-        total += float(run.plan.occupancy(run.real)[:, 1:].mean(1).double().sum())
+        occupancy = run.plan.occupancy(run.real)
+        total += float(occupancy[:, 1:].mean(1).double().sum())
+        went_on += int((occupancy[:, 0] > 0).sum())
         samples += len(run.real)
-    return total / samples
+    return total / samples, went_on, samples
 
 
 def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None:
@@ -139,3 +145,16 @@ def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None
         log.warning("%s is more than %s needs here: %s, the nearest that can be had", budget, label, where)
     else:
         log.warning("%s cannot be reached by %s: %s, the nearest that can", budget, label, where)
+
+
+def _say_how_sure(budget: BudgetSettings, reached: float, went_on: int, samples: int) -> None:
+    """Where a sample costs little or nearly all, few of them say little of the mean of others: its standard error, of
+    samples that cost nothing or all alike, which is no less than the true one.
+    """
+    error = reached * math.sqrt((1 / went_on) - (1 / samples))
+    if error > NEAR["macs_share"] * reached:
+        log.warning(
+            "%s was found on %d samples, of which %d go on to the base model: of others the share may differ by %.2g;"
+            " give more samples to be nearer (budget.samples=0: all of validation)",
+            *(budget, samples, went_on, error),
+        )
