@@ -114,13 +114,16 @@ def compose_settings(overrides: Sequence[str], output: str | Path = "runs/notebo
 
 def check_group(override: str) -> None:
     """Raises UserError for a group of files that is given no name of one: null, a number, true."""
-    key, sign, value = override.partition("=")
+    key, _, value = override.partition("=")
     group = key.lstrip("+").partition("@")[0]
-    folder = config_folder() / group
     wrong = next((each for each in value.split(",") if NO_NAME.fullmatch(each.strip())), None)
-    if not sign or not group or wrong is None or not folder.is_dir():
+    if wrong is None:
         return
-    names = [file.stem for file in folder.glob("*.yaml")]
+    # Any text may stand in front of the sign, so that it is not tried as a path.
+    folders = {folder.relative_to(config_folder()).as_posix(): folder for folder in config_folder().rglob("*/")}
+    if group not in folders:
+        return
+    names = [file.stem for file in folders[group].glob("*.yaml")]
     none = f"{group}=none for none of them, or " if "none" in names else ""
     rest = ", ".join(sorted(set(names) - {"none"}))
     raise UserError(f"{group}={wrong.strip()} names no file of this group: give {none}one of {rest}")

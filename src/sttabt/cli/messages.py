@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sttabt.cli.composition import setting_names, unknown_setting
-from sttabt.errors import UserError, nearest
+from sttabt.errors import UserError, nearest, printable
 from sttabt.system.faults import system_fault
 
 # What a user's mistake can raise on the way to settings.
@@ -53,7 +53,8 @@ def explain(error: BaseException) -> str:
     if not isinstance(error, (*MISTAKES, ValueError)):
         return _one_line(f"the command line makes no sense to Hydra ({error}): see to its overrides one by one")
     if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}': write key=value, and quote a value that has signs in it"
+        given = printable(str(error.override))
+        return f"cannot read '{given}': write key=value, and quote a value that has signs in it"
     text = "\n".join([str(error), str(error.__cause__ or "")])
     if sweep := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'", text):
         return f"{sweep[1]} names several values: add -m to sweep over them"
