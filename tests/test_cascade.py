@@ -65,6 +65,11 @@ def test_what_is_answered_costs_the_network_and_the_stem_alone(backbone: str) ->
     assert sum(spent.values()) == pytest.approx(stem + spent["approximate_network"])
 
 
+def test_no_part_is_timed_that_a_run_does_not_compute() -> None:
+    model, _, _ = _halved("digits")
+    assert not model.steps() and make_pruned(make_example("digits"), "backtracking").steps()
+
+
 @torch.no_grad()
 def test_nobody_is_surer_than_1() -> None:
     model, inputs, _ = _halved("digits")

@@ -76,11 +76,11 @@ def test_dropout_drops_probabilities_and_keeps_their_mean() -> None:
     assert float(attended.mean()) == pytest.approx(0.1, abs=0.01)
 
 
-def _calls(autocast: bool, **named: Any) -> set[str]:
+def _calls(autocast: bool, *more: Any, **named: Any) -> set[str]:
     values = _drawn((2, 2, 6, 8), 6)
     half = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     with profile(activities=[ProfilerActivity.CPU]) as traced, half, AttentionByProducts():
-        F.scaled_dot_product_attention(*values, **named)
+        F.scaled_dot_product_attention(*values, *more, **named)
     return {event.key for event in traced.key_averages()}
 
 
@@ -88,5 +88,6 @@ def test_torchs_own_kernel_stays_where_it_is_right_or_faster(monkeypatch: pytest
     assert FUSED not in _calls(True)
     assert FUSED in _calls(False)  # float32, in a real run
     assert FUSED in _calls(True, is_causal=True)
+    assert FUSED in _calls(True, None, 0.0, True)  # likewise, by place
     monkeypatch.setattr(lit_attention, "MOST", 2 * 2 * 6 * 6 - 1)
     assert FUSED in _calls(True)  # too many probabilities to keep

@@ -24,12 +24,22 @@ class AttentionByProducts(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and _is_slow(*args[:2], **kwargs):
+        if func is F.scaled_dot_product_attention and _is_slow(*args, **kwargs):
             return _by_products(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _is_slow(query: Tensor, key: Tensor, *_: Any, is_causal: bool = False, enable_gqa: bool = False, **__: Any) -> bool:
+def _is_slow(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> bool:
+    """Arguments as torch's, by place or by name, so that none is passed over."""
     if query.device.type != "cpu" or is_causal or enable_gqa or not torch.is_autocast_enabled("cpu"):
         return False
     probabilities = query.shape[:-1].numel() * key.shape[-2]
@@ -42,10 +52,11 @@ def _by_products(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    *_: Any,
+    is_causal: bool = False,
     scale: float | None = None,
-    **__: Any,
+    enable_gqa: bool = False,
 ) -> Tensor:
+    """Of queries (B, H, n, d), in bf16. Neither causal nor grouped: `_is_slow` says no to both."""
     with torch.autocast("cpu", enabled=False):  # it would keep the probabilities in float32
         query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)

@@ -148,13 +148,13 @@ def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None
 
 
 def _say_how_sure(budget: BudgetSettings, reached: float, went_on: int, samples: int) -> None:
-    """Where a sample costs little or nearly all, few of them say little of the mean of others: its standard error, of
-    samples that cost nothing or all alike, which is no less than the true one.
+    """Where a sample costs little or nearly all, few of them say little of the mean of others: its standard error, as
+    if answered samples cost nothing and the others alike.
     """
     error = reached * math.sqrt((1 / went_on) - (1 / samples))
     if error > NEAR["macs_share"] * reached:
         log.warning(
             "%s was found on %d samples, of which %d go on to the base model: of others the share may differ by %.2g;"
-            " give more samples to be nearer (budget.samples=0: all of validation)",
+            " more samples, where there are more, come nearer (budget.samples=0: all of validation)",
             *(budget, samples, went_on, error),
         )

@@ -127,8 +127,11 @@ class PrunedModel(nn.Module):
     def steps(self) -> dict[str, Callable[[Any], object]]:
         """What of a run can be timed by itself, by names of core.cost.PARTS, each from a batch of inputs.
 
-        Each begins with the one before it: a plan begins with the attention that it reads.
+        Each begins with the one before it: a plan begins with the attention that it reads. A cascade has none: what
+        it asks of all samples and what of the rest cannot be told apart by steps on whole batches.
         """
+        if self.method.settings.asks_network:
+            return {}
         traced = {"approximate_network": self._traces} if self.method.attention == "approximate" else {}
         return traced | {name: partial(self._step, step) for name, step in self.method.steps().items()}
 
