@@ -15,7 +15,7 @@ class CascadeSettings(TunedSettings):
     title = "cascade"
     source = "this suite; back-tracking: STTABT section 3.2"
     implementation = "sttabt.methods.cascade:Cascade"
-    colour = "#882255"
+    colour = "#9966FF"
     order = 2
     examples = ({}, {"sure": 0.3}, {"sure": 0.01}, {"keep_ratio": 0.3, "sure": 1.0})
     rising = (0.01, 1.0)
