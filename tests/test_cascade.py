@@ -65,6 +65,26 @@ def test_what_is_answered_costs_the_network_and_the_stem_alone(backbone: str) ->
     assert sum(spent.values()) == pytest.approx(stem + spent["approximate_network"])
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_where_all_tokens_are_kept_the_rest_is_the_dense_model_and_nothing_is_planned(backbone: str) -> None:
+    model, inputs, sure = _halved(backbone)
+    model.method.settings.keep_ratio = 1.0
+    run = model.run(inputs)
+    torch.testing.assert_close(run.logits[~sure], run_dense(model.base, model.base.prepare(inputs)).logits[~sure])
+    spent = model.macs(run)
+    model.method.settings.sure = 0.01
+    asked = model.macs(model.run(inputs))
+    assert spent["planning"] == 0 and spent["approximate_network"] == asked["approximate_network"]
+    if backbone in ("digits", "lvvit_shared_stem"):  # of equally many tokens; of the last layer what the head reads
+        layers, tokens = model.base.layers, model.base.tokens
+        computed = ((layers - 1) * tokens + model.base.outputs) / (layers * tokens)
+        assert spent["feed_forward"] == pytest.approx(computed / 2 * model.dense_macs(run.real)["feed_forward"])
+    frozen = sttabt.freeze(model)
+    frozen.method.settings.sure = model.method.settings.sure = 1.0
+    torch.testing.assert_close(frozen.run(inputs).logits, model.run(inputs).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_no_part_is_timed_that_a_run_does_not_compute() -> None:
     model, _, _ = _halved("digits")
     assert not model.steps() and make_pruned(make_example("digits"), "backtracking").steps()

@@ -140,6 +140,11 @@ class Method(nn.Module, ABC):
         """
         raise UserError(f"{self.title} does not ask the approximate network what it predicts")
 
+    @property
+    def tracks(self) -> bool:
+        """Whether the samples that the network does not answer are planned by a trace, of such a method."""
+        return True
+
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run that a trained method learns on; arguments as in `run`."""
         raise UserError(f"{self.title} has nothing to train")

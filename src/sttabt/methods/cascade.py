@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import plan_topk
-from sttabt.core.plan import Planned
+from sttabt.core.plan import Planned, keep_all
 from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
 from sttabt.methods.base import PlannedMethod, TunedMethod
@@ -35,8 +35,14 @@ class Cascade(PlannedMethod, TunedMethod):
     def answered(self, prediction: Tensor) -> Tensor:
         return prediction.softmax(-1).amax(-1) >= self.settings.sure
 
+    @property
+    def tracks(self) -> bool:
+        """Where all tokens are kept there is nothing to plan."""
+        return float(self.settings.keep_ratio) < 1
+
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
-        assert trace is not None, "back-tracking needs an attention trace"
+        if trace is None:
+            return Planned(keep_all(base.real(inputs), base.layers, self.outputs))
         return plan_topk(trace, float(self.settings.keep_ratio), self.settings.propagation, self.outputs)
 
     def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:

@@ -40,7 +40,7 @@ def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
         if not left:
             return Run(prediction, TokenPlan(lifetime, model.base.layers), real)
         rest, places = pick(inputs, left), counts_on(real.device, left)
-        trace = model.trace(rest)
+        trace = model.trace(rest) if model.method.tracks else None
     run = form(model.base, rest, trace)
     lifetime = lifetime.index_copy(0, places, run.plan.lifetime)  # type: ignore[union-attr]
     logits = prediction.to(run.logits.dtype).index_copy(0, places, run.logits)
@@ -58,7 +58,8 @@ def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
     if share:
         plan = TokenPlan(run.plan.lifetime[rest], run.plan.layers)  # type: ignore[union-attr]
         own = Run(run.logits[rest], plan, run.real[rest], run.scored)
-        found = {part: share * value for part, value in method.macs(model.base, own, network).items()}
+        traced = network if method.tracks else None
+        found = {part: share * value for part, value in method.macs(model.base, own, traced).items()}
     found["approximate_network"] += sum(asked.values())
     found["stem"] += (1 - share) * model.base.architecture.stem  # computed of all before anybody is asked
     return found

@@ -17,7 +17,7 @@ class CascadeSettings(TunedSettings):
     implementation = "sttabt.methods.cascade:Cascade"
     colour = "#9966FF"
     order = 2
-    examples = ({}, {"sure": 0.3}, {"sure": 0.01}, {"keep_ratio": 0.3, "sure": 1.0})
+    examples = ({}, {"sure": 0.3}, {"sure": 0.01}, {"keep_ratio": 0.3, "sure": 1.0}, {"keep_ratio": 1.0})
     rising = (0.01, 1.0)
     kept_by = "keep_ratio"
     asks_network = True
@@ -30,7 +30,7 @@ class CascadeSettings(TunedSettings):
     )
     keep_ratio: float = setting(
         0.7,
-        "share of real tokens found by every layer, of samples that the base model reads",
+        "share of real tokens found by every layer, of samples that the base model reads; 1: those are not planned",
         SHARE_ABOVE_ZERO,
         scheduled=True,
     )
