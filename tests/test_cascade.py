@@ -91,6 +91,18 @@ def test_no_part_is_timed_that_a_run_does_not_compute() -> None:
 
 
 @torch.no_grad()
+def test_a_plan_computes_no_layer_of_the_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, sure = _halved("digits")
+    computed: list[int] = []
+    finish = model.base.finish
+    monkeypatch.setattr(model.base, "finish", lambda layer, *rest: (computed.append(layer), finish(layer, *rest))[1])
+    alive = model.plan(inputs).alive
+    assert not computed and torch.equal(~alive.flatten(1).any(1), sure)
+    model.run(inputs)
+    assert computed == list(range(model.base.layers))
+
+
+@torch.no_grad()
 def test_nobody_is_surer_than_1() -> None:
     model, inputs, _ = _halved("digits")
     model.method.settings.sure = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,28 +23,33 @@ if TYPE_CHECKING:
 Form = Callable[[Backbone, Any, AttentionTrace | None], Run]
 
 
+class Asked(NamedTuple):
+    """prediction: the network's logits (B, classes); real: (B, N) bool; left: samples that it is not sure of."""
+
+    prediction: Tensor
+    real: Tensor
+    left: list[int]
+
+
 def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
     """`form` of the samples that the network is not sure of; no token of the others lives. inputs: prepared."""
-    assert model.approx is not None, "checked when constructed"
-    network, real = model.approx.backbone, model.base.real(inputs)
-    with torch.no_grad():
-        prediction = run_dropped(network, inputs, _whole(network, real), _whole_counts(network, inputs))
-        unread = model.base.unreadable(inputs)
-        answered = model.method.answered(prediction)
-        # One copy to the host says who goes on, and what no model can read.
-        unsure, refused = torch.stack([~answered, answered & False if unread is None else unread]).tolist()
-        if any(refused):
-            model.base.check_numbers(inputs)
-        left = [sample for sample, goes_on in enumerate(unsure) if goes_on]
-        lifetime = torch.zeros_like(real, dtype=torch.int64)
-        if not left:
-            return Run(prediction, TokenPlan(lifetime, model.base.layers), real)
-        rest, places = pick(inputs, left), counts_on(real.device, left)
-        trace = model.trace(rest) if model.method.tracks else None
-    run = form(model.base, rest, trace)
-    lifetime = lifetime.index_copy(0, places, run.plan.lifetime)  # type: ignore[union-attr]
-    logits = prediction.to(run.logits.dtype).index_copy(0, places, run.logits)
-    return Run(logits, TokenPlan(lifetime, model.base.layers), real, run.scored)
+    asked = _ask(model, inputs)
+    if not asked.left:
+        return Run(asked.prediction, _plan_of(model, asked, None), asked.real)
+    rest = pick(inputs, asked.left)
+    run = form(model.base, rest, _trace(model, rest))
+    logits = asked.prediction.to(run.logits.dtype).index_copy(0, _places(asked), run.logits)
+    return Run(logits, _plan_of(model, asked, run.plan), asked.real, run.scored)  # type: ignore[arg-type]
+
+
+def plan_cascade(model: PrunedModel, inputs: Any) -> TokenPlan:
+    """The plan of that run, for which the base model computes no layer. inputs: prepared."""
+    asked = _ask(model, inputs)
+    if not asked.left:
+        return _plan_of(model, asked, None)
+    rest = pick(inputs, asked.left)
+    plan = model.method.plan(model.base, rest, _trace(model, rest)).plan
+    return _plan_of(model, asked, plan.with_survivors() if model.base.reads_survivors else plan)
 
 
 def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
@@ -73,6 +78,37 @@ def pick(inputs: Any, samples: Sequence[int]) -> Any:
     if isinstance(inputs, MeasuredText) and inputs.lengths is not None:
         return MeasuredText.of(picked, [inputs.lengths[sample] for sample in samples])
     return picked
+
+
+@torch.no_grad()
+def _ask(model: PrunedModel, inputs: Any) -> Asked:
+    assert model.approx is not None, "checked when constructed"
+    network, real = model.approx.backbone, model.base.real(inputs)
+    prediction = run_dropped(network, inputs, _whole(network, real), _whole_counts(network, inputs))
+    unread = model.base.unreadable(inputs)
+    answered = model.method.answered(prediction)
+    # One copy to the host says who goes on, and what no model can read.
+    unsure, refused = torch.stack([~answered, answered & False if unread is None else unread]).tolist()
+    if any(refused):
+        model.base.check_numbers(inputs)
+    return Asked(prediction, real, [sample for sample, goes_on in enumerate(unsure) if goes_on])
+
+
+@torch.no_grad()
+def _trace(model: PrunedModel, rest: Any) -> AttentionTrace | None:
+    return model.trace(rest) if model.method.tracks else None
+
+
+def _places(asked: Asked) -> Tensor:
+    return counts_on(asked.real.device, asked.left)
+
+
+def _plan_of(model: PrunedModel, asked: Asked, plan: TokenPlan | None) -> TokenPlan:
+    """Of all samples; plan: of those that are left, None where none is."""
+    lifetime = torch.zeros_like(asked.real, dtype=torch.int64)
+    if plan is not None:
+        lifetime = lifetime.index_copy(0, _places(asked), plan.lifetime)
+    return TokenPlan(lifetime, model.base.layers)
 
 
 def _whole(network: Backbone, real: Tensor) -> TokenPlan:

@@ -19,7 +19,7 @@ from sttabt.engine.run import Run
 from sttabt.errors import UserError
 from sttabt.methods.base import Method, Predicted, SoftRun, dense_macs
 from sttabt.models.approximate import ApproximateNetwork
-from sttabt.models.cascade import cascade_macs, run_cascade
+from sttabt.models.cascade import cascade_macs, plan_cascade, run_cascade
 from sttabt.pretrained.description import Preparation
 
 
@@ -110,7 +110,7 @@ class PrunedModel(nn.Module):
         self.base.check_inputs(inputs)
         prepared = self.base.prepare(inputs)
         if self.method.settings.asks_network:
-            return run_cascade(self, prepared, self.method.run).plan  # type: ignore[return-value]
+            return plan_cascade(self, prepared)
         plan = self.method.plan(self.base, prepared, self.trace(prepared)).plan
         return plan.with_survivors() if self.base.reads_survivors else plan
 

@@ -30,10 +30,11 @@ from sttabt.core.plan import output_tokens
 from sttabt.engine.run import Run
 from sttabt.errors import UserError
 from sttabt.models.budget import calibrate, dial_range
+from sttabt.models.cascade import pick
 from sttabt.models.frozen import freeze
 from sttabt.models.pruned import PrunedModel
 from sttabt.settings import BudgetSettings, method_names, method_settings
-from sttabt.testing.models import examples, make_example, make_pruned, one_by_one, pad_text, pick
+from sttabt.testing.models import examples, make_example, make_pruned, one_by_one, pad_text
 
 BUDGETS = (0.9, 0.7, 0.5, 0.35)  # shares of the dense multiply-adds
 NEAR, NEAR_ELSEWHERE = 1e-5, 1e-4  # on a CPU, and of other devices, whose kernels sum in orders of their own
@@ -119,7 +120,7 @@ def check_a_sample_does_not_depend_on_its_batch(case: Case) -> None:
     model, example = case.make()
     inputs = example.inputs
     together, order = model.run(inputs), torch.tensor([2, 0, 3, 1])
-    shuffled = model.run(pick(inputs, order))
+    shuffled = model.run(pick(inputs, order.tolist()))
     assert torch.equal(shuffled.plan.alive, together.plan.alive[order])
     case.assert_near(shuffled.logits, together.logits[order])
     for index, sample in enumerate(one_by_one(inputs)):
@@ -184,7 +185,7 @@ def check_a_pruned_model_is_a_model(case: Case) -> None:
     restored.load_state_dict(model.state_dict(), strict=True)
     for other in (copied, loaded, restored):
         assert torch.equal(other.run(example.inputs).logits, expected)
-    empty = model.run(pick(example.inputs, slice(0)))
+    empty = model.run(pick(example.inputs, []))
     assert empty.logits.shape == (0, expected.shape[1])
 
 

@@ -57,11 +57,6 @@ def make_pruned(example: Example, method: str, **settings: Any) -> PrunedModel:
     return PrunedModel(base, built, approx).eval()
 
 
-def pick(inputs: Tensor | Text, samples: slice | Tensor) -> Tensor | Text:
-    """These samples of a batch, padded as they are."""
-    return Text(*(field[samples] for field in inputs)) if isinstance(inputs, Text) else inputs[samples]
-
-
 def one_by_one(inputs: Tensor | Text) -> list[Tensor | Text]:
     """A batch a sample, without padding."""
     if not isinstance(inputs, Text):
