@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import (
     factor_of,
@@ -13,6 +14,7 @@ from conftest import (
     make_inputs,
     new_backbone,
 )
+from sttabt.backbones.patches import embed_picked
 from sttabt.engine.dense import run_dense, trace_attention
 from sttabt.errors import UserError
 from sttabt.pretrained.names import load_official_state, official_state
@@ -39,6 +41,23 @@ def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
     torch.testing.assert_close(
         base.embed_tokens(inputs, sample, token), base.embed(inputs)[sample, token], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 32])  # few are cut as patches, many are picked pixel by pixel
+@pytest.mark.parametrize("patch", [(2, 2), (4, 4), (3, 5)])
+def test_patches_are_projected_as_the_convolution_does(channels: int, patch: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    projection = nn.Conv2d(channels, 6, patch, stride=patch)
+    grid, places = (3, 4), torch.randn(2 + 3 * 4, 6)
+    images = torch.randn(5, channels, 3 * patch[0], 4 * patch[1], requires_grad=True)
+    sample, token = torch.tensor([4, 0, 0, 2, 3, 4]), torch.tensor([13, 0, 5, 1, 2, 9])
+    found = embed_picked(images, grid, sample, token, 2, projection, places)
+    whole = projection(images).flatten(2).transpose(1, 2)
+    expected = torch.cat([torch.zeros(5, 2, 6), whole], 1)[sample, token] + places[token]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(found)
+    own, other = (torch.autograd.grad((each * weight).sum(), images)[0] for each in (found, expected))
+    torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
 
 
 def test_official_names_go_both_ways(backbone_name: str) -> None:
