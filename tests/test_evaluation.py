@@ -22,6 +22,7 @@ from sttabt.data.base import Batch
 from sttabt.data.task import Task
 from sttabt.engine.dense import run_dense
 from sttabt.engine.masked import run_masked
+from sttabt.engine.run import Run
 from sttabt.methods import find_method
 from sttabt.methods.base import MergingMethod
 from sttabt.methods.concrete import Concrete
@@ -29,6 +30,7 @@ from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import _loader, attention_error, computing_in, evaluate, gallery, time_against_dense
+from sttabt.pipeline.result import measure_time
 from sttabt.settings import method_settings
 from sttabt.settings.run import PRECISIONS
 from sttabt.testing import contract
@@ -227,6 +229,32 @@ def test_what_a_plan_takes_is_timed_part_by_part(attention: str, monkeypatch: py
     for part in found.parts.values():
         expected = [own / dense for own, dense in zip(part.seconds, found.dense["batch"].seconds, strict=True)]
         assert part.ratios == expected
+
+
+@torch.no_grad()
+def test_a_cascade_is_timed_on_samples_of_which_its_own_share_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dataset = _pruned("digits", "cascade"), _Images("digits", 40)
+    assert model.approx is not None
+    likeliest = model.approx.backbone(dataset.images).softmax(-1).amax(-1)
+    order = likeliest.argsort(descending=True)  # the first ones say nothing of the last
+    dataset.images, dataset.labels = dataset.images[order], dataset.labels[order]
+    model.method.settings.sure = float(likeliest.sort().values[9:11].mean())  # ten go on, all at the end
+    read: list[torch.Tensor] = []
+    kind = type(deployed(model))
+    run = kind.run
+
+    def noted(own: PrunedModel, inputs: torch.Tensor) -> Run:
+        found = run(own, inputs)
+        if own.method.settings.asks_network:  # not the frozen dense model beside it
+            read.append(found.plan.alive[:, 0].any(1))
+        return found
+
+    monkeypatch.setattr(kind, "run", noted)
+    measure_time(model, dataset, batch_size=4, rounds=1)
+    together = [batch for batch in read if len(batch) == 4]
+    assert len(together) == 3 * 4 and all(batch.sum() == 1 for batch in together), "warm-up and round of four batches"
+    single = [bool(batch) for batch in read if len(batch) == 1]
+    assert len(single) == 3 * 32 and sum(single) == 3 * 8
 
 
 # --- gallery

@@ -37,6 +37,8 @@ from sttabt.timing.interleaved import Timing, time_interleaved
 
 log = logging.getLogger(__name__)
 
+COST_POOL = 4096  # samples whose cost a cascade is asked for before some of them are timed
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -193,10 +195,10 @@ def time_against_dense(
 ) -> DenseComparison:
     """Whole forwards of so many batches one after the other, planning included, beside the base model's own.
 
-    Texts are drawn from the data set's lengths at even ranks.
+    Texts are drawn from the data set's lengths at even ranks, what a cascade reads by what it costs.
     """
     device = next(model.base.parameters()).device
-    loader = evaluation_loader(_typical(dataset, batch_size * batches), batch_size)
+    loader = evaluation_loader(_typical(model, dataset, batch_size, batches), batch_size)
     each = [move_data_to_device(batch.inputs, device) for batch in loader]
     variants = library_forwards(model.base, each)
     own, others = deployed(model), {}
@@ -329,10 +331,28 @@ def even_sample(dataset: Dataset, samples: int) -> Subset:
     return Subset(dataset, order[((np.arange(samples) + 0.5) / samples * total).astype(int)].tolist())
 
 
-def _typical(dataset: Dataset, samples: int) -> Subset:
+def _typical(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int) -> Subset:
+    samples = batch_size * batches
+    if model.method.settings.asks_network:
+        return _at_even_costs(model, dataset, samples, batches)
     if isinstance(dataset, Sequences):
         return even_sample(dataset, samples)
     return Subset(dataset, _first(dataset, samples))
+
+
+def _at_even_costs(model: PrunedModel, dataset: Dataset, samples: int, batches: int) -> Subset:
+    """Items at even ranks of how many tokens the base model computes of them, dealt to the batches in turn.
+
+    It computes none of many and nearly all of the others: what share of the first few goes on says little of all.
+    """
+    device, pool = next(model.base.parameters()).device, even_sample(dataset, COST_POOL)
+    loader, own = evaluation_loader(pool, 250), deployed(model)
+    plans = (own.plan(move_data_to_device(batch.inputs, device)) for batch in loader)
+    tokens = torch.cat([plan.lifetime.sum(1) for plan in plans]).cpu().numpy()
+    ranked = np.array(list(loader.sampler))[np.argsort(tokens, kind="stable")]
+    samples = min(samples, len(ranked))
+    chosen = ranked[((np.arange(samples) + 0.5) / samples * len(ranked)).astype(int)]
+    return Subset(pool, [int(place) for turn in range(batches) for place in chosen[turn::batches]])
 
 
 def _first(dataset: Dataset, samples: int) -> list[int]:

@@ -22,6 +22,7 @@ from sttabt.store.job import Job
 from sttabt.version import __version__
 
 SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
+BATCHES_ASKED = 4  # of a model whose samples cost little or nearly all; so many times as many one at a time, too
 
 
 def make_row(
@@ -102,10 +103,11 @@ def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: 
     `single_...` are of samples that come one at a time, and each of them is compared with the faster dense forward of
     its own kind.
     """
-    batch = time_against_dense(model, dataset, batch_size, rounds)
-    single = time_against_dense(model, dataset, 1, rounds, SINGLES)
-    singles = {f"single_{name}": value for name, value in _times(single, SINGLES).items()}
-    return {"batch_size": batch_size, "rounds": rounds, **_times(batch), **singles}, batch.baseline
+    batches = BATCHES_ASKED if model.method.settings.asks_network else 1
+    batch = time_against_dense(model, dataset, batch_size, rounds, batches)
+    single = time_against_dense(model, dataset, 1, rounds, SINGLES * batches)
+    singles = {f"single_{name}": value for name, value in _times(single, SINGLES * batches).items()}
+    return {"batch_size": batch_size, "rounds": rounds, **_times(batch, batches), **singles}, batch.baseline
 
 
 def _budget(notes: dict[str, Any] | None) -> dict[str, Any]:
