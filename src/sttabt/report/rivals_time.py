@@ -15,8 +15,8 @@ from sttabt.report.rows import METRICS
 
 NAME = "rivals_time"
 TIMES = {  # the first that any point has
-    "time_ratio_frozen": "measured time, share of the frozen dense model's",
-    "time_ratio": "measured time, share of the dense model's",
+    "time_ratio_frozen": "measured time,\nshare of the frozen dense model's",
+    "time_ratio": "measured time,\nshare of the dense model's",
 }
 BELOW = 0.12  # of a score, below the dense model's: what is further down would press the others together
 PANEL, LEGEND, HEIGHT = 3.4, 3.1, 3.9  # inches
@@ -70,7 +70,7 @@ def _draw(panel: Axes, points: Sequence[Point], styles: dict[str, Style]) -> Non
     panel.set_ylim(100 * lowest - margin, 100 * highest + margin)
     below = sum(score < lowest for score in scores)
     batches = sorted({int(row.time["batch_size"]) for point in points for row in point.rows if row.time})
-    panel.set_xlabel(f"{TIMES[axis]},\nbatch {' and '.join(map(str, batches))}")
+    panel.set_xlabel(f"{TIMES[axis]}, batch {' and '.join(map(str, batches))}")
     panel.set_ylabel(f"{metric.title} on {first.split} ({metric.unit})")
     note = f"\n{below} {'points are' if below > 1 else 'point is'} further down" if below else ""
     panel.set_title(f"{first.model} on {first.dataset}{note}", fontsize=8)
