@@ -45,11 +45,12 @@ def test_selected_tokens_are_embedded_alike(backbone_name: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 32])  # few are cut as patches, many are picked pixel by pixel
 @pytest.mark.parametrize("patch", [(2, 2), (4, 4), (3, 5)])
-def test_patches_are_projected_as_the_convolution_does(channels: int, patch: tuple[int, int]) -> None:
+@pytest.mark.parametrize("over", [0, 1])  # pixels at the edges that make no patch
+def test_patches_are_projected_as_the_convolution_does(channels: int, patch: tuple[int, int], over: int) -> None:
     torch.manual_seed(0)
     projection = nn.Conv2d(channels, 6, patch, stride=patch)
     grid, places = (3, 4), torch.randn(2 + 3 * 4, 6)
-    images = torch.randn(5, channels, 3 * patch[0], 4 * patch[1], requires_grad=True)
+    images = torch.randn(5, channels, 3 * patch[0] + over, 4 * patch[1] + over, requires_grad=True)
     sample, token = torch.tensor([4, 0, 0, 2, 3, 4]), torch.tensor([13, 0, 5, 1, 2, 9])
     found = embed_picked(images, grid, sample, token, 2, projection, places)
     whole = projection(images).flatten(2).transpose(1, 2)

@@ -72,6 +72,7 @@ def test_where_all_tokens_are_kept_the_rest_is_the_dense_model_and_nothing_is_pl
     model.method.settings.keep_ratio = 1.0
     run = model.run(inputs)
     torch.testing.assert_close(run.logits[~sure], run_dense(model.base, model.base.prepare(inputs)).logits[~sure])
+    assert model.trace(inputs) is None
     spent = model.macs(run)
     model.method.settings.sure = 0.01
     asked = model.macs(model.run(inputs))

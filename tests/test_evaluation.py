@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +30,16 @@ from sttabt.methods.concrete import Concrete
 from sttabt.models.approximate import ApproximateNetwork
 from sttabt.models.frozen import deployed
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import _loader, attention_error, computing_in, evaluate, gallery, time_against_dense
+from sttabt.pipeline import result
+from sttabt.pipeline.evaluation import (
+    _loader,
+    attention_error,
+    computing_in,
+    evaluate,
+    gallery,
+    ranked_by_cost,
+    time_against_dense,
+)
 from sttabt.pipeline.result import measure_time
 from sttabt.settings import method_settings
 from sttabt.settings.run import PRECISIONS
@@ -255,6 +265,21 @@ def test_a_cascade_is_timed_on_samples_of_which_its_own_share_goes_on(monkeypatc
     assert len(together) == 3 * 4 and all(batch.sum() == 1 for batch in together), "warm-up and round of four batches"
     single = [bool(batch) for batch in read if len(batch) == 1]
     assert len(single) == 3 * 32 and sum(single) == 3 * 8
+
+
+@torch.no_grad()
+def test_times_are_a_batch_of_few_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dataset = _pruned("digits", "cascade", sure=0.01), _Images("digits", 10)
+    ranked = ranked_by_cost(model, dataset, batch_size=4)
+    assert ranked and sorted(ranked) == list(range(10))
+    assert ranked_by_cost(_pruned("digits", "backtracking"), dataset, batch_size=4) is None
+    found = time_against_dense(model, dataset, 4, 1, batches=4, ranked=ranked)
+    assert found.batches == 4 and time_against_dense(model, dataset, 1, 1, 32, ranked).batches == 10
+    timing = Timing([0.8], [1.0])
+    comparison = replace(found, pruned=timing, dense={"batch": timing}, frozen=timing)
+    monkeypatch.setattr(result, "time_against_dense", lambda *_: comparison)
+    times = measure_time(model, dataset, batch_size=4, rounds=1)[0]
+    assert times["ms"] == times["dense_ms"] == times["dense_frozen_ms"] == times["single_ms"] == 200
 
 
 # --- gallery

@@ -25,7 +25,7 @@ from sttabt.cli.composition import compose_settings
 from sttabt.core.distill import prediction_divergence, prediction_error
 from sttabt.core.text import Text
 from sttabt.data import load_splits
-from sttabt.data.base import Batch, Sequences, Splits
+from sttabt.data.base import Batch, Sequences, Splits, evaluation_loader
 from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.errors import UserError
@@ -35,6 +35,7 @@ from sttabt.lit.modules import BaseTraining
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import (
+    _dealt,
     attention_error,
     evaluate,
     gallery,
@@ -367,6 +368,18 @@ def test_texts_one_at_a_time_are_of_many_lengths_and_have_both_dense_runs(
     assert len(shapes) == 2 * rounds * 5, "the deployed model, and the dense one in the same kernels"
     ranks = [2, 6, 11, 16, 20]  # the middles of five equal parts of 23 texts
     assert sorted(length for _, length in shapes[:5]) == np.sort(dataset.lengths)[ranks].tolist()
+
+
+def test_texts_ranked_by_cost_are_dealt_to_batches_in_turn(sentences: tuple[_WordReader, _Sentences]) -> None:
+    _, dataset = sentences
+    ranked = np.argsort(dataset.lengths, kind="stable").tolist()
+    parts = _dealt(dataset, ranked, batch_size=4, batches=5)
+    batches = [list(evaluation_loader(part, 4)) for part in parts]
+    assert [len(each) for each in batches] == [1] * 5 and all(len(each[0].labels) == 4 for each in batches)
+    places = [[ranked.index(index) for index in part.indices] for part in parts]
+    assert sorted(place for own in places for place in own) == [int((rank + 0.5) / 20 * 23) for rank in range(20)]
+    assert all(min(np.diff(own)) >= 5 for own in places), "each batch has short ones and long ones"
+    assert [len(part) for part in _dealt(dataset, ranked, 1, 40)] == [1] * 23
 
 
 @pytest.mark.parametrize("scores", [False, True])

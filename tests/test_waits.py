@@ -38,8 +38,8 @@ def allowed(case: Case, model: PrunedModel) -> int:
         found = len(model.method.deciding)
     elif case.method in ("diffrate", "power_bert"):  # the numbers that were learned
         found = 1
-    elif case.method == "cascade":  # which samples go on, and their plan
-        found = 2
+    elif case.method == "cascade":  # which samples go on, and their plan, where there is one
+        found = 1 + method.tracks
     else:  # the plan; of random, which draws on the CPU, a number of each sample
         found = 0 if method.is_static else 1
     if model.base.may_pad:  # how long the texts are, and whether their ids are in the tables

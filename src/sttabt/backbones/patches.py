@@ -35,6 +35,7 @@ def _pick(
     """Pixels of the patches (T, P), and the projection's weight (D, C, height, width) in the same order, (D, P)."""
     rows, columns = grid
     height, width = weight.shape[2:]
+    pixels = pixels[..., : rows * height, : columns * width]  # what is over at an edge no convolution reads
     if pixels.shape[1] < width:
         cut = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         return cut[sample, patch].flatten(1), weight.flatten(1)

@@ -95,6 +95,11 @@ class Method(nn.Module, ABC):
         return None
 
     @property
+    def tracks(self) -> bool:
+        """Whether it reads that attention at its present settings."""
+        return True
+
+    @property
     def counts(self) -> list[int] | None:
         """Tokens at every boundary (L+1) where all samples keep equally many, which static shapes need; else None."""
         return None
@@ -139,11 +144,6 @@ class Method(nn.Module, ABC):
         settings say `asks_network`: no other part of the method sees them.
         """
         raise UserError(f"{self.title} does not ask the approximate network what it predicts")
-
-    @property
-    def tracks(self) -> bool:
-        """Whether the samples that the network does not answer are planned by a trace, of such a method."""
-        return True
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run that a trained method learns on; arguments as in `run`."""

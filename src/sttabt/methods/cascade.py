@@ -41,8 +41,11 @@ class Cascade(PlannedMethod, TunedMethod):
         return float(self.settings.keep_ratio) < 1
 
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
-        if trace is None:
-            return Planned(keep_all(base.real(inputs), base.layers, self.outputs))
+        if not self.tracks:
+            lengths = list(base.lengths(inputs))
+            counts = [*[lengths] * base.layers, [self.outputs] * len(lengths)]
+            return Planned(keep_all(base.real(inputs), base.layers, self.outputs), counts=counts)
+        assert trace is not None, "back-tracking needs an attention trace"
         return plan_topk(trace, float(self.settings.keep_ratio), self.settings.propagation, self.outputs)
 
     def planning_macs(self, scored: Sequence[float], tokens: int, width: int, heads: int) -> float:

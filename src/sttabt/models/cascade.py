@@ -24,11 +24,15 @@ Form = Callable[[Backbone, Any, AttentionTrace | None], Run]
 
 
 class Asked(NamedTuple):
-    """prediction: the network's logits (B, classes); real: (B, N) bool; left: samples that it is not sure of."""
+    """prediction: the network's logits (B, classes); real: (B, N) bool; left: samples that it is not sure of.
+
+    places: these on the device, (b,).
+    """
 
     prediction: Tensor
     real: Tensor
     left: list[int]
+    places: Tensor
 
 
 def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
@@ -36,9 +40,9 @@ def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
     asked = _ask(model, inputs)
     if not asked.left:
         return Run(asked.prediction, _plan_of(model, asked, None), asked.real)
-    rest = pick(inputs, asked.left)
+    rest = _pick(inputs, asked.left, asked.places)
     run = form(model.base, rest, _trace(model, rest))
-    logits = asked.prediction.to(run.logits.dtype).index_copy(0, _places(asked), run.logits)
+    logits = asked.prediction.to(run.logits.dtype).index_copy(0, asked.places, run.logits)
     return Run(logits, _plan_of(model, asked, run.plan), asked.real, run.scored)  # type: ignore[arg-type]
 
 
@@ -47,7 +51,7 @@ def plan_cascade(model: PrunedModel, inputs: Any) -> TokenPlan:
     asked = _ask(model, inputs)
     if not asked.left:
         return _plan_of(model, asked, None)
-    rest = pick(inputs, asked.left)
+    rest = _pick(inputs, asked.left, asked.places)
     plan = model.method.plan(model.base, rest, _trace(model, rest)).plan
     return _plan_of(model, asked, plan.with_survivors() if model.base.reads_survivors else plan)
 
@@ -72,9 +76,14 @@ def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
 
 def pick(inputs: Any, samples: Sequence[int]) -> Any:
     """These samples of prepared inputs: images, a Text, or images with what a stem made of them."""
+    device = inputs.device if isinstance(inputs, Tensor) else inputs[0].device
+    return _pick(inputs, samples, counts_on(device, samples))
+
+
+def _pick(inputs: Any, samples: Sequence[int], places: Tensor) -> Any:
     if isinstance(inputs, Tensor):
-        return inputs[counts_on(inputs.device, samples)]
-    picked = type(inputs)(*(pick(each, samples) if isinstance(each, Tensor) else each for each in inputs))
+        return inputs[places]
+    picked = type(inputs)(*(each[places] if isinstance(each, Tensor) else each for each in inputs))
     if isinstance(inputs, MeasuredText) and inputs.lengths is not None:
         return MeasuredText.of(picked, [inputs.lengths[sample] for sample in samples])
     return picked
@@ -91,23 +100,20 @@ def _ask(model: PrunedModel, inputs: Any) -> Asked:
     unsure, refused = torch.stack([~answered, answered & False if unread is None else unread]).tolist()
     if any(refused):
         model.base.check_numbers(inputs)
-    return Asked(prediction, real, [sample for sample, goes_on in enumerate(unsure) if goes_on])
+    left = [sample for sample, goes_on in enumerate(unsure) if goes_on]
+    return Asked(prediction, real, left, counts_on(real.device, left))
 
 
 @torch.no_grad()
 def _trace(model: PrunedModel, rest: Any) -> AttentionTrace | None:
-    return model.trace(rest) if model.method.tracks else None
-
-
-def _places(asked: Asked) -> Tensor:
-    return counts_on(asked.real.device, asked.left)
+    return model.trace(rest)
 
 
 def _plan_of(model: PrunedModel, asked: Asked, plan: TokenPlan | None) -> TokenPlan:
     """Of all samples; plan: of those that are left, None where none is."""
     lifetime = torch.zeros_like(asked.real, dtype=torch.int64)
     if plan is not None:
-        lifetime = lifetime.index_copy(0, _places(asked), plan.lifetime)
+        lifetime = lifetime.index_copy(0, asked.places, plan.lifetime)
     return TokenPlan(lifetime, model.base.layers)
 
 

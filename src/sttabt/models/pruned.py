@@ -116,6 +116,8 @@ class PrunedModel(nn.Module):
 
     def trace(self, inputs: Any) -> AttentionTrace | None:
         """The attention that the method reads, None if it reads none."""
+        if not self.method.tracks:
+            return None
         if self.method.attention == "approximate":
             assert self.approx is not None, "checked when constructed"
             return self.approx(self.base.prepare(inputs) if self.approx.share_stem else inputs)
@@ -153,6 +155,8 @@ class PrunedModel(nn.Module):
 
     def _traced(self) -> Backbone | None:
         """The network whose attention the method reads."""
+        if not self.method.tracks:
+            return None
         if self.method.attention == "approximate" and self.approx is not None:
             return self.approx.backbone
         return self.base if self.method.attention == "actual" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,7 +37,7 @@ from sttabt.timing.interleaved import Timing, time_interleaved
 
 log = logging.getLogger(__name__)
 
-COST_POOL = 4096  # samples whose cost a cascade is asked for before some of them are timed
+COST_POOL = 2048  # samples whose cost a cascade is asked for before some of them are timed
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ class DenseComparison:
     batch: the whole batch at once, texts padded to the longest; unpadded: the same texts packed, real tokens
     alone, and in the last layer only what the head reads. frozen: the base model in the kernels of the deployed one,
     every real token in every layer; None where it is not frozen. parts: what a plan that is made beforehand takes of
-    `pruned`, by names of PARTS: the network whose attention it reads, and the planning.
+    `pruned`, by names of PARTS: the network whose attention it reads, and the planning. batches: how many forwards each
+    time is of.
     """
 
     pruned: Timing
@@ -183,6 +184,7 @@ class DenseComparison:
     baseline: str
     frozen: Timing | None
     parts: dict[str, Timing]
+    batches: int
 
     def against_frozen(self) -> Timing | None:
         """The deployed model's time with its ratios to the frozen base model's: what pruning gains without kernels."""
@@ -191,15 +193,22 @@ class DenseComparison:
 
 @torch.inference_mode()
 def time_against_dense(
-    model: PrunedModel, dataset: Dataset, batch_size: int, rounds: int, batches: int = 1
+    model: PrunedModel,
+    dataset: Dataset,
+    batch_size: int,
+    rounds: int,
+    batches: int = 1,
+    ranked: Sequence[int] | None = None,
 ) -> DenseComparison:
     """Whole forwards of so many batches one after the other, planning included, beside the base model's own.
 
-    Texts are drawn from the data set's lengths at even ranks, what a cascade reads by what it costs.
+    Fewer where there are not so many samples. Of texts they are at even ranks of their length. ranked: places in the
+    data set by what they cost (`ranked_by_cost`), of which each batch then has its share at even ranks.
     """
     device = next(model.base.parameters()).device
-    loader = evaluation_loader(_typical(model, dataset, batch_size, batches), batch_size)
-    each = [move_data_to_device(batch.inputs, device) for batch in loader]
+    parts_of = _dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
+    loaders = (evaluation_loader(part, batch_size) for part in parts_of)
+    each = [move_data_to_device(batch.inputs, device) for loader in loaders for batch in loader]
     variants = library_forwards(model.base, each)
     own, others = deployed(model), {}
     if isinstance(own, FrozenModel) and isinstance(own.base, FrozenBackbone):
@@ -217,7 +226,25 @@ def time_against_dense(
         baseline,
         timing.get("frozen"),
         {name: Timing(taken, []).against(timing[baseline]) for name, taken in seconds.items()},
+        len(each),
     )
+
+
+@torch.inference_mode()
+def ranked_by_cost(model: PrunedModel, dataset: Dataset, batch_size: int) -> list[int] | None:
+    """Places of some items, by how many tokens the base model computes of them; None where samples cost about alike.
+
+    A cascade computes none of many and nearly all of the others: what share of the first few goes on says little.
+    """
+    if not model.method.settings.asks_network:
+        return None
+    device, own = next(model.base.parameters()).device, deployed(model)
+    pool = even_sample(dataset, COST_POOL)
+    loader = evaluation_loader(pool, batch_size)
+    plans = (own.plan(move_data_to_device(batch.inputs, device)) for batch in loader)
+    tokens = torch.cat([plan.lifetime.sum(1) for plan in plans]).tolist()
+    places = [pool.indices[place] for place in loader.sampler]
+    return [place for _, place in sorted(zip(tokens, places, strict=True))]
 
 
 @torch.inference_mode()
@@ -331,28 +358,17 @@ def even_sample(dataset: Dataset, samples: int) -> Subset:
     return Subset(dataset, order[((np.arange(samples) + 0.5) / samples * total).astype(int)].tolist())
 
 
-def _typical(model: PrunedModel, dataset: Dataset, batch_size: int, batches: int) -> Subset:
-    samples = batch_size * batches
-    if model.method.settings.asks_network:
-        return _at_even_costs(model, dataset, samples, batches)
+def _typical(dataset: Dataset, samples: int) -> Subset:
     if isinstance(dataset, Sequences):
         return even_sample(dataset, samples)
     return Subset(dataset, _first(dataset, samples))
 
 
-def _at_even_costs(model: PrunedModel, dataset: Dataset, samples: int, batches: int) -> Subset:
-    """Items at even ranks of how many tokens the base model computes of them, dealt to the batches in turn.
-
-    It computes none of many and nearly all of the others: what share of the first few goes on says little of all.
-    """
-    device, pool = next(model.base.parameters()).device, even_sample(dataset, COST_POOL)
-    loader, own = evaluation_loader(pool, 250), deployed(model)
-    plans = (own.plan(move_data_to_device(batch.inputs, device)) for batch in loader)
-    tokens = torch.cat([plan.lifetime.sum(1) for plan in plans]).cpu().numpy()
-    ranked = np.array(list(loader.sampler))[np.argsort(tokens, kind="stable")]
-    samples = min(samples, len(ranked))
-    chosen = ranked[((np.arange(samples) + 0.5) / samples * len(ranked)).astype(int)]
-    return Subset(pool, [int(place) for turn in range(batches) for place in chosen[turn::batches]])
+def _dealt(dataset: Dataset, ranked: Sequence[int], batch_size: int, batches: int) -> list[Subset]:
+    """Items at even ranks, dealt to the batches in turn; none of them is empty."""
+    samples = min(batch_size * batches, len(ranked))
+    chosen = [ranked[int((rank + 0.5) / samples * len(ranked))] for rank in range(samples)]
+    return [Subset(dataset, chosen[turn::batches]) for turn in range(min(batches, samples))]
 
 
 def _first(dataset: Dataset, samples: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
+from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, ranked_by_cost, time_against_dense, validate
 from sttabt.report.predictions import Predictions
 from sttabt.report.rows import BUDGET_KEYS, FOUND, Row
 from sttabt.settings import Settings, update_size
@@ -22,7 +22,7 @@ from sttabt.store.job import Job
 from sttabt.version import __version__
 
 SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
-BATCHES_ASKED = 4  # of a model whose samples cost little or nearly all; so many times as many one at a time, too
+BATCHES_RANKED = 4  # of a model whose samples cost little or nearly all; so many times as many one at a time, too
 
 
 def make_row(
@@ -103,11 +103,12 @@ def measure_time(model: PrunedModel, dataset: Dataset, batch_size: int, rounds: 
     `single_...` are of samples that come one at a time, and each of them is compared with the faster dense forward of
     its own kind.
     """
-    batches = BATCHES_ASKED if model.method.settings.asks_network else 1
-    batch = time_against_dense(model, dataset, batch_size, rounds, batches)
-    single = time_against_dense(model, dataset, 1, rounds, SINGLES * batches)
-    singles = {f"single_{name}": value for name, value in _times(single, SINGLES * batches).items()}
-    return {"batch_size": batch_size, "rounds": rounds, **_times(batch, batches), **singles}, batch.baseline
+    ranked = ranked_by_cost(model, dataset, batch_size)
+    batches = BATCHES_RANKED if ranked else 1
+    batch = time_against_dense(model, dataset, batch_size, rounds, batches, ranked)
+    single = time_against_dense(model, dataset, 1, rounds, SINGLES * batches, ranked)
+    singles = {f"single_{name}": value for name, value in _times(single).items()}
+    return {"batch_size": batch_size, "rounds": rounds, **_times(batch), **singles}, batch.baseline
 
 
 def _budget(notes: dict[str, Any] | None) -> dict[str, Any]:
@@ -153,14 +154,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _times(found: DenseComparison, samples: int = 1) -> dict[str, float]:
+def _times(found: DenseComparison) -> dict[str, float]:
     low, high = found.pruned.quartiles
     times = {"dense_ms": found.dense[found.baseline].median, "ms": found.pruned.median}
     if len(found.dense) > 1:
         times |= {f"dense_{name}_ms": timing.median for name, timing in found.dense.items()}
     if found.frozen is not None:
         times["dense_frozen_ms"] = found.frozen.median
-    times = {name: seconds * 1e3 / samples for name, seconds in times.items()}
+    times = {name: seconds * 1e3 / found.batches for name, seconds in times.items()}
     if beside := found.against_frozen():
         first, third = beside.quartiles
         times |= {"ratio_frozen": beside.ratio, "ratio_frozen_low": first, "ratio_frozen_high": third}

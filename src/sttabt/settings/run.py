@@ -53,7 +53,10 @@ class EvaluationSettings:
         choices=PRECISIONS,
     )
     timing_batch: int = setting(
-        32, "samples in the timed forward; a few samples are also timed one at a time", at_least(1), when=_is_timed
+        32,
+        "samples in the timed forward (of a cascade four forwards); a few samples are also timed one at a time",
+        at_least(1),
+        when=_is_timed,
     )
     timing_rounds: int = setting(15, "interleaved rounds; 0: no timing", at_least(0))
     gallery: int = setting(8, "test images or texts whose tokens are kept for drawing", at_least(0))
