@@ -185,6 +185,11 @@ def keep_all(real: Tensor, layers: int, outputs: int = 1) -> TokenPlan:
     return TokenPlan(real * layers + output_tokens(real, outputs).long(), layers)
 
 
+def plan_all(real: Tensor, lengths: Sequence[int], layers: int, outputs: int) -> Planned:
+    """As `keep_all`, with the counts that the host knows. lengths: real tokens of each sample."""
+    return Planned(keep_all(real, layers, outputs), counts=[*[lengths] * layers, [outputs] * len(lengths)])
+
+
 def output_tokens(real: Tensor, outputs: int) -> Tensor:
     """The set that the output reads: (B, N) bool, True on the first `outputs` tokens."""
     return (torch.arange(real.shape[-1], device=real.device) < outputs).expand_as(real)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sttabt.backbones.base import Backbone
 from sttabt.core.backtrack import plan_topk
-from sttabt.core.plan import Planned, keep_all
+from sttabt.core.plan import Planned, plan_all
 from sttabt.core.trace import AttentionTrace
 from sttabt.errors import UserError
 from sttabt.methods.base import PlannedMethod, TunedMethod
@@ -42,9 +42,7 @@ class Cascade(PlannedMethod, TunedMethod):
 
     def plan(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> Planned:
         if not self.tracks:
-            lengths = list(base.lengths(inputs))
-            counts = [*[lengths] * base.layers, [self.outputs] * len(lengths)]
-            return Planned(keep_all(base.real(inputs), base.layers, self.outputs), counts=counts)
+            return plan_all(base.real(inputs), base.lengths(inputs), base.layers, self.outputs)
         assert trace is not None, "back-tracking needs an attention trace"
         return plan_topk(trace, float(self.settings.keep_ratio), self.settings.propagation, self.outputs)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.counts import counts_on
-from sttabt.core.plan import TokenPlan, keep_all
+from sttabt.core.plan import Planned, TokenPlan, plan_all
 from sttabt.core.text import MeasuredText
 from sttabt.core.trace import AttentionTrace
 from sttabt.engine.dropped import run_dropped
@@ -41,18 +41,21 @@ def run_cascade(model: PrunedModel, inputs: Any, form: Form) -> Run:
     if not asked.left:
         return Run(asked.prediction, _plan_of(model, asked, None), asked.real)
     rest = _pick(inputs, asked.left, asked.places)
-    run = form(model.base, rest, _trace(model, rest))
+    with torch.no_grad():
+        trace = model.trace(rest)
+    run = form(model.base, rest, trace)
     logits = asked.prediction.to(run.logits.dtype).index_copy(0, asked.places, run.logits)
     return Run(logits, _plan_of(model, asked, run.plan), asked.real, run.scored)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
 def plan_cascade(model: PrunedModel, inputs: Any) -> TokenPlan:
     """The plan of that run, for which the base model computes no layer. inputs: prepared."""
     asked = _ask(model, inputs)
     if not asked.left:
         return _plan_of(model, asked, None)
     rest = _pick(inputs, asked.left, asked.places)
-    plan = model.method.plan(model.base, rest, _trace(model, rest)).plan
+    plan = model.method.plan(model.base, rest, model.trace(rest)).plan
     return _plan_of(model, asked, plan.with_survivors() if model.base.reads_survivors else plan)
 
 
@@ -62,7 +65,8 @@ def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
     method, network = model.method, model.approx.backbone
     rest = (run.plan.lifetime > 0).any(1)  # type: ignore[union-attr]
     share = float(rest.double().mean())
-    asked = method.macs(network, Run(run.logits, _whole(network, run.real), run.real), None)
+    whole = _whole(network, run.real, run.real.sum(-1).tolist()).plan
+    asked = method.macs(network, Run(run.logits, whole, run.real), None)
     found = dict.fromkeys(PARTS, 0.0)
     if share:
         plan = TokenPlan(run.plan.lifetime[rest], run.plan.layers)  # type: ignore[union-attr]
@@ -93,7 +97,8 @@ def _pick(inputs: Any, samples: Sequence[int], places: Tensor) -> Any:
 def _ask(model: PrunedModel, inputs: Any) -> Asked:
     assert model.approx is not None, "checked when constructed"
     network, real = model.approx.backbone, model.base.real(inputs)
-    prediction = run_dropped(network, inputs, _whole(network, real), _whole_counts(network, inputs))
+    whole = _whole(network, real, network.lengths(inputs))
+    prediction = run_dropped(network, inputs, whole.plan, whole.counts)
     unread = model.base.unreadable(inputs)
     answered = model.method.answered(prediction)
     # One copy to the host says who goes on, and what no model can read.
@@ -104,11 +109,6 @@ def _ask(model: PrunedModel, inputs: Any) -> Asked:
     return Asked(prediction, real, left, counts_on(real.device, left))
 
 
-@torch.no_grad()
-def _trace(model: PrunedModel, rest: Any) -> AttentionTrace | None:
-    return model.trace(rest)
-
-
 def _plan_of(model: PrunedModel, asked: Asked, plan: TokenPlan | None) -> TokenPlan:
     """Of all samples; plan: of those that are left, None where none is."""
     lifetime = torch.zeros_like(asked.real, dtype=torch.int64)
@@ -117,13 +117,7 @@ def _plan_of(model: PrunedModel, asked: Asked, plan: TokenPlan | None) -> TokenP
     return TokenPlan(lifetime, model.base.layers)
 
 
-def _whole(network: Backbone, real: Tensor) -> TokenPlan:
+def _whole(network: Backbone, real: Tensor, lengths: Sequence[int]) -> Planned:
     """All tokens; of the last layer what the head reads."""
-    plan = keep_all(real, network.layers, network.outputs)
-    return plan.with_survivors() if network.reads_survivors else plan
-
-
-def _whole_counts(network: Backbone, inputs: Any) -> list[Sequence[int]]:
-    """Tokens of each sample at every boundary of that plan, which the host knows."""
-    lengths = list(network.lengths(inputs))
-    return [*[lengths] * network.layers, lengths if network.reads_survivors else [network.outputs] * len(lengths)]
+    whole = plan_all(real, lengths, network.layers, network.outputs)
+    return whole.with_survivors() if network.reads_survivors else whole

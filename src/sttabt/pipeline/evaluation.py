@@ -206,8 +206,8 @@ def time_against_dense(
     data set by what they cost (`ranked_by_cost`), of which each batch then has its share at even ranks.
     """
     device = next(model.base.parameters()).device
-    parts_of = _dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
-    loaders = (evaluation_loader(part, batch_size) for part in parts_of)
+    subsets = _dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
+    loaders = (evaluation_loader(part, batch_size) for part in subsets)
     each = [move_data_to_device(batch.inputs, device) for loader in loaders for batch in loader]
     variants = library_forwards(model.base, each)
     own, others = deployed(model), {}
