@@ -21,6 +21,7 @@ from conftest import make_bert, make_text
 from sttabt.cli.composition import compose_settings
 from sttabt.cli.forecast import work_of
 from sttabt.cli.sweep import jobs_at_budget
+from sttabt.core.text import Text
 from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
 from sttabt.models.pruned import PrunedModel
@@ -31,12 +32,16 @@ from sttabt.report.build import make_report
 from sttabt.report.points import to_points
 from sttabt.report.rows import Row
 from sttabt.report.table import format_table
+from sttabt.settings import method_settings
+from sttabt.settings.schedules import resolved
 from sttabt.store.artifacts import read_record
 from sttabt.store.job import Job
 from test_report import make_row
 
 JOB = Job("test", "alone", False, "")
 
+
+LENGTHS_ALIKE = ("evit", "forward_topk", "pitome", "random", "tome")  # a share of tokens is the same of all lengths
 
 # --- Python
 
@@ -155,7 +160,7 @@ def test_what_cannot_be_reached_is_said_in_one_line(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         model = sttabt.prune(vit(), "tome", budget=0.1, calibration=images())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("budget.macs=0.1 cannot be reached by ToMe: sparsity.merged=")
+    assert line.startswith("budget.macs=0.1 cannot be reached by ToMe: sparsity.share=")
     assert line.endswith("of the dense, the nearest that can")
     lowest = sttabt.prune(vit(), "tome", merged=1000)
     assert share(model, images()) == share(lowest, images())
@@ -190,6 +195,34 @@ def test_mistakes_are_one_line(method: str, arguments: dict[str, Any], message: 
     with pytest.raises(UserError) as error:
         sttabt.prune(vit(), method, **({"calibration": images()} | arguments))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", sorted(LENGTHS_ALIKE))
+@torch.inference_mode()
+def test_a_budget_asks_the_same_share_of_texts_of_every_length(method: str) -> None:
+    """Of pairs in number short texts would lose nearly all, and long ones little."""
+    bert, generator = make_bert(layers=4), torch.Generator().manual_seed(2)
+    short, long = (torch.randint(5, 60, (4, length), generator=generator) for length in (8, 24))
+    both = [Text(each, torch.zeros_like(each), torch.ones_like(each, dtype=torch.bool)) for each in (short, long)]
+    model = sttabt.prune(bert.model, method, budget=0.6, calibration=both)
+    kept = [model.run(each).plan.occupancy()[:, 1:].mean().item() for each in both]
+    assert kept[0] == pytest.approx(kept[1], abs=0.15), "whole tokens of 8 are steps of an eighth"
+
+
+def test_a_budget_of_everything_merges_nothing() -> None:
+    model = sttabt.prune(vit(), "tome", budget=1.0, calibration=images())
+    assert (model.method.settings.share, model.method.settings.merged) == (0, 0)
+    assert share(model, images()) == share(sttabt.prune(vit(), "tome", merged=0), images())
+
+
+def test_a_schedule_at_a_budget_moves_what_the_budget_finds() -> None:
+    settings = method_settings("tome")(method="tome", merged=0.0, share=0.1, schedules={"keep": {"start": 1.0}})
+    assert list(resolved(settings)) == ["share"], "no pairs at first"
+    with pytest.raises(UserError, match=r"merged has no effect: budget\.macs=0\.5 moves sparsity\.share instead"):
+        compose_settings([
+            "experiment=quickstart", "sparsity=tome", "sparsity.training.epochs=1", "budget.macs=0.5",
+            "schedule=none", "+sparsity.schedules.merged.start=1",
+        ])  # fmt: skip
 
 
 def test_a_frozen_model_is_not_calibrated() -> None:

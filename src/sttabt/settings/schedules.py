@@ -76,7 +76,7 @@ def resolved(sparsity: Any) -> dict[str, ScheduleSettings]:
     found = {}
     for name, schedule in sparsity.schedules.items():
         if name == KEEP:
-            found[sparsity.kept_by] = replace(schedule, start=sparsity.for_kept(schedule.start))
+            found[sparsity.kept_setting] = replace(schedule, start=sparsity.for_kept(schedule.start))
         else:
             found[name] = schedule
     return found
@@ -110,11 +110,16 @@ def check_schedules(settings: Any) -> None:
         check_values(schedule, f"{KEY}.{name}.")
         of_share = Description("", SHARE_ABOVE_ZERO)
         check_value(f"{KEY}.{name}.start", schedule.start, of_share if name == KEEP else declared[name])
-        moved = sparsity.kept_by if name == KEEP else name
+        moved = sparsity.kept_setting if name == KEEP else name
         if name == KEEP and moved in schedules:
             raise UserError(f"{KEY}.{KEEP} and {KEY}.{moved} move the same setting: give one")
         if reason := no_effect(settings, f"sparsity.{moved}"):
             raise UserError(f"{KEY}.{name} moves sparsity.{moved}, which has no effect here: {reason}")
+        if settings.budget.asked and name in type(sparsity).at_budget:
+            raise UserError(
+                f"{KEY}.{name} has no effect: {settings.budget} moves sparsity.{sparsity.dial_name()} instead: schedule"
+                f" `{KEEP}`"
+            )
     found = sparsity.found_by_budget() if settings.budget.asked else ()
     for name, schedule in resolved(sparsity).items():
         if name not in found:

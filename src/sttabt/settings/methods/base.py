@@ -136,8 +136,13 @@ class TrainedSettings(MethodSettings):
     def trains(self) -> bool:
         return True
 
+    @property
+    def kept_setting(self) -> str:
+        """`kept_by`, of a method whose settings decide which one that is."""
+        return self.kept_by
+
     def for_kept(self, share: float) -> float:
-        """The value of the setting `kept_by` that stands for a share of tokens. Raises UserError where none does."""
+        """The value of `kept_setting` that stands for a share of tokens. Raises UserError where none does."""
         return share
 
     def aimed(self, value: Any, kept: float) -> Self:

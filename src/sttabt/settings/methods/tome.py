@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, at_least, setting
@@ -26,6 +26,7 @@ class TomeSettings(TunedSettings):
     examples = ({}, {"merged": 3}, {"share": 0.2}, {"merged": 2.5, "decreasing": True})
     rising = (3, 1, 0)
     kept_by = "merged"
+    at_budget: ClassVar[dict[str, Any]] = {"merged": 0.0}  # a share of 0 is no pairs then
 
     merged: float = setting(
         8.0,
@@ -38,14 +39,19 @@ class TomeSettings(TunedSettings):
     )
     share: float = setting(
         0.0,
-        "pairs as a share of a sample's real tokens, for texts, which differ in length; 0: as many as `merged` says",
+        "pairs as a share of a sample's real tokens, for texts, which differ in length; 0: as many as `merged` says. A"
+        " budget finds it",
         SHARE,
+        dial=True,
     )
-
     decreasing: bool = setting(
         False,
         "twice as many pairs in the first layer, falling to none in the last that merges, instead of equally many",
     )
+
+    @property
+    def kept_setting(self) -> str:
+        return "share" if self.share else "merged"
 
     def for_kept(self, share: float) -> float:
         """No pairs for all tokens: how many pairs another share is depends on how many tokens a sample has."""
