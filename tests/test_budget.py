@@ -22,11 +22,13 @@ from sttabt.cli.composition import compose_settings
 from sttabt.cli.forecast import work_of
 from sttabt.cli.sweep import jobs_at_budget
 from sttabt.core.text import Text
+from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.card import results
 from sttabt.pipeline.stage import Context
+from sttabt.pipeline.stages import budget as budget_stage
 from sttabt.pipeline.stages import pruned_model, run_stages
 from sttabt.report.build import make_report
 from sttabt.report.points import to_points
@@ -225,6 +227,18 @@ def test_a_schedule_at_a_budget_moves_what_the_budget_finds() -> None:
         ])  # fmt: skip
 
 
+def test_what_lies_between_two_steps_is_not_said_to_be_out_of_reach(caplog: pytest.LogCaptureFixture) -> None:
+    """A cascade goes in steps of a sample: of 8 at 0.5 of the dense model each costs a tenth of it."""
+    few = [torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))]
+    with caplog.at_level(logging.WARNING):
+        model = sttabt.prune(vit(), "cascade", approx=4, budget=0.5, calibration=few)
+    _, first, second = (record.getMessage() for record in caplog.records)  # the first: nothing is distilled
+    found = model.calibration
+    assert found is not None and abs(found.reached - 0.5) > 0.01
+    assert first.startswith("budget.macs=0.5 lies between two steps of cascade: sparsity.sure=")
+    assert second.endswith("give more calibration batches")
+
+
 def test_a_frozen_model_is_not_calibrated() -> None:
     with pytest.raises(UserError, match="calibrate the model that was frozen"):
         sttabt.calibrate(sttabt.freeze(sttabt.prune(vit(), "random")), 0.5, images())
@@ -329,6 +343,32 @@ def test_time_is_a_budget_of_this_machine(own_folder: None) -> None:
     (folder,) = made("budget")
     asked = read_record(folder / "artifact.json")["description"]["asked"]
     assert asked["threads"] == torch.get_num_threads() and (asked["batch"], asked["baseline"]) == (2, "deployed")
+
+
+def test_time_of_a_cascade_is_that_of_samples_of_which_as_many_go_on_as_of_all(
+    own_folder: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever its threshold stands; of the first few samples by chance more or fewer go on."""
+    settings, seen = settings_of("sparsity=cascade", "budget.time=0.5", "budget.batch=8", "budget.rounds=1"), []
+    found = budget_stage.calibrate
+
+    def noted(model: PrunedModel, batches: list[Tensor], *rest: Any) -> Any:
+        seen.append((copy.deepcopy(model), batches))
+        return found(model, batches, *rest)
+
+    monkeypatch.setattr(budget_stage, "calibrate", noted)
+    with caplog.at_level(logging.WARNING):
+        run_stages(settings, JOB)
+    assert not [each for each in caplog.records if "validation" in each.getMessage()], "no other samples would help"
+    ((model, batches),) = seen
+    assert model.approx is not None and [len(each) for each in batches] == [8] * 4
+    network, images = model.approx.backbone.eval(), load_splits(settings.dataset).validation
+    every = torch.stack([images[place].inputs for place in range(len(images))])  # type: ignore[arg-type]
+    with torch.inference_mode():
+        of_all, of_batches = (network(each).softmax(-1).amax(-1) for each in (every, torch.cat(batches)))
+    for share in (0.1, 0.3, 0.6, 0.9):
+        threshold = of_all.quantile(share)
+        assert (of_batches < threshold).float().mean() == pytest.approx(share, abs=1 / 32)
 
 
 def test_texts_have_budgets_over_real_tokens(own_folder: None) -> None:

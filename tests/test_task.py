@@ -35,8 +35,8 @@ from sttabt.lit.modules import BaseTraining
 from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import (
-    _dealt,
     attention_error,
+    dealt,
     evaluate,
     gallery,
     padded_occupancy,
@@ -373,13 +373,13 @@ def test_texts_one_at_a_time_are_of_many_lengths_and_have_both_dense_runs(
 def test_texts_ranked_by_cost_are_dealt_to_batches_in_turn(sentences: tuple[_WordReader, _Sentences]) -> None:
     _, dataset = sentences
     ranked = np.argsort(dataset.lengths, kind="stable").tolist()
-    parts = _dealt(dataset, ranked, batch_size=4, batches=5)
+    parts = dealt(dataset, ranked, batch_size=4, batches=5)
     batches = [list(evaluation_loader(part, 4)) for part in parts]
     assert [len(each) for each in batches] == [1] * 5 and all(len(each[0].labels) == 4 for each in batches)
     places = [[ranked.index(index) for index in part.indices] for part in parts]
     assert sorted(place for own in places for place in own) == [int((rank + 0.5) / 20 * 23) for rank in range(20)]
     assert all(min(np.diff(own)) >= 5 for own in places), "each batch has short ones and long ones"
-    assert [len(part) for part in _dealt(dataset, ranked, 1, 40)] == [1] * 23
+    assert [len(part) for part in dealt(dataset, ranked, 1, 40)] == [1] * 23
 
 
 @pytest.mark.parametrize("scores", [False, True])

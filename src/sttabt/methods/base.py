@@ -145,6 +145,10 @@ class Method(nn.Module, ABC):
         """
         raise UserError(f"{self.title} does not ask the approximate network what it predicts")
 
+    def sureness(self, prediction: Tensor) -> Tensor:
+        """(B,), higher for samples that are `answered` sooner: the probability of the class that is predicted."""
+        return prediction.softmax(-1).amax(-1)
+
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:
         """The differentiable run that a trained method learns on; arguments as in `run`."""
         raise UserError(f"{self.title} has nothing to train")

@@ -33,7 +33,7 @@ class Cascade(PlannedMethod, TunedMethod):
             )
 
     def answered(self, prediction: Tensor) -> Tensor:
-        return prediction.softmax(-1).amax(-1) >= self.settings.sure
+        return self.sureness(prediction) >= self.settings.sure
 
     @property
     def tracks(self) -> bool:

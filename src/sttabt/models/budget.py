@@ -26,12 +26,14 @@ REPEATS = 4  # measurements of time after the search, each of the value that see
 log = logging.getLogger(__name__)
 
 
-def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings) -> Calibration:
+def calibrate(
+    model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings, more: str = "give more calibration batches"
+) -> Calibration:
     """Sets the dial of the model's method, and says what was found; so does `model.calibration` from then on.
 
     batches: inputs on the model's device. Multiply-adds are counted on all of them, as the model is deployed; time is
     that of all of them, one after the other. Where nothing reaches the budget the nearest is taken, and one line says
-    so.
+    so. more: what to do where so many samples say little of others; "": they were chosen to say enough.
     """
     frozen, dial = deployed(model), model.method.settings.dial_name()
     assert dial is not None, "checked with the settings"
@@ -41,9 +43,12 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
     with torch.inference_mode():
         meter = _Counted(frozen, model, batches) if budget.macs else _Timed(frozen, model, batches, budget)
 
+        tried: list[float] = []
+
         def cost(value: float) -> float:
             turn(frozen, value)
-            return meter.cost(value)
+            tried.append(meter.cost(value))
+            return tried[-1]
 
         found = find_value(cost, budget.share, within, meter.tolerance, meter.most)
         value, reached = meter.settled(cost, budget.share, found)
@@ -52,9 +57,9 @@ def calibrate(model: PrunedModel, batches: Sequence[Any], budget: BudgetSettings
     turn(model, value)
     at = getattr(model.method.settings, dial)
     model.calibration = Calibration(meter.of, budget.share, reached, dial, at, kept)
-    _say(model, budget, model.calibration)
-    if model.method.settings.asks_network and 0 < went_on < samples:
-        _say_how_sure(budget, reached, went_on, samples)
+    _say(model, budget, model.calibration, beyond=max(tried) < budget.share or min(tried) > budget.share)
+    if more and model.method.settings.asks_network and 0 < went_on < samples:
+        _say_how_sure(budget, model.calibration, went_on, samples, more)
     return model.calibration
 
 
@@ -135,26 +140,32 @@ def _kept(model: PrunedModel, batches: Sequence[Any]) -> tuple[float, int, int]:
     return total / samples, went_on, samples
 
 
-def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration) -> None:
+def _say(model: PrunedModel, budget: BudgetSettings, found: Calibration, beyond: bool) -> None:
+    """beyond: all that was tried costs more than asked, or all less."""
     where = f"sparsity.{found.dial}={found.value:.6g} gives {found.reached:.4g} of the dense"
+    label = model.method.settings.label
     if abs(found.reached - found.asked) <= NEAR[found.of] * found.asked:
         log.info("%s: %s", budget, where)
-        return
-    label = model.method.settings.label
-    if found.reached < found.asked:
+    elif beyond and found.reached < found.asked:
         log.warning("%s is more than %s needs here: %s, the nearest that can be had", budget, label, where)
-    else:
+    elif beyond:
         log.warning("%s cannot be reached by %s: %s, the nearest that can", budget, label, where)
+    elif budget.macs:
+        log.warning("%s lies between two steps of %s: %s, the nearest", budget, label, where)
+    else:
+        log.warning(
+            "%s was not met by %s: %s, the nearest that was measured; more rounds vary less (budget.rounds=%d)",
+            *(budget, label, where, 4 * budget.rounds),
+        )
 
 
-def _say_how_sure(budget: BudgetSettings, reached: float, went_on: int, samples: int) -> None:
+def _say_how_sure(budget: BudgetSettings, found: Calibration, went_on: int, samples: int, more: str) -> None:
     """Where a sample costs little or nearly all, few of them say little of the mean of others: its standard error, as
     if answered samples cost nothing and the others alike.
     """
-    error = reached * math.sqrt((1 / went_on) - (1 / samples))
-    if error > NEAR["macs_share"] * reached:
+    error = found.reached * math.sqrt((1 / went_on) - (1 / samples))
+    if error > NEAR[found.of] * found.reached:
         log.warning(
-            "%s was found on %d samples, of which %d go on to the base model: of others the share may differ by %.2g;"
-            " more samples, where there are more, come nearer (budget.samples=0: all of validation)",
-            *(budget, samples, went_on, error),
+            "%s was found on %d samples, of which %d go on to the base model: others may differ by a share of %.2g: %s",
+            *(budget, samples, went_on, error, more),
         )

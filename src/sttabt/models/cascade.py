@@ -59,6 +59,12 @@ def plan_cascade(model: PrunedModel, inputs: Any) -> TokenPlan:
     return _plan_of(model, asked, plan.with_survivors() if model.base.reads_survivors else plan)
 
 
+@torch.no_grad()
+def sureness(model: PrunedModel, inputs: Any) -> Tensor:
+    """How sure the network is of each sample, (B,); inputs: prepared."""
+    return model.method.sureness(_ask(model, inputs).prediction)
+
+
 def cascade_macs(model: PrunedModel, run: Run) -> dict[str, float]:
     """Multiply-adds of a sample, by PARTS, mean over the batch: the network's prediction of all, the rest's run."""
     assert model.approx is not None, "checked when constructed"

@@ -29,6 +29,7 @@ from sttabt.engine.dense import run_dense
 from sttabt.engine.frozen import FrozenBackbone
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
+from sttabt.models.cascade import sureness
 from sttabt.models.dense import library_forwards, over
 from sttabt.models.frozen import FrozenModel, deployed, freeze
 from sttabt.models.pruned import PrunedModel
@@ -37,7 +38,8 @@ from sttabt.timing.interleaved import Timing, time_interleaved
 
 log = logging.getLogger(__name__)
 
-COST_POOL = 2048  # samples whose cost a cascade is asked for before some of them are timed
+COST_POOL = 2048  # samples that a cascade is asked for before some of them are timed
+BATCHES_RANKED = 4  # batches of them that are timed
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def time_against_dense(
     data set by what they cost (`ranked_by_cost`), of which each batch then has its share at even ranks.
     """
     device = next(model.base.parameters()).device
-    subsets = _dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
+    subsets = dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
     loaders = (evaluation_loader(part, batch_size) for part in subsets)
     each = [move_data_to_device(batch.inputs, device) for loader in loaders for batch in loader]
     variants = library_forwards(model.base, each)
@@ -230,21 +232,33 @@ def time_against_dense(
     )
 
 
-@torch.inference_mode()
 def ranked_by_cost(model: PrunedModel, dataset: Dataset, batch_size: int) -> list[int] | None:
     """Places of some items, by how many tokens the base model computes of them; None where samples cost about alike.
 
     A cascade computes none of many and nearly all of the others: what share of the first few goes on says little.
     """
+    return _ranked(model, dataset, batch_size, lambda own, inputs: own.plan(inputs).lifetime.sum(1))
+
+
+def ranked_by_sureness(model: PrunedModel, dataset: Dataset, batch_size: int) -> list[int] | None:
+    """As `ranked_by_cost`, by how sure the approximate network is: the order in which they go on, wherever the model's
+    threshold stands.
+    """
+    return _ranked(model, dataset, batch_size, lambda own, inputs: sureness(own, own.base.prepare(inputs)))
+
+
+@torch.inference_mode()
+def _ranked(
+    model: PrunedModel, dataset: Dataset, batch_size: int, by: Callable[[PrunedModel, Any], Tensor]
+) -> list[int] | None:
     if not model.method.settings.asks_network:
         return None
     device, own = next(model.base.parameters()).device, deployed(model)
     pool = even_sample(dataset, COST_POOL)
     loader = evaluation_loader(pool, batch_size)
-    plans = (own.plan(move_data_to_device(batch.inputs, device)) for batch in loader)
-    tokens = torch.cat([plan.lifetime.sum(1) for plan in plans]).tolist()
+    values = torch.cat([by(own, move_data_to_device(batch.inputs, device)) for batch in loader]).tolist()
     places = [pool.indices[place] for place in loader.sampler]
-    return [place for _, place in sorted(zip(tokens, places, strict=True))]
+    return [place for _, place in sorted(zip(values, places, strict=True))]
 
 
 @torch.inference_mode()
@@ -364,7 +378,7 @@ def _typical(dataset: Dataset, samples: int) -> Subset:
     return Subset(dataset, _first(dataset, samples))
 
 
-def _dealt(dataset: Dataset, ranked: Sequence[int], batch_size: int, batches: int) -> list[Subset]:
+def dealt(dataset: Dataset, ranked: Sequence[int], batch_size: int, batches: int) -> list[Subset]:
     """Items at even ranks, dealt to the batches in turn; none of them is empty."""
     samples = min(batch_size * batches, len(ranked))
     chosen = [ranked[int((rank + 0.5) / samples * len(ranked))] for rank in range(samples)]

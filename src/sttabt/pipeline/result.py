@@ -14,15 +14,22 @@ from torch.utils.data import Dataset
 from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, ranked_by_cost, time_against_dense, validate
+from sttabt.pipeline.evaluation import (
+    BATCHES_RANKED,
+    DenseComparison,
+    Scores,
+    evaluate,
+    ranked_by_cost,
+    time_against_dense,
+    validate,
+)
 from sttabt.report.predictions import Predictions
 from sttabt.report.rows import BUDGET_KEYS, FOUND, Row
 from sttabt.settings import Settings, update_size
 from sttabt.store.job import Job
 from sttabt.version import __version__
 
-SINGLES = 8  # samples that are timed one at a time: texts of as many lengths
-BATCHES_RANKED = 4  # of a model whose samples cost little or nearly all; so many times as many one at a time, too
+SINGLES = 8  # samples that are timed one at a time, so many times as many of ranked ones: texts of as many lengths
 
 
 def make_row(

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from torch.utils.data import Subset
 
 from sttabt.core.budget import Calibration
 from sttabt.data.base import evaluation_loader
 from sttabt.models.budget import calibrate
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import method_of, without
-from sttabt.pipeline.evaluation import even_sample
+from sttabt.pipeline.evaluation import BATCHES_RANKED, dealt, even_sample, ranked_by_sureness
 from sttabt.pipeline.result import device_name
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.settings import MethodSettings
@@ -65,7 +66,8 @@ class BudgetStage(Stage):
     def make(self, folder: Path, loggers: list[Any]) -> Made:
         if not self.context.nodes.first:
             return Made()
-        found = calibrate(self.model.to(self.context.device), self._batches(), self.settings.budget)
+        model = self.model.to(self.context.device)
+        found = calibrate(model, self._batches(model), self.settings.budget, self._more)
         settings = self.settings.sparsity.at_budget | self.aimed | {found.dial: found.value}
         return Made(notes={"calibration": asdict(found), "found": settings})
 
@@ -76,17 +78,28 @@ class BudgetStage(Stage):
         self.model.calibration = found
         return self.model.method.settings
 
-    def _batches(self) -> list[Any]:
+    @property
+    def _more(self) -> str:
+        """What a user can do where the samples say little of others."""
+        budget, there = self.settings.budget, len(self.context.splits.validation)  # type: ignore[arg-type]
+        if budget.time:
+            return ""  # of a cascade as many go on as of all
+        return "budget.samples=0 counts all of validation" if 0 < budget.samples < there else "validation has no more"
+
+    def _batches(self, model: PrunedModel) -> list[Any]:
         """Inputs of validation samples: a batch as it is timed, or batches as they are evaluated."""
         settings, validation = self.settings, self.context.splits.validation
         budget, size = settings.budget, settings.evaluation.batch_size
         samples = budget.samples or len(validation)  # type: ignore[arg-type]
         if settings.fast_dev_run:
             samples = min(samples, settings.fast_dev_run * size)
+        chosen: list[Subset] = [even_sample(validation, samples)]
         if budget.time:
-            samples = size = budget.batch
-        loader = evaluation_loader(even_sample(validation, samples), size, settings.hardware.workers)
-        return [move_data_to_device(batch.inputs, self.context.device) for batch in loader]
+            size = budget.batch
+            ranked = ranked_by_sureness(model, validation, settings.evaluation.batch_size)
+            chosen = dealt(validation, ranked, size, BATCHES_RANKED) if ranked else [even_sample(validation, size)]
+        loaders = (evaluation_loader(part, size, settings.hardware.workers) for part in chosen)
+        return [move_data_to_device(batch.inputs, self.context.device) for loader in loaders for batch in loader]
 
 
 def aimed_settings(stage: BudgetStage, artifact: Artifact) -> tuple[Any, dict[str, Any]]:
