@@ -8,10 +8,12 @@ import re
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from sttabt.cli.composition import compose_settings
 from sttabt.report.__main__ import main
@@ -22,8 +24,10 @@ from sttabt.report.build import draw_figures, make_report
 from sttabt.report.catalogue import CATALOGUE
 from sttabt.report.chart import pareto_front
 from sttabt.report.csv_rows import write_table
+from sttabt.report.figures import FULL_WIDTH
 from sttabt.report.glue import draw_glue
 from sttabt.report.imagenet import draw_keep_ratio, draw_macs
+from sttabt.report.labels import known_labels
 from sttabt.report.literature import (
     glue_tasks,
     imagenet_macs,
@@ -39,8 +43,9 @@ from sttabt.report.points import points_by_dataset
 from sttabt.report.quality import LABEL as QUALITY
 from sttabt.report.quality import draw_attention_quality
 from sttabt.report.reading import read_rows
-from sttabt.report.rivals_time import draw_rivals_time
+from sttabt.report.rivals_time import BATCHES, SINGLES, _scores, draw_rivals_time
 from sttabt.report.rows import Row
+from sttabt.settings.methods.base import TUNED
 from test_conf import sweep_jobs
 from test_report import make_row, make_sweep, write_rows
 from test_report_texts import make_text_row, make_text_sweep
@@ -194,13 +199,94 @@ def test_rivals_against_time_are_those_that_have_a_budget_and_a_time(tmp_path):
     assert sorted(frame["curve"]) == ["dense", *["forward top-k"] * 2, *["random"] * 2], "ToMe was not timed"
     said = (tmp_path / "rivals_time.svg").read_text()
     assert "small on words" in said and "2 points are further down" in said
-    assert "share of the dense model's" in said and "batch 32" in said
+    assert "share of the library's dense model's" in said and "batches of 32" in said and "single samples" not in said
     several = [row for name in ("a", "b", "c", "d") for row in make_budgeted(name)]
     assert draw_rivals_time(points_by_dataset(several), tmp_path)
     assert (tmp_path / "rivals_time.svg").read_text().count("small on ") == 4
     untimed = [replace(row, time=None) for row in make_budgeted()]
     for rows in (untimed, make_ablation_p(), [make_row("dense")]):
         assert draw_rivals_time(points_by_dataset(rows), tmp_path) is None
+
+
+def in_kernels(rows: list[Row], single: float | None = None) -> list[Row]:
+    """The rows, timed beside the frozen dense model too, at twice the ratio; `single` times that one at a time."""
+    found = []
+    for row in rows:
+        if row.time is not None:
+            frozen = {f"ratio_frozen{end}": 2 * row.time["ratio"] for end in ("", "_low", "_high")}
+            time = row.time | frozen | {"dense_frozen_ms": 10.0}
+            alone = {f"single_{name}": value * (single or 0) for name, value in time.items() if "ratio" in name}
+            row = replace(row, time=time | (alone | {"single_dense_frozen_ms": 1.0} if single else {}))
+        found.append(row)
+    return found
+
+
+def drawn_rivals(rows: list[Row], folder, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """The figure itself, laid out."""
+    figures: list[Figure] = []
+    monkeypatch.setattr("sttabt.report.rivals_time.save", lambda figure, *_: figures.append(figure) or folder)
+    draw_rivals_time(points_by_dataset(rows), folder)
+    figures[0].savefig(folder / "drawn.png")  # lays out
+    return figures[0]
+
+
+def test_rivals_have_a_panel_of_batches_and_one_of_single_samples(tmp_path, monkeypatch):
+    rows = [*in_kernels(make_budgeted("a"), single=3.0), *in_kernels(make_budgeted("b"))]
+    figure = drawn_rivals(rows, tmp_path, monkeypatch)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title().partition("\n")[0] for axes in shown]
+    assert titles == ["small on a: batches of 32", "small on a: single samples", "small on b: batches of 32"]
+    assert {axes.get_xlabel() for axes in shown} == {"time, share of the frozen dense model's"}
+    assert len({axes.get_ylim() for axes in shown[:2]}) == 1 and not shown[1].get_ylabel()
+    assert shown[0].get_xlim() == shown[2].get_xlim() != shown[1].get_xlim(), "panels above each other share an axis"
+    assert [axes.get_xscale() for axes in shown] == ["linear", "linear", "linear"]
+    for axes in shown:
+        (above,) = axes.child_axes
+        assert np.allclose(above.get_xlim(), np.array(axes.get_xlim()) / 2), "the library's dense takes twice as long"
+    frame = pd.read_csv(tmp_path / "rivals_time.csv").set_index(["dataset", "curve", "setting"])
+    line = frame.loc["a", "forward top-k", "budget 0.5 of macs"]
+    assert [line[name] for name in (*BATCHES, *SINGLES)] == pytest.approx([1.08, 0.54, 3.24, 1.62])
+    assert frame.loc["b", list(SINGLES)].isna().all(axis=None)
+
+
+def test_times_far_apart_have_a_logarithmic_axis(tmp_path, monkeypatch):
+    figure = drawn_rivals(in_kernels(make_budgeted(), single=6.0), tmp_path, monkeypatch)
+    batches, singles = figure.axes
+    assert (batches.get_xscale(), singles.get_xscale()) == ("linear", "log")
+    (above,) = singles.child_axes
+    for axis in (singles.xaxis, above.xaxis):
+        inside = [tick.get_text() for tick in axis.get_ticklabels()]
+        assert "1" in inside and not any("10^" in text or "mathdefault" in text for text in inside)
+
+
+def test_one_far_below_does_not_press_the_others_together():
+    rows = [make_row("dense", score=0.9), *(make_row("tome", 0.3 + n / 50, score=0.88 + n / 1000) for n in range(10))]
+    (points,) = points_by_dataset([*rows, make_row("random", 0.3, score=0.8)]).values()
+    assert _scores(points)[0] > 87
+    (points,) = points_by_dataset([*rows, *(make_row("random", n / 10, score=0.8) for n in (3, 4, 5))]).values()
+    assert _scores(points)[0] < 80, "several are not left out"
+
+
+def test_all_methods_tuned_and_not_fit_into_the_figure(tmp_path, monkeypatch):
+    budget = {"budget": {"asked": 0.5, "reached": 0.5}, "budget_of": "macs_share"}
+    rows = [make_row("dense"), *(
+        make_row("tome", share, label=label, config_hash=f"{label}{share}",
+                 score=0.9 - (1 - share) * nth / 200, **budget)
+        for nth, label in enumerate(known_labels()) if label != "dense" for share in (0.3, 0.4)
+    )]  # fmt: skip
+    rows = [replace(row, budget={"asked": row.budget["asked"] - row.macs_share / 10, "reached": 0.5})
+            if row.budget else row for row in rows]  # fmt: skip
+    figure = drawn_rivals(in_kernels(rows, single=3.0), tmp_path, monkeypatch)
+    width, height = figure.get_size_inches()
+    assert width == FULL_WIDTH and height < 6
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert not [name for name in named if name.endswith(TUNED)], "they look as the others, but for what the legend says"
+    assert named[-2:] == ["dashed and open: fine-tuned", "time of the frozen dense model"]
+    drawn = [legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)]
+    for box in drawn:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert all(drawn[0].y1 < box.y0 for box in drawn[1:]), "the legend is below all panels"
 
 
 # --- ablations

@@ -132,7 +132,8 @@ def test_curves_of_one_label_share_its_colour() -> None:
     styles = curve_styles(to_points([*rows, make_other(0.3, label="Other"), make_row("dense")]))
     assert list(styles) == ["dense", "GlowPrune, training.epochs 3", "GlowPrune, training.epochs 5", "Other"]
     dense, one, two, other = styles.values()
-    assert one.colour == two.colour != other.colour and one.marker != two.marker and one.line != two.line
+    assert one.colour == two.colour != other.colour and one.marker != two.marker and one.face != two.face
+    assert one.line == two.line == "-", "dashes are for what is fine-tuned"
     assert dense.marker == "*"
 
 
@@ -141,7 +142,8 @@ def test_a_tuned_method_has_its_own_colour_and_another_line() -> None:
     styles = curve_styles(points)
     plain, tuned, random = styles["ToMe"], styles["ToMe, fine-tuned"], styles["random"]
     assert plain.colour == tuned.colour != random.colour
-    assert plain.line != tuned.line and plain.marker != tuned.marker and plain.line == random.line
+    assert plain.line == random.line == "-" != tuned.line
+    assert plain.marker == tuned.marker != random.marker and plain.face != tuned.face == "white"
 
 
 def test_what_is_off_tells_no_curve_apart_and_what_is_on_does() -> None:

@@ -142,7 +142,7 @@ def test_curves_look_the_same_in_all_panels():
     assert list(styles) == ["dense", "concrete, factor 4", "concrete, factor 8", "LTP", "ToMe"]
     assert curve_styles(points[::-1]).keys() == styles.keys()
     concrete, other = styles["concrete, factor 4"], styles["concrete, factor 8"]
-    assert concrete.colour == other.colour and concrete.line != other.line
+    assert concrete.colour == other.colour and concrete.face != other.face and concrete.line == other.line
     assert len({style.marker for style in styles.values()}) == 5
     assert len({style.colour for style in styles.values()}) == 4
 

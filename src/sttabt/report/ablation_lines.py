@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from sttabt.report.ablation import Ablation, ablations
-from sttabt.report.curves import DASHED, LINES, MARKERS
+from sttabt.report.curves import DASHED, MARKERS
 from sttabt.report.figures import FULL_WIDTH, figure_style, save
 from sttabt.report.labels import colours
 from sttabt.report.literature import MODEL, Curve, published_propagation
@@ -22,6 +22,7 @@ from sttabt.report.rows import METRICS, Row
 from sttabt.report.table import heading
 
 LABEL = "published (BERT-base)"
+LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 HEIGHT, LINE = 2.4, 0.15  # inches: panels of a data set, a line of their legend
 COLUMNS = {
     "score": "",  # the metric's own title
