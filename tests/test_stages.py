@@ -131,6 +131,16 @@ def test_every_job_of_every_experiment_of_images_runs(experiment: str, monkeypat
     assert sum(len(card.data.eval_results or ()) for card in cards) == len(rows), "each on the card of its model"
 
 
+def test_choices_can_be_made_without_the_test_split() -> None:
+    tested, chosen = _run("sparsity.p_logit=0"), _run("sparsity.p_logit=0", "evaluation.split=validation")
+    assert (tested.split, chosen.split) == ("test", "validation")
+    assert chosen.validation is not None and chosen.score == chosen.validation["score"]
+    assert chosen.validation == tested.validation and chosen.loss != tested.loss
+    assert (len(_made("prune")), len(_made("evaluate"))) == (1, 2), "nothing is trained again"
+    with pytest.raises(UserError, match=r"evaluation\.split=train is unknown"):
+        _settings("evaluation.split=train")
+
+
 # --- what is made once
 
 

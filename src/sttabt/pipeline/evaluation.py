@@ -291,14 +291,20 @@ def attention_error(
 
 @torch.inference_mode()
 def gallery(
-    model: PrunedModel, splits: Splits, task: Task, samples: int, words: Callable[[Tensor], list[str]] | None = None
+    model: PrunedModel,
+    splits: Splits,
+    task: Task,
+    samples: int,
+    words: Callable[[Tensor], list[str]] | None = None,
+    split: str = "test",
 ) -> Gallery:
-    """The first test samples, one of each class in turn, with the tokens that each layer reads.
+    """The first samples of a split, one of each class in turn, with the tokens that each layer reads.
 
     words: the tokens of a row of vocabulary places as text, for texts. Of scores the first samples are taken.
     """
-    picked = _one_of_each_class(splits.test, samples) if splits.class_names else _first(splits.test, samples)
-    batch = next(iter(evaluation_loader(Subset(splits.test, picked), samples)))
+    tested = getattr(splits, split)
+    picked = _one_of_each_class(tested, samples) if splits.class_names else _first(tested, samples)
+    batch = next(iter(evaluation_loader(Subset(tested, picked), samples)))
     run = deployed(model).run(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
     common = {
         "alive": run.plan.alive.cpu().numpy(),

@@ -41,7 +41,7 @@ def make_row(
     config_hash: str,
     notes: dict[str, dict[str, Any]],
 ) -> tuple[Row, Predictions]:
-    """Evaluate `model` on the test split, once: the row, and what was predicted of each item.
+    """Evaluate `model` on the split that is asked for, once: the row, and what was predicted of each item.
 
     averaged: the same with averaged weights, where training kept them; it is evaluated beside. A model that was
     trained under its method is measured on the validation split too: choices go by that alone. notes: of the artifacts
@@ -49,8 +49,10 @@ def make_row(
     """
     sparsity, task = settings.sparsity, Task.of(settings.dataset)
     how = (task, settings.evaluation.batch_size, settings.fast_dev_run, settings.hardware.workers)
-    scores = evaluate(model, splits.test, *how)
-    beside = None if averaged is None else evaluate(averaged, splits.test, *how)
+    split = settings.evaluation.split
+    tested = getattr(splits, split)
+    scores = evaluate(model, tested, *how)
+    beside = None if averaged is None else evaluate(averaged, tested, *how)
     trained = sparsity.trains
     validation = validate(model, splits.validation, *how) if trained else None
     row = Row(
@@ -65,7 +67,7 @@ def make_row(
         threads=torch.get_num_threads(),
         precision=settings.evaluation.precision,
         dataset=written(settings.dataset.name),
-        split="test",
+        split=split,
         samples=scores.samples,
         model=written(settings.model.name),
         method=sparsity.method,

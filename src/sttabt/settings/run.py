@@ -18,6 +18,7 @@ STAGES = ("base", "general", "approx", "prune", "evaluate", "report")
 REMADE = STAGES[:-1]  # those that leave artifacts
 
 PRECISIONS = ("float32", "tf32", "bf16")  # of evaluation
+SPLITS = ("test", "validation")  # of `Splits`, that are evaluated
 
 TRAININGS = {  # where a stage's training is set
     "base": "model.training",
@@ -46,6 +47,9 @@ def _is_approximated(settings: Any, path: str) -> str | None:
 class EvaluationSettings:
     """What is measured, and on how much."""
 
+    split: str = setting(
+        SPLITS[0], "what rows are of: validation leaves the test split unread while choices are open", choices=SPLITS
+    )
     batch_size: int = setting(64, "samples a forward", at_least(1))
     precision: str = setting(
         "float32",
@@ -59,7 +63,7 @@ class EvaluationSettings:
         when=_is_timed,
     )
     timing_rounds: int = setting(15, "interleaved rounds; 0: no timing", at_least(0))
-    gallery: int = setting(8, "test images or texts whose tokens are kept for drawing", at_least(0))
+    gallery: int = setting(8, "images or texts of that split whose tokens are kept for drawing", at_least(0))
 
 
 @dataclass

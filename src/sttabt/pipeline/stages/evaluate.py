@@ -1,4 +1,4 @@
-"""The result row of a model on the test split, its predictions, and the images or texts of its gallery."""
+"""The result row of a model on the split that is asked for, its predictions, and the images or texts of its gallery."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sttabt.report.gallery import GALLERY_FILE, Gallery, read_gallery
 from sttabt.report.predictions import PREDICTIONS_FILE, read_predictions
 from sttabt.report.rows import ROW_FILE, Row
 from sttabt.settings import Settings
-from sttabt.settings.run import PRECISIONS
+from sttabt.settings.run import PRECISIONS, SPLITS
 from sttabt.store.artifacts import fingerprint
 
 
@@ -40,7 +40,8 @@ class EvaluateStage(Stage):
     def description(self) -> dict[str, Any]:
         """Also of what measures, and of what a row calls things."""
         settings, evaluation = self.settings, asdict(self.settings.evaluation)
-        unsaid = ["precision"] * (evaluation["precision"] == PRECISIONS[0])  # results without it are older
+        first = {"precision": PRECISIONS[0], "split": SPLITS[0]}  # results without them are older
+        unsaid = [name for name, value in first.items() if evaluation[name] == value]
         named = {"name": settings.dataset.name, "metric": settings.dataset.metric}
         return {
             **self.keys,
@@ -63,7 +64,8 @@ class EvaluateStage(Stage):
         key, size = fingerprint(self.description()), settings.evaluation.gallery
         with computing_in(settings.evaluation.precision, context.device):
             row, predictions = make_row(self.model, self.averaged, context.splits, settings, context.job, key, notes)
-            kept = gallery(self.model, context.splits, context.task, size, _words(settings)) if size else None
+            shown = (context.splits, context.task, size, _words(settings), settings.evaluation.split)
+            kept = gallery(self.model, *shown) if size else None
         predictions.write(folder / PREDICTIONS_FILE)
         if kept is not None:
             kept.write(folder / GALLERY_FILE)

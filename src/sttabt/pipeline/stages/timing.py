@@ -36,7 +36,8 @@ class TimingStage(Stage):
         evaluation, context = self.settings.evaluation, self.context
         sizes = evaluation.timing_batch, evaluation.timing_rounds
         with computing_in(evaluation.precision, context.device):
-            times, baseline = measure_time(self.model.to(context.device), context.splits.test, *sizes)
+            tested = getattr(context.splits, evaluation.split)
+            times, baseline = measure_time(self.model.to(context.device), tested, *sizes)
         return Made(notes={"time": times, "baseline": baseline})
 
     def read(self, artifact: Artifact, row: Row) -> Row:
