@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -292,9 +293,24 @@ def test_what_is_no_artifact_is_refused(folder: Any) -> None:
         sttabt.load(folder)
 
 
-@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), Fraction(1, 2)])
 def test_a_number_of_another_library_is_a_number(value: Any) -> None:
     assert sttabt.prune(_vit(), "forward_topk", keep_ratio=value).method.settings.keep_ratio == 0.5
+
+
+@pytest.mark.parametrize("share", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2), 1, np.int64(1)])
+def test_a_budget_is_any_real_number(share: Any) -> None:
+    model = sttabt.prune(_vit(), "forward_topk", budget=share, calibration=[torch.zeros(2, 3, 32, 32)])
+    again = sttabt.calibrate(model, sttabt.Budget(macs=share), [torch.zeros(2, 3, 32, 32)])
+    assert model.calibration is not None and again.calibration is not None
+    assert model.calibration.asked == again.calibration.asked == float(share)
+    assert type(again.calibration.asked) in (int, float)
+
+
+@pytest.mark.parametrize("share", [True, np.True_, torch.tensor(True), "0.5", np.array("0.5"), torch.ones(1), 0.5j])
+def test_what_is_no_real_number_is_no_budget(share: Any) -> None:
+    with pytest.raises(UserError, match=r"is no share: give a number above 0"):
+        sttabt.prune(_vit(), "forward_topk", budget=share, calibration=[torch.zeros(2, 3, 32, 32)])
 
 
 @pytest.mark.parametrize(

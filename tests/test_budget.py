@@ -423,6 +423,48 @@ def test_budgets_take_the_place_of_the_knobs_of_a_grid() -> None:
     assert jobs_at_budget([], ASKED) == [["budget.macs=0.7"], ["budget.macs=0.5"]]
 
 
+COUNTED = [  # as an experiment of rivals
+    {"sparsity": ["sparsity=dense"]},
+    {"sparsity": ["sparsity=tome", "sparsity=evit"], "budget.macs": ["budget.macs=0.7", "budget.macs=0.5"]},
+    {"sparsity": ["sparsity=cascade"], "budget.macs": ["budget.macs=0.7"], "budget.samples": ["budget.samples=0"]},
+    {"sparsity": ["sparsity=evit"], "sparsity.keep_ratio": ["sparsity.keep_ratio=1.0"]},
+]
+TIMED = [{"sparsity": ["sparsity=tome"], "budget.time": ["budget.time=0.5"], "budget.batch": ["budget.batch=8"]}]
+
+
+@pytest.mark.parametrize("shares", [["0.5"], ["0.5", "0.35"]])
+def test_a_budget_takes_the_place_of_one_of_another_kind(shares: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    times = [f"budget.time={share}" for share in shares]
+    with caplog.at_level(logging.INFO):
+        jobs = jobs_at_budget(COUNTED, {"budget.time": times})
+    assert jobs == [
+        ["sparsity=dense"],
+        *([f"sparsity={method}", time] for method in ("tome", "evit", "cascade") for time in times),
+        ["sparsity=evit", "sparsity.keep_ratio=1.0"],
+    ]
+    assert caplog.messages == [
+        f"budget.time={','.join(shares)} takes the place of budget.macs and budget.samples in the grids; jobs that are"
+        " alike run once"
+    ]
+
+
+def test_it_does_so_in_both_directions_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    assert jobs_at_budget(TIMED, {"budget.macs": ["budget.macs=0.3"]}) == [["sparsity=tome", "budget.macs=0.3"]]
+    with caplog.at_level(logging.INFO):
+        own = jobs_at_budget(COUNTED, {"budget.macs": ["budget.macs=0.3"]})
+        off = jobs_at_budget(COUNTED, {"budget.time": ["budget.time=0"]})
+    assert ["sparsity=cascade", "budget.macs=0.3", "budget.samples=0"] in own
+    assert ["budget.time=0", "sparsity=tome", "budget.macs=0.7"] in off
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("grids", [[], COUNTED, TIMED])
+def test_budgets_of_two_kinds_are_refused_before_any_job(grids: Any) -> None:
+    given = {"budget.time": ["budget.time=0.5"], "budget.macs": ["budget.macs=0.7", "budget.macs=0.5"]}
+    with pytest.raises(UserError, match=r"^budget.macs=0.7,0.5 and budget.time=0.5 cannot both be kept: give one$"):
+        jobs_at_budget(grids, given)
+
+
 def test_a_forecast_knows_a_budget() -> None:
     jobs = [settings_of("sparsity=concrete", f"budget.macs={share}") for share in (0.5, 0.4)]
     first, second = (work_of(job) for job in jobs)

@@ -82,7 +82,10 @@ def test_the_files(tmp_path):
     frame = pd.read_csv(tmp_path / "rivals.csv").set_index("method")
     assert frame.loc["random", "behind"] == pytest.approx(17 / 60) and frame.loc["random", "budget"] == 0.5
     assert frame["seeds"].eq(2).all()
-    assert "**" not in (tmp_path / "rivals.tex").read_text()
+    latex = (tmp_path / "rivals.tex").read_text()
+    assert "**" not in latex and latex.count(r"\textbf{") == 1
+    assert r"& \textbf{95.00 $\pm$ 0.00} &" in latex
+    assert r"\begin{tabular}{llrr" in latex, "a number in bold is a number"
 
 
 def test_each_budget_has_a_best(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -300,11 +301,12 @@ def _distil(
 
 def _budget(budget: Any, sparsity: MethodSettings, given: Iterable[str]) -> Budget:
     """Checked; given: names of settings of the method that are set beside it."""
-    asked = budget if isinstance(budget, Budget) else None
-    if asked is None:
-        if not isinstance(budget, int | float) or isinstance(budget, bool):
+    if not isinstance(budget, Budget):
+        share = _plain(budget)
+        if not isinstance(share, int | float) or isinstance(share, bool):
             raise UserError(f"budget={budget!r} is no share: give a number {A_SHARE}")
-        asked = Budget(macs=float(budget))
+        budget = Budget(macs=float(share))
+    asked = replace(budget, **{each.name: _plain(getattr(budget, each.name)) for each in fields(budget)})
     check_values(asked, "budget.")
     if not asked.asked:
         raise UserError(f"budget asks for nothing: give a share {A_SHARE}")
@@ -358,8 +360,7 @@ def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
         if name not in known:
             raise UserError(f"{name} is not a setting of {method}: {nearest(name, known) if known else 'it has none'}")
         try:
-            # A number of numpy or torch, which OmegaConf does not take.
-            typed[name] = value.item() if getattr(value, "ndim", None) == 0 else value
+            typed[name] = _plain(value)  # OmegaConf takes no numbers of numpy or torch, and no fractions
         except OmegaConfBaseException as error:
             rule = known[name].rule
             why = f"it must be a number, {rule.text}" if rule else str(error).splitlines()[0]
@@ -372,6 +373,12 @@ def _sparsity(method: str, settings: Mapping[str, Any]) -> MethodSettings:
         if reason := no_effect(Settings(sparsity=sparsity), f"sparsity.{name}"):
             log.warning("%s=%s has no effect: %s", name, values[name], reason)
     return sparsity
+
+
+def _plain(value: Any) -> Any:
+    """A real number of another library, or a fraction, as an int or a float; anything else as it is."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
 
 
 def _network(base: Backbone, approx: Any) -> ApproximateNetwork:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from sttabt.cli.forecast import Forecast
 from sttabt.errors import UserError
-from sttabt.settings import method_names, method_settings
+from sttabt.settings import BudgetSettings, Settings, method_names, method_settings
 from sttabt.settings.budget import ASKED
+from sttabt.settings.effects import no_effect
 from sttabt.system.faults import system_fault
 from sttabt.system.signals import held, stopping
 
@@ -76,24 +78,68 @@ def union_of_grids(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
 
 
 def jobs_at_budget(grids: Sequence[Grid], given: Grid) -> list[list[str]]:
-    """`union_of_grids`, where a budget on the command line takes the place of the knobs of the grids.
+    """`union_of_grids`, where a budget on the command line takes the place of the knobs of the grids, and of a budget
+    of the other kind that they have.
 
     A method of the grids that has nothing to move, as dense, runs without it: the others are compared with it. So does
     a grid without a budget, where others have one: its knobs stay.
+    Raises UserError for budgets of both kinds on the command line.
     """
-    jobs = union_of_grids(grids, given)
-    asked = {each for name in ASKED for each in given.get(f"budget.{name}", []) if each.partition("=")[2] not in OFF}
-    if not asked:
-        return jobs
+    kinds = {name: own for name in ASKED if (own := _asked(given.get(f"budget.{name}", [])))}
+    if not kinds:
+        return union_of_grids(grids, given)
+    if len(kinds) > 1:
+        raise UserError(f"{' and '.join(map(_listed, kinds.values()))} cannot both be kept: give one")
+    [(kind, budgets)] = kinds.items()
+    asked, grids = set(budgets), _of_one_kind(grids, kind, given)
     found = {f"sparsity.{name}" for method in method_names() for name in method_settings(method).found_by_budget()}
     knobs = {each for grid in grids for key in found & grid.keys() - given.keys() for each in grid[key]}
     still = {f"sparsity={name}" for name in method_names() if method_settings(name).dial_name() is None}
     listed = set() if "sparsity" in given else still
     moved: list[list[str]] = []
-    for job in jobs:
+    for job in union_of_grids(grids, given):
         gone = asked if listed & set(job) else knobs if asked & set(job) else set()
         moved.append([each for each in job if each not in gone])
     return [job for index, job in enumerate(moved) if job not in moved[:index]]
+
+
+def _asked(budgets: Sequence[str]) -> list[str]:
+    """Those of the assignments that ask for a share."""
+    return [each for each in budgets if each.partition("=")[2] not in OFF]
+
+
+def _listed(budgets: Sequence[str]) -> str:
+    """Assignments of one key as a command line has them: `budget.time=0.5,0.35`."""
+    return f"{budgets[0].partition('=')[0]}={','.join(each.partition('=')[2] for each in budgets)}"
+
+
+def _of_one_kind(grids: Sequence[Grid], kind: str, given: Grid) -> list[Grid]:
+    """The grids, where the command line's budget stands in place of one of another kind. What has no effect beside it
+    goes as well: it would only be warned of, and keep jobs apart that are the same.
+    """
+    own = f"budget.{kind}"
+    others = {f"budget.{name}" for name in ASKED} - {own}
+    idle = _idle_beside(kind)
+    moved: list[Grid] = []
+    gone: dict[str, None] = {}
+    for grid in grids:
+        if others & grid.keys():
+            gone |= dict.fromkeys(key for key in grid if key in others | idle)
+            grid = {own if key in others else key: values for key, values in grid.items() if key not in idle}
+            grid[own] = given[own]
+        moved.append(grid)
+    if gone:
+        budget = _listed(_asked(given[own]))
+        log.info("%s takes the place of %s in the grids; jobs that are alike run once", budget, " and ".join(gone))
+    return moved
+
+
+def _idle_beside(kind: str) -> set[str]:
+    """The settings of a budget that have no effect where a share of that kind is asked for."""
+    settings = Settings()
+    setattr(settings.budget, kind, 1.0)
+    keys = {f"budget.{declared.name}" for declared in fields(BudgetSettings)}
+    return {key for key in keys if no_effect(settings, key)}
 
 
 def assignments(key: str, values: Any) -> list[str]:

@@ -1,4 +1,18 @@
-"""Attention back-tracking, top-k: from the output back to the inputs, the tokens that carry most attention."""
+"""Attention back-tracking, top-k: from the output back to the inputs, the tokens that carry most attention.
+
+STTABT (Lee et al., "Sparse Token Transformer with Attention Back Tracking", ICLR 2023, section 3.2; METHOD section 2).
+The attention is that of an approximate network (section 3.1), or of a dense run of the base model: an upper bound.
+Deviations:
+
+- sets are each sample's own; the official code unites them over the batch, where tokens then count twice;
+- tokens that are not in a layer's set are not computed, where the official code multiplies them by zero;
+- shares are of a sample's real tokens, and `dynamic` compares with the sample's own largest importance, where the
+  official code takes the batch's;
+- the base weights can be tuned under the choice, while the approximate network stays as it was distilled;
+- `spread` lets layers of images differ by a token, so that a budget has finer steps, and `counts` gives every image
+  as many tokens, for static shapes: a layer's count then holds the tokens of the layer above, instead of adding them;
+- heads that pool begin at all patches, as there is no class token to begin at.
+"""
 
 from __future__ import annotations
 

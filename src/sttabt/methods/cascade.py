@@ -1,5 +1,11 @@
 """A cascade: what the approximate network is sure of it answers itself, and the base model computes nothing of it.
 
+This project's own, of no paper; METHOD section 10 describes it. That a small model answers what it is sure of is an old
+idea (cascades: Viola and Jones, CVPR 2001; early exits: BranchyNet, Teerapittayanon et al., ICPR 2016). Here the small
+model is the approximate network of STTABT, and what it is not sure of goes to the base model under back-tracking top-k
+(`backtracking.py`), or whole. Sure is who gives its likeliest class a probability of `sure` at least, which a budget
+finds on data.
+
 Easy samples cost the planner alone, so that at the same mean cost hard ones keep most of their tokens. The network was
 distilled on the base model's prediction, too (METHOD section 1), so that it has one.
 """

@@ -1,4 +1,17 @@
-"""Concrete masks: how many tokens each layer reads is learned, end to end with the weights."""
+"""Concrete masks: how many tokens each layer reads is learned, end to end with the weights.
+
+STTABT (Lee et al., "Sparse Token Transformer with Attention Back Tracking", ICLR 2023, section 3.3; METHOD section 3):
+one logit a layer, soft masks from it and from the approximate network's scores, and losses that hold the logits near
+their start and the share of tokens near what that says. Deviations:
+
+- tokens that a hard mask drops are not computed, where the official code multiplies them by zero;
+- `hard_from` is one setting, where the official code trains texts on hard masks at the end and images never;
+- the hard plan leaves out rows of hardly any weight (NEGLIGIBLE), and is made in single precision at least;
+- `held=macs` holds multiply-adds instead of tokens; `p_logit_shift` is added to all logits after training, so that a
+  budget can be met; settings can have a schedule, which moves the learned logits along with their target;
+- the same importances give fixed counts for static shapes;
+- heads that pool begin at all patches, and the likeliest token lives in all layers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No pruning: the base model as its library runs it."""
+"""No pruning: the base model as its library runs it. The control of every method, of no paper."""
 
 from __future__ import annotations
 

@@ -1,16 +1,22 @@
-"""DiffRate: how many tokens each layer prunes, and how many it merges, is learned. (Chen et al., ICCV 2023, section 3)
+"""DiffRate: how many tokens each layer prunes, and how many it merges, is learned.
 
+Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023, section 3.
 Between attention and feed-forward the tokens are sorted by the class token's attention; the last ones go, and the last
-of the others merge into those of the first that they are most like. The weights stay as they are; the shares learn from
-the task's loss, through a mask with the gradient of a probability, and from the square of how far the multiply-adds are
-from their target.
+of the others merge into those of the first that they are most like. The rates learn from the task's loss, through a
+mask with the gradient of a probability, and from the square of how far the multiply-adds are from their target. Nothing
+else is learned here: the base model's weights stay as they are. Deviations:
 
-Deviations. Candidates are shares of a sample's tokens instead of counts, so that texts of any length read the same
-ones. They start at probabilities under which each layer prunes and merges the same share of what it reads, instead of
-at equal ones. All layers but the last compress, the first among them, which the released code leaves whole; the last
-one computes the output tokens alone. Multiply-adds are those that this project counts of the base model, as a share of
-the dense ones. A merged token weighs as many as it stands for in attention, which the released code reduces by how
-alike they were; its row is the plain mean, as there.
+- candidates are shares of a sample's tokens instead of counts, so that texts of any length read the same ones;
+- they start at probabilities under which each layer prunes and merges the same share of what it reads, instead of at
+  equal ones;
+- all layers but the last compress, the first among them, which the released code leaves whole; the last one computes
+  the output tokens alone;
+- multiply-adds are those that this project counts of the base model, as a share of the dense ones;
+- a merged token weighs as many as it stands for in attention, which the released code reduces by how alike they were;
+  its row is the plain mean, as there;
+- `share_scale` multiplies all learned shares after training, so that a budget can be met; one token beside the output
+  tokens is kept at the least;
+- where several tokens are classified (distilled DeiT) their attention is averaged.
 """
 
 from __future__ import annotations

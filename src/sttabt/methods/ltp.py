@@ -1,4 +1,18 @@
-"""LTP: a token goes on while it receives more attention than its layer's learned threshold."""
+"""LTP: a token goes on while it receives more attention than its layer's learned threshold.
+
+Kim et al., "Learned Token Pruning for Transformers", KDD 2022, section 3. A token's score is the attention that it
+receives, mean over heads and rows. Training learns thresholds and weights on soft masks, the logistic function of
+(score - threshold) / temperature, which multiply what a layer writes, and from `hard_from` on the weights alone, with
+tokens dropped at thresholds that stand. Deviations:
+
+- the loss weighs the sum over layers of the mean mask, as the comparison in STTABT (section 4) does, and can end at
+  `keep_target`, a share of tokens;
+- thresholds start at 0.01 * l / L, as in that comparison, and have a learning rate of their own;
+- `threshold_scale` multiplies them after training, so that a budget can be met;
+- the mean over rows is that over tokens which are still there, in soft training over all real ones; no padding;
+- output tokens are never dropped, and the last layer's threshold decides nothing, as that layer writes these alone;
+- images take part; where the head pools, the token that receives most goes on in any case.
+"""
 
 from __future__ import annotations
 

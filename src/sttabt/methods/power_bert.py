@@ -1,14 +1,19 @@
-"""PoWER-BERT: how many of the most attended tokens each layer keeps is learned. (Goyal et al., ICML 2020, section 3)
+"""PoWER-BERT: how many of the most attended tokens each layer keeps is learned.
 
+Goyal et al., "PoWER-BERT: Accelerating BERT Inference via Progressive Word-vector Elimination", ICML 2020, section 3.
 Training learns the retention on soft masks first, each layer's rows multiplied between its attention and its
 feed-forward; from `hard_from` on the retention stands, as counts, and the weights learn to do with them: the paper's
-second and third step in one training.
+second and third step in one training. Deviations:
 
-Deviations. The paper pads texts to one length and has a parameter for each of its places; here tokens share one with
-those of the same share of their text's length, so that texts of any length, and images, read the same. The loss
-therefore takes shares of tokens where the paper sums tokens. Parameters are cut to [0, 1] where they are read instead
-of after each update. Significance is the mean over heads and rows, the token's own row among them, which the released
-code leaves out. The last layer computes the output tokens alone, so that it has nothing to retain.
+- the paper pads texts to one length and has a parameter for each of its places; here tokens share one with those of the
+  same share of their text's length, so that texts of any length, and images, read the same; the loss therefore takes
+  shares of tokens where the paper sums tokens;
+- that loss can end at `keep_target`, a share of tokens, and `retention_shift` moves all parameters after training, so
+  that a budget can be met;
+- parameters are cut to [0, 1] where they are read instead of after each update;
+- significance is the mean over heads and rows, the token's own row among them, which the released code leaves out;
+- output tokens come first in every order, and the last layer computes them alone, so that it has nothing to retain;
+- where the head pools, one other token is kept at the least.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
-"""ToMe: tokens that are alike become one. (Bolya et al., ICLR 2023, section 3)
+"""ToMe: tokens that are alike become one.
 
-Texts, which the paper has none of, merge as images do: their padding takes no part, and a text loses at most half of
-its own tokens in a layer. The last layer merges nothing and computes the output tokens alone.
+Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, section 3; its decreasing schedule is of section 4.
+Deviations:
+
+- texts, which the paper has none of, merge as images do: their padding takes no part, and a text loses at most half of
+  its own tokens in a layer;
+- pairs can be a share of a sample's tokens (`share`), as texts differ in length, or a fraction, spread over layers;
+- the last layer merges nothing and computes the output tokens alone.
 """
 
 from __future__ import annotations

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 SIGNS = {"±": r"$\pm$", "λ": r"$\lambda$"}  # that pdfTeX has no letter for
+BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+
+
+def bold(text: str) -> str:
+    """A cell in bold, in a table of either kind."""
+    return f"**{text}**"
 
 
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[str]:
@@ -24,7 +31,10 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers
 
 
 def write_latex(path: Path, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]) -> None:
-    """Writes tables, each (caption, heads, cells), to be read by \\input; needs the package booktabs."""
+    """Writes tables, each (caption, heads, cells), to be read by \\input; needs the package booktabs.
+
+    What `bold` made of a cell is in bold here, too.
+    """
     texts = ["% \\usepackage{booktabs}\n"]
     for number, (caption, heads, lines) in enumerate(tables, 1):
         label = f"tab:{path.stem}" + (f"-{number}" if len(tables) > 1 else "")
@@ -36,7 +46,7 @@ def write_latex(path: Path, tables: Sequence[tuple[str, Sequence[str], Sequence[
                 index=False, escape=True, column_format=shape, caption=_escape(caption), label=label, position="t"
             )
         )
-    text = "\n".join(texts)
+    text = BOLD.sub(r"\\textbf{\1}", "\n".join(texts))
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     path.write_text(text, encoding="utf-8")
@@ -48,4 +58,5 @@ def _escape(text: str) -> str:
 
 
 def _is_number(text: str) -> bool:
+    text = BOLD.sub(r"\1", text)
     return text == "-" or text[:1].isdigit() or text[:2].strip("-")[:1].isdigit()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sttabt.report.markup import markdown_table, write_latex
+from sttabt.report.markup import bold, markdown_table, write_latex
 from sttabt.report.points import COSTS, Point, asked_budget, spell
 from sttabt.report.predictions import Predictions, exact_p_value, paired_test, read_predictions
 from sttabt.report.rows import METRICS, Row
@@ -77,7 +77,7 @@ class Line:
 
 @dataclass(frozen=True)
 class RivalTable:
-    """Of one data set, for people; `best` says which of the lines are in bold."""
+    """Of one data set, for people; `best` says which of the lines have their score in bold."""
 
     heading: str
     heads: list[str]
@@ -87,6 +87,14 @@ class RivalTable:
     score: int  # which column the scores are
     verdicts: list[str]
 
+    @property
+    def marked(self) -> list[list[str]]:
+        """The cells as markdown, and `write_latex`, have what is in bold."""
+        return [
+            [bold(cell) if best and column == self.score else cell for column, cell in enumerate(line)]
+            for best, line in zip(self.best, self.cells, strict=True)
+        ]
+
 
 def write_rivals(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
     """Writes rivals.md, rivals.tex and rivals.csv; returns the first, None where no two methods share a budget."""
@@ -95,17 +103,10 @@ def write_rivals(datasets: dict[str, list[Point]], folder: Path) -> Path | None:
         return None
     texts = []
     for table in tables:
-        cells = [
-            [
-                f"**{cell}**" if best and head == table.heads[table.score] else cell
-                for head, cell in zip(table.heads, line, strict=True)
-            ]
-            for best, line in zip(table.best, table.cells, strict=True)
-        ]
-        texts += [f"## {table.heading}", "", *markdown_table(table.heads, cells, table.numbers), ""]
+        texts += [f"## {table.heading}", "", *markdown_table(table.heads, table.marked, table.numbers), ""]
         texts += [*(f"- {sentence}" for sentence in table.verdicts), ""]
     (folder / "rivals.md").write_text("\n".join([*texts, *rival_notes(tables), ""]), encoding="utf-8")
-    write_latex(folder / "rivals.tex", [(table.heading, table.heads, table.cells) for table in tables])
+    write_latex(folder / "rivals.tex", [(table.heading, table.heads, table.marked) for table in tables])
     _frame([line for points in datasets.values() for line in rival_lines(points)]).to_csv(
         folder / "rivals.csv", index=False
     )
