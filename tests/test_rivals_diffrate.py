@@ -233,9 +233,38 @@ def test_the_weights_stay_as_they_are() -> None:
     assert moved == ["method.logits"]
 
 
+def test_the_weights_learn_where_they_are_tuned() -> None:
+    """Under masks, beside the rates; on the hard run alone."""
+    training = TrainingSettings(epochs=2, learning_rate=0.1)
+    settings = DiffRateSettings(method="diffrate", tuned=True, hard_from=0.5, training=training)
+    assert settings.label == "DiffRate, fine-tuned"
+    model = _model("digits", pruned_to=0.7, merged_to=0.7, tuned=True, hard_from=0.5)
+    module = Pruning(model, make_backbone("digits"), settings, Task("accuracy", 10))
+    module.train()
+    assert model.base.training
+    learning = {name for name, parameter in model.base.named_parameters() if parameter.requires_grad}
+    kept = {id(each) for each in model.base.embeddings()}
+    assert learning == {name for name, parameter in model.base.named_parameters() if id(parameter) not in kept}
+    images = make_inputs("digits")
+    run = model.soft(images)
+    (run.logits.square().sum() + run.terms["macs"]).backward()
+    assert all(_gradient(parameter) for name, parameter in model.base.named_parameters() if name in learning)
+    assert _gradient(model.method.logits)
+    model.zero_grad()
+    model.run(images).logits.square().sum().backward()
+    assert model.method.logits.grad is None, "frozen where tokens are gone"
+    assert all(_gradient(parameter) for name, parameter in model.base.named_parameters() if name in learning)
+
+
+def _gradient(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+
+
 def test_training_on_the_hard_run_is_refused() -> None:
+    given = ["name=test", "model=digits_vit", "sparsity=diffrate", "sparsity.hard_from=0.5"]
     with pytest.raises(UserError, match=r"sparsity.hard_from=0.5 .*nothing could learn"):
-        compose_settings(["name=test", "sparsity=diffrate", "sparsity.hard_from=0.5"], output="out")
+        compose_settings(given, output="out")
+    assert compose_settings([*given, "sparsity.tuned=true"], output="out").sparsity.hard_from == 0.5
 
 
 def test_a_model_without_a_class_token_is_refused() -> None:

@@ -385,10 +385,12 @@ class TrainedMethod(Method):
     """Has parameters that train with the base weights: on its soft run, and from `hard_from` on on the hard run.
 
     The hard run carries no gradient to them, so that they then stay as they are. The settings are TrainedSettings.
-    trains_base: False for a method whose parameters alone learn, while the base model stays as it is.
     """
 
-    trains_base = True
+    @property
+    def trains_base(self) -> bool:
+        """False for a method whose parameters alone learn, while the base model stays as it is."""
+        return True
 
     @property
     def compares_states(self) -> bool:

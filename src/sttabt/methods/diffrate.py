@@ -3,8 +3,9 @@
 Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023, section 3.
 Between attention and feed-forward the tokens are sorted by the class token's attention; the last ones go, and the last
 of the others merge into those of the first that they are most like. The rates learn from the task's loss, through a
-mask with the gradient of a probability, and from the square of how far the multiply-adds are from their target. Nothing
-else is learned here: the base model's weights stay as they are. Deviations:
+mask with the gradient of a probability, and from the square of how far the multiply-adds are from their target. The
+base model's weights stay as they are; with `tuned`, this project's own, they learn beside the rates, at first under
+masks and from `hard_from` on with tokens gone. Deviations:
 
 - candidates are shares of a sample's tokens instead of counts, so that texts of any length read the same ones;
 - they start at probabilities under which each layer prunes and merges the same share of what it reads, instead of at
@@ -42,8 +43,6 @@ PRUNE, MERGE = 0, 1
 class DiffRate(MergingMethod, TrainedMethod):
     """`logits` (L-1, 2, candidates): of pruning and of merging in all layers but the last."""
 
-    trains_base = False
-
     def __init__(self, settings: Any, layers: int, outputs: int) -> None:
         super().__init__(settings, layers, outputs)
         starts, kept = [], 1.0
@@ -53,6 +52,10 @@ class DiffRate(MergingMethod, TrainedMethod):
             starts.append(torch.stack([start_logits(share, settings.candidates) for share in (pruned, kept)]))
         self.logits = nn.Parameter(torch.stack(starts) if starts else torch.zeros(0, 2, settings.candidates))
         self._on_host: Tensor | None = None  # of weights that change no more
+
+    @property
+    def trains_base(self) -> bool:
+        return self.settings.tuned
 
     def check(self, base: Backbone) -> None:
         """Raises UserError for a model without a class token, whose attention says what is important."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from sttabt.settings.fields import ABOVE_ZERO, SHARE_ABOVE_ZERO, Rule, at_least, setting
-from sttabt.settings.methods.base import TrainedSettings
-
-NEVER = Rule("1, as the weights stay as they are: nothing could learn on the hard run", lambda value: value == 1)
+from sttabt.errors import UserError
+from sttabt.settings.fields import ABOVE_ZERO, SHARE, SHARE_ABOVE_ZERO, at_least, setting
+from sttabt.settings.methods.base import TUNED, TrainedSettings
 
 
 @dataclass
 class DiffRateSettings(TrainedSettings):
-    """DiffRate: how many tokens each layer prunes, and how many it merges, is learned; the weights stay."""
+    """DiffRate: how many tokens each layer prunes, and how many it merges, is learned; the weights, if asked."""
 
     title = "DiffRate"
     source = "Chen et al., ICCV 2023, section 3"
@@ -45,8 +44,29 @@ class DiffRateSettings(TrainedSettings):
         "share of the tokens that pruning has left, to which a layer merges at the start; 1 hardly learns",
         SHARE_ABOVE_ZERO,
     )
-    hard_from: float = setting(1.0, "only 1: weights that stay as they are cannot learn on the hard run", NEVER)
+    tuned: bool = setting(False, "the base weights learn, too", late=True)
+    hard_from: float = setting(
+        1.0,
+        "share of the epochs after which training drops tokens and the shares are frozen; 1: never. Below 1 only the"
+        " weights can learn, which `tuned` says",
+        SHARE,
+    )
     rate: float = setting(1000.0, "learning rate of the shares' logits relative to `learning_rate`", at_least(0))
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}{TUNED}" if self.tuned else self.title
+
+    @classmethod
+    def labels(cls) -> dict[str, str]:
+        return {cls.title: cls.colour, f"{cls.title}{TUNED}": cls.colour}
+
+    def check_model(self, layers: int, tokens: int | None = None) -> None:
+        if not self.tuned and self.hard_from < 1:
+            raise UserError(
+                f"sparsity.hard_from={self.hard_from:g} drops tokens while DiffRate's weights stay as they are: nothing"
+                " could learn then: set sparsity.tuned=true, or hard_from=1"
+            )
 
     def aimed(self, value: Any, kept: float) -> Self:
         """With the target at what layers keep: all that a layer computes, but for attention, goes with its tokens."""
