@@ -25,6 +25,8 @@ from sttabt.core.text import Text
 from sttabt.data import load_splits
 from sttabt.errors import UserError
 from sttabt.lit.loggers import JobLoggers
+from sttabt.methods.schedules import settings_at
+from sttabt.methods.tome import Tome
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.card import results
 from sttabt.pipeline.stage import Context
@@ -35,7 +37,6 @@ from sttabt.report.points import to_points
 from sttabt.report.rows import Row
 from sttabt.report.table import format_table
 from sttabt.settings import method_settings
-from sttabt.settings.schedules import resolved
 from sttabt.store.artifacts import read_record
 from sttabt.store.job import Job
 from test_report import make_row
@@ -199,7 +200,7 @@ def test_mistakes_are_one_line(method: str, arguments: dict[str, Any], message: 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", sorted(LENGTHS_ALIKE))
+@pytest.mark.parametrize("method", LENGTHS_ALIKE)
 @torch.inference_mode()
 def test_a_budget_asks_the_same_share_of_texts_of_every_length(method: str) -> None:
     """Of pairs in number short texts would lose nearly all, and long ones little."""
@@ -218,8 +219,12 @@ def test_a_budget_of_everything_merges_nothing() -> None:
 
 
 def test_a_schedule_at_a_budget_moves_what_the_budget_finds() -> None:
-    settings = method_settings("tome")(method="tome", merged=0.0, share=0.1, schedules={"keep": {"start": 1.0}})
-    assert list(resolved(settings)) == ["share"], "no pairs at first"
+    asked = method_settings("tome")(method="tome", schedules={"keep": {"start": 1.0}})
+    aimed = asked.aimed(0.1, 0.5)
+    pairs = [Tome(settings_at(aimed, done), 5, 1).pairs([40]) for done in (0.0, 0.5, 1.0)]
+    assert [layers[0][0] for layers in pairs] == [0, 2, 4], "no pairs at first, a tenth of the tokens at last"
+    nothing = Tome(asked.aimed(0.0, 1.0), 5, 1).pairs([40])
+    assert not any(layer[0] for layer in nothing), "a budget of everything trains without merging"
     with pytest.raises(UserError, match=r"merged has no effect: budget\.macs=0\.5 moves sparsity\.share instead"):
         compose_settings([
             "experiment=quickstart", "sparsity=tome", "sparsity.training.epochs=1", "budget.macs=0.5",

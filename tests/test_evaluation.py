@@ -274,12 +274,12 @@ def test_times_are_a_batch_of_few_samples_too(monkeypatch: pytest.MonkeyPatch) -
     assert ranked and sorted(ranked) == list(range(10))
     assert ranked_by_cost(_pruned("digits", "backtracking"), dataset, batch_size=4) is None
     found = time_against_dense(model, dataset, 4, 1, batches=4, ranked=ranked)
-    assert found.batches == 4 and time_against_dense(model, dataset, 1, 1, 32, ranked).batches == 10
+    assert found.batches == 2 and time_against_dense(model, dataset, 1, 1, 32, ranked).batches == 10
     timing = Timing([0.8], [1.0])
     comparison = replace(found, pruned=timing, dense={"batch": timing}, frozen=timing)
     monkeypatch.setattr(result, "time_against_dense", lambda *_: comparison)
     times = measure_time(model, dataset, batch_size=4, rounds=1)[0]
-    assert times["ms"] == times["dense_ms"] == times["dense_frozen_ms"] == times["single_ms"] == 200
+    assert times["ms"] == times["dense_ms"] == times["dense_frozen_ms"] == times["single_ms"] == 400
 
 
 # --- gallery

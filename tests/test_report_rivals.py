@@ -69,7 +69,7 @@ def test_the_best_of_a_budget_and_what_the_items_say_of_the_others(tmp_path):
     assert far.p_value == pytest.approx(2 * exact_p_value(34, 0)), "the smallest of two, doubled"
     assert [line.same_class for line in lines] == pytest.approx([1, 57 / 60, 56 / 60, 40 / 60])
     (text,) = verdicts(lines)
-    assert text.startswith("0.5 of macs: best is forward top-k (95.00). The test items do not tell it from")
+    assert text.startswith("0.5 of macs: best is forward top-k (95.00). The items do not tell it from")
     assert text.endswith(f"1 of 2 are worse (p below {LEVEL}).")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,13 @@ from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
 
 import sttabt
 import sttabt.pipeline.stages
 from sttabt.cli.composition import compose_settings, config_folder
+from sttabt.data import load_splits
+from sttabt.data.base import Splits
 from sttabt.errors import UserError
 from sttabt.lit.fit import fit
 from sttabt.lit.loggers import JobLoggers
@@ -131,9 +135,31 @@ def test_every_job_of_every_experiment_of_images_runs(experiment: str, monkeypat
     assert sum(len(card.data.eval_results or ()) for card in cards) == len(rows), "each on the card of its model"
 
 
-def test_choices_can_be_made_without_the_test_split() -> None:
-    tested, chosen = _run("sparsity.p_logit=0"), _run("sparsity.p_logit=0", "evaluation.split=validation")
-    assert (tested.split, chosen.split) == ("test", "validation")
+def test_choices_can_be_made_without_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: set[int] = set()
+
+    class Noted(Dataset):
+        def __init__(self, data: Any) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> Any:
+            reads.add(index)
+            return self.data[index]
+
+    def noted(*given: Any) -> Splits:
+        splits = load_splits(*given)
+        return replace(splits, test=Noted(splits.test))
+
+    monkeypatch.setattr("sttabt.pipeline.stage.load_splits", noted)
+    chosen = _run("sparsity.p_logit=0", "evaluation.split=validation")
+    assert reads <= {0}, "of one the shape is asked for"
+    tested = _run("sparsity.p_logit=0")
+    assert len(reads) >= 64, "two batches of 32, and what the gallery chooses from"
+    assert (tested.split, chosen.split) == ("test", "validation") and tested.data == chosen.data
+    assert chosen.time is not None and (chosen.folder / "tokens.npz").is_file()
     assert chosen.validation is not None and chosen.score == chosen.validation["score"]
     assert chosen.validation == tested.validation and chosen.loss != tested.loss
     assert (len(_made("prune")), len(_made("evaluate"))) == (1, 2), "nothing is trained again"

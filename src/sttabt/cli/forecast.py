@@ -20,6 +20,7 @@ from sttabt.errors import UserError
 from sttabt.settings import TRAININGS, Settings, method_settings
 from sttabt.settings.budget import ASKED
 from sttabt.settings.dataset import PLACES
+from sttabt.settings.run import PRECISIONS, SPLITS
 from sttabt.store.artifacts import RECORD, read_record
 
 ASKED_BY = {"budget": "prune", "timing": "evaluate"}  # stages that `remake` names by another's name
@@ -152,7 +153,10 @@ def _work(stage: str, values: Mapping[str, Any], stages: Sequence[str]) -> Work:
         said = {name: each for name, each in method.said(sparsity).items() if name not in found}
         parts.append([budget if found else {}, said])
     if stage in ("evaluate", "timing"):
-        parts.append([values["evaluation"]["batch_size"], values["evaluation"]["gallery"], values["name"]])
+        evaluation = values["evaluation"]
+        parts.append([evaluation["batch_size"], evaluation["gallery"], values["name"]])
+        # Earlier artifacts do not have them.
+        parts.append([evaluation.get("split", SPLITS[0]), evaluation.get("precision", PRECISIONS[0])])
     if stage == "timing":
         parts.append(values["evaluation"])
     kind = (stage, model["name"], data["name"], *own)

@@ -146,7 +146,9 @@ class Method(nn.Module, ABC):
         raise UserError(f"{self.title} does not ask the approximate network what it predicts")
 
     def sureness(self, prediction: Tensor) -> Tensor:
-        """(B,), higher for samples that are `answered` sooner: the probability of the class that is predicted."""
+        """(B,), higher for samples that are `answered` sooner, in whose order samples are chosen that are timed: the
+        probability of the class that is predicted. A method that answers by something else overrides it.
+        """
         return prediction.softmax(-1).amax(-1)
 
     def soft(self, base: Backbone, inputs: Any, trace: AttentionTrace | None) -> SoftRun:

@@ -49,12 +49,12 @@ def data_of(settings: Settings, contents: Mapping[str, str], tested: bool = Fals
 
 
 def hash_of_tested(settings: Settings, contents: Mapping[str, str]) -> str:
-    """How a hash of the data that rows are of begins, to tell them from others of that name; contents: as of `data_of`.
+    """How a hash of the test data begins, which tells them from others of that name; contents: as of `data_of`.
 
     Of a source that cannot say what its data are it is that of their place.
     """
     data = settings.dataset
-    known = contents.get(settings.evaluation.split) or contents.get("all")
+    known = contents.get("test") or contents.get("all")
     return (known or fingerprint(dict(contents) or {name: getattr(data, name) for name in ("source", *PLACES)}))[:8]
 
 

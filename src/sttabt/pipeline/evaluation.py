@@ -385,10 +385,11 @@ def _typical(dataset: Dataset, samples: int) -> Subset:
 
 
 def dealt(dataset: Dataset, ranked: Sequence[int], batch_size: int, batches: int) -> list[Subset]:
-    """Items at even ranks, dealt to the batches in turn; none of them is empty."""
+    """Items at even ranks, dealt in turn to so many whole batches, or fewer where there are not so many items."""
+    batches = min(batches, max(len(ranked) // batch_size, 1))
     samples = min(batch_size * batches, len(ranked))
     chosen = [ranked[int((rank + 0.5) / samples * len(ranked))] for rank in range(samples)]
-    return [Subset(dataset, chosen[turn::batches]) for turn in range(min(batches, samples))]
+    return [Subset(dataset, chosen[turn::batches]) for turn in range(batches)]
 
 
 def _first(dataset: Dataset, samples: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The gallery: a few test images or texts and the layer at which each of their tokens was dropped."""
+"""The gallery: a few images or texts and the layer at which each of their tokens was dropped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Caption:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """n test samples of a transformer with N tokens and L layers.
+    """n samples of a transformer with N tokens and L layers.
 
     Raises:
         ValueError: the shapes disagree, or the sets of tokens alive are not nested.

@@ -1,4 +1,4 @@
-"""What a model said of each test item, kept beside its row, and the paired test of two models on the same items."""
+"""What a model said of each item, kept beside its row, and the paired test of two models on the same items."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The table of rivals: methods under one budget, which is best, and what paired tests say.
 
-Two methods are compared on the same test items (McNemar's exact test). Where they share several seeds, the items of all
+Two methods are compared on the same items (McNemar's exact test). Where they share several seeds, the items of all
 are pooled. The p-values of one budget are corrected for their number (Holm, Scandinavian Journal of Statistics 1979).
 """
 
@@ -41,7 +41,7 @@ HEADS = {
 }
 WORDS = ("budget", "method", "setting")  # columns of no numbers
 P_NOTE = (
-    "p is of McNemar's exact test against the best of the same budget, on the same test items, those of the seeds that"
+    "p is of McNemar's exact test against the best of the same budget, on the same items, those of the seeds that"
     " both have pooled, and corrected for the number of methods (Holm)."
 )
 DENSE_NOTE = "Class and divergence are compared with the dense model of the same seed."
@@ -186,7 +186,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
         worse = [line for line in others if line.p_value is not None and line.p_value < LEVEL]
         text = f"{_budget(budget)}: best is {_name(best.point)}."
         if names:
-            text += f" The test items do not tell it from {', '.join(names)} (p at least {LEVEL})."
+            text += f" The items do not tell it from {', '.join(names)} (p at least {LEVEL})."
         if worse:
             count = "All others are" if len(worse) == len(others) else f"{len(worse)} of {len(others)} are"
             text += f" {count} worse (p below {LEVEL})."
@@ -293,7 +293,7 @@ def _frame(lines: Sequence[Line]) -> pd.DataFrame:
 
 
 def _over(point: Point) -> bool:
-    """By what was reached where the budget was found: the cost of the test items differs a little from it."""
+    """By what was reached where the budget was found: the cost of the scored items differs a little from it."""
     first, reached = point.rows[0], point.value("budget.reached")
     return reached is not None and reached.mean > (1 + NEAR[str(first.budget_of)]) * (first.budget or {})["asked"]
 

@@ -82,8 +82,8 @@ class BudgetStage(Stage):
     def _more(self) -> str:
         """What a user can do where the samples say little of others."""
         budget, there = self.settings.budget, len(self.context.splits.validation)  # type: ignore[arg-type]
-        if budget.time:
-            return ""  # of a cascade as many go on as of all
+        if budget.time or self.settings.fast_dev_run:
+            return ""  # of a cascade as many go on as of all; a trial run says nothing anyway
         return "budget.samples=0 counts all of validation" if 0 < budget.samples < there else "validation has no more"
 
     def _batches(self, model: PrunedModel) -> list[Any]:
@@ -93,11 +93,15 @@ class BudgetStage(Stage):
         samples = budget.samples or len(validation)  # type: ignore[arg-type]
         if settings.fast_dev_run:
             samples = min(samples, settings.fast_dev_run * size)
-        chosen: list[Subset] = [even_sample(validation, samples)]
-        if budget.time:
+        chosen: list[Subset]
+        if budget.macs:
+            chosen = [even_sample(validation, samples)]
+        elif ranked := ranked_by_sureness(model, validation, size):
             size = budget.batch
-            ranked = ranked_by_sureness(model, validation, settings.evaluation.batch_size)
-            chosen = dealt(validation, ranked, size, BATCHES_RANKED) if ranked else [even_sample(validation, size)]
+            chosen = dealt(validation, ranked, size, BATCHES_RANKED)
+        else:
+            size = budget.batch
+            chosen = [even_sample(validation, size)]
         loaders = (evaluation_loader(part, size, settings.hardware.workers) for part in chosen)
         return [move_data_to_device(batch.inputs, self.context.device) for loader in loaders for batch in loader]
 

@@ -47,8 +47,8 @@ class DiffRateSettings(TrainedSettings):
     tuned: bool = setting(False, "the base weights learn, too", late=True)
     hard_from: float = setting(
         1.0,
-        "share of the epochs after which training drops tokens and the shares are frozen; 1: never. Below 1 only the"
-        " weights can learn, which `tuned` says",
+        "share of the epochs after which training drops tokens and the shares stay as they are; 1: never. From then on"
+        " the weights alone learn: below 1 it needs `tuned`",
         SHARE,
     )
     rate: float = setting(1000.0, "learning rate of the shares' logits relative to `learning_rate`", at_least(0))

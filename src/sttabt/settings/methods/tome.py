@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from sttabt.errors import UserError
 from sttabt.settings.fields import SHARE, at_least, setting
@@ -51,16 +51,19 @@ class TomeSettings(TunedSettings):
 
     @property
     def kept_setting(self) -> str:
-        return "share" if self.share else "merged"
+        return "share" if self.share and not self.merged else "merged"  # a share of 0 is as many as `merged` says
 
     def for_kept(self, share: float) -> float:
         """No pairs for all tokens: how many pairs another share is depends on how many tokens a sample has."""
         if share != 1:
             raise UserError(
                 f"sparsity.schedules.keep.start={share:g} is no number of pairs: set it to 1 (no token merges), or"
-                " schedule sparsity.schedules.merged"
+                " without a budget and a share schedule sparsity.schedules.merged"
             )
         return 0.0
+
+    def aimed(self, value: Any, kept: float) -> Self:
+        return replace(self, **self.at_budget, share=value)
 
     @property
     def knob(self) -> tuple[str, Any] | None:
