@@ -21,7 +21,7 @@ from sttabt.bench.runtimes_table import RuntimeRow, format_rows
 from sttabt.data import load_splits
 from sttabt.data.base import Batch, evaluation_loader
 from sttabt.errors import UserError
-from sttabt.pipeline.evaluation import even_sample
+from sttabt.pipeline.samples import even_sample
 from sttabt.runtimes.graph import Graph
 from sttabt.runtimes.saved import batches_of
 from sttabt.settings.noted import noted_dataset

@@ -37,10 +37,10 @@ from sttabt.pipeline.evaluation import (
     computing_in,
     evaluate,
     gallery,
-    ranked_by_cost,
     time_against_dense,
 )
 from sttabt.pipeline.result import measure_time
+from sttabt.pipeline.samples import ranked_by_cost
 from sttabt.settings import method_settings
 from sttabt.settings.run import PRECISIONS
 from sttabt.testing import contract

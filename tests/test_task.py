@@ -36,13 +36,13 @@ from sttabt.methods import find_method
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.evaluation import (
     attention_error,
-    dealt,
     evaluate,
     gallery,
     padded_occupancy,
     time_against_dense,
     validate,
 )
+from sttabt.pipeline.samples import dealt
 from sttabt.pipeline.stage import Context
 from sttabt.pipeline.stages import base_model, run_stages
 from sttabt.pretrained.timm_model import build_timm

@@ -19,7 +19,7 @@ from sttabt.data.base import Batch, evaluation_loader
 from sttabt.errors import UserError
 from sttabt.models.budget import calibrate
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import even_sample
+from sttabt.pipeline.samples import even_sample
 from sttabt.runtimes.counting import counts_at_budget, macs_share
 from sttabt.runtimes.exporting import export
 from sttabt.runtimes.saved import batches_of, splits_of

@@ -23,23 +23,20 @@ from sttabt.backbones.base import Backbone
 from sttabt.core.cost import PARTS
 from sttabt.core.distill import attention_divergence
 from sttabt.core.text import Text
-from sttabt.data.base import Batch, Loader, Sequences, Splits, evaluation_loader
+from sttabt.data.base import Batch, Loader, Splits, evaluation_loader
 from sttabt.data.task import Task, score_of
 from sttabt.engine.dense import run_dense
 from sttabt.engine.frozen import FrozenBackbone
 from sttabt.errors import UserError
 from sttabt.models.approximate import ApproximateNetwork
-from sttabt.models.cascade import sureness
 from sttabt.models.dense import library_forwards, over
 from sttabt.models.frozen import FrozenModel, deployed, freeze
 from sttabt.models.pruned import PrunedModel
+from sttabt.pipeline.samples import dealt, first_of, one_of_each_class, typical
 from sttabt.report.gallery import Gallery, ImageGallery, TextGallery
 from sttabt.timing.interleaved import Timing, time_interleaved
 
 log = logging.getLogger(__name__)
-
-COST_POOL = 2048  # samples that a cascade is asked for before some of them are timed
-BATCHES_RANKED = 4  # batches of them that are timed
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def time_against_dense(
     data set by what they cost (`ranked_by_cost`), of which each batch then has its share at even ranks.
     """
     device = next(model.base.parameters()).device
-    subsets = dealt(dataset, ranked, batch_size, batches) if ranked else [_typical(dataset, batch_size * batches)]
+    subsets = dealt(dataset, ranked, batch_size, batches) if ranked else [typical(dataset, batch_size * batches)]
     loaders = (evaluation_loader(part, batch_size) for part in subsets)
     each = [move_data_to_device(batch.inputs, device) for loader in loaders for batch in loader]
     variants = library_forwards(model.base, each)
@@ -230,35 +227,6 @@ def time_against_dense(
         {name: Timing(taken, []).against(timing[baseline]) for name, taken in seconds.items()},
         len(each),
     )
-
-
-def ranked_by_cost(model: PrunedModel, dataset: Dataset, batch_size: int) -> list[int] | None:
-    """Places of some items, by how many tokens the base model computes of them; None where samples cost about alike.
-
-    A cascade computes none of many and nearly all of the others: what share of the first few goes on says little.
-    """
-    return _ranked(model, dataset, batch_size, lambda own, inputs: own.plan(inputs).lifetime.sum(1))
-
-
-def ranked_by_sureness(model: PrunedModel, dataset: Dataset, batch_size: int) -> list[int] | None:
-    """As `ranked_by_cost`, by how sure the approximate network is: the order in which they go on, wherever the model's
-    threshold stands.
-    """
-    return _ranked(model, dataset, batch_size, lambda own, inputs: sureness(own, own.base.prepare(inputs)))
-
-
-@torch.inference_mode()
-def _ranked(
-    model: PrunedModel, dataset: Dataset, batch_size: int, by: Callable[[PrunedModel, Any], Tensor]
-) -> list[int] | None:
-    if not model.method.settings.asks_network:
-        return None
-    device, own = next(model.base.parameters()).device, deployed(model)
-    pool = even_sample(dataset, COST_POOL)
-    loader = evaluation_loader(pool, batch_size)
-    values = torch.cat([by(own, move_data_to_device(batch.inputs, device)) for batch in loader]).tolist()
-    places = [pool.indices[place] for place in loader.sampler]
-    return [place for _, place in sorted(zip(values, places, strict=True))]
 
 
 @torch.inference_mode()
@@ -303,7 +271,7 @@ def gallery(
     words: the tokens of a row of vocabulary places as text, for texts. Of scores the first samples are taken.
     """
     tested = getattr(splits, split)
-    picked = _one_of_each_class(tested, samples) if splits.class_names else _first(tested, samples)
+    picked = one_of_each_class(tested, samples) if splits.class_names else first_of(tested, samples)
     batch = next(iter(evaluation_loader(Subset(tested, picked), samples)))
     run = deployed(model).run(move_data_to_device(batch.inputs, next(model.base.parameters()).device))
     common = {
@@ -359,41 +327,6 @@ def find_device(accelerator: str, devices: int = 1) -> torch.device:
     if devices > there:
         raise UserError(f"hardware.devices={devices} is more than this machine's {there} GPUs: set {there} or fewer")
     return found
-
-
-def _one_of_each_class(dataset: Dataset, samples: int) -> list[int]:
-    by_class: dict[int, list[int]] = {}
-    for index in range(min(len(dataset), 50 * samples)):  # type: ignore[arg-type]
-        by_class.setdefault(int(dataset[index].labels), []).append(index)
-    turns = max(map(len, by_class.values()))
-    order = [found[turn] for turn in range(turns) for _, found in sorted(by_class.items()) if turn < len(found)]
-    return order[:samples]
-
-
-def even_sample(dataset: Dataset, samples: int) -> Subset:
-    """So many items, or as many as there are, at even places; of texts at even ranks of their length."""
-    total: int = len(dataset)  # type: ignore[arg-type]
-    order = np.argsort(dataset.lengths, kind="stable") if isinstance(dataset, Sequences) else np.arange(total)
-    samples = min(samples, total)
-    return Subset(dataset, order[((np.arange(samples) + 0.5) / samples * total).astype(int)].tolist())
-
-
-def _typical(dataset: Dataset, samples: int) -> Subset:
-    if isinstance(dataset, Sequences):
-        return even_sample(dataset, samples)
-    return Subset(dataset, _first(dataset, samples))
-
-
-def dealt(dataset: Dataset, ranked: Sequence[int], batch_size: int, batches: int) -> list[Subset]:
-    """Items at even ranks, dealt in turn to so many whole batches, or fewer where there are not so many items."""
-    batches = min(batches, max(len(ranked) // batch_size, 1))
-    samples = min(batch_size * batches, len(ranked))
-    chosen = [ranked[int((rank + 0.5) / samples * len(ranked))] for rank in range(samples)]
-    return [Subset(dataset, chosen[turn::batches]) for turn in range(batches)]
-
-
-def _first(dataset: Dataset, samples: int) -> list[int]:
-    return list(range(min(samples, len(dataset))))  # type: ignore[arg-type]
 
 
 def _values(macs: dict[str, float]) -> Tensor:

@@ -14,15 +14,8 @@ from torch.utils.data import Dataset
 from sttabt.data.base import Splits
 from sttabt.data.task import Task
 from sttabt.models.pruned import PrunedModel
-from sttabt.pipeline.evaluation import (
-    BATCHES_RANKED,
-    DenseComparison,
-    Scores,
-    evaluate,
-    ranked_by_cost,
-    time_against_dense,
-    validate,
-)
+from sttabt.pipeline.evaluation import DenseComparison, Scores, evaluate, time_against_dense, validate
+from sttabt.pipeline.samples import BATCHES_RANKED, ranked_by_cost
 from sttabt.report.predictions import Predictions
 from sttabt.report.rows import BUDGET_KEYS, FOUND, Row
 from sttabt.settings import Settings, update_size

@@ -20,8 +20,8 @@ from sttabt.data.base import evaluation_loader
 from sttabt.models.budget import calibrate
 from sttabt.models.pruned import PrunedModel
 from sttabt.pipeline.descriptions import method_of, without
-from sttabt.pipeline.evaluation import BATCHES_RANKED, dealt, even_sample, ranked_by_sureness
 from sttabt.pipeline.result import device_name
+from sttabt.pipeline.samples import BATCHES_RANKED, dealt, even_sample, ranked_by_sureness
 from sttabt.pipeline.stage import Artifact, Context, Made, Stage
 from sttabt.settings import MethodSettings
 

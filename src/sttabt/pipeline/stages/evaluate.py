@@ -40,8 +40,8 @@ class EvaluateStage(Stage):
     def description(self) -> dict[str, Any]:
         """Also of what measures, and of what a row calls things."""
         settings, evaluation = self.settings, asdict(self.settings.evaluation)
-        first = {"precision": PRECISIONS[0], "split": SPLITS[0]}  # results without them are older
-        unsaid = [name for name, value in first.items() if evaluation[name] == value]
+        as_ever = {"precision": PRECISIONS[0], "split": SPLITS[0]}  # results that do not say it are older
+        unsaid = [name for name, value in as_ever.items() if evaluation[name] == value]
         named = {"name": settings.dataset.name, "metric": settings.dataset.metric}
         return {
             **self.keys,
