@@ -350,6 +350,17 @@ def test_time_is_a_budget_of_this_machine(own_folder: None) -> None:
     assert asked["threads"] == torch.get_num_threads() and (asked["batch"], asked["baseline"]) == (2, "deployed")
 
 
+@pytest.mark.parametrize(
+    ("samples", "hint"), [(40, "budget.samples=0 counts all of validation"), (0, "validation has no more")]
+)
+def test_few_samples_of_a_cascade_say_what_is_to_be_done(
+    samples: int, hint: str, own_folder: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of("sparsity=cascade", "budget.macs=0.5", f"budget.samples={samples}", "fast_dev_run=0")
+    model: Any = None  # is not asked
+    assert budget_stage.BudgetStage(Context(settings, JOB, JobLoggers(settings, JOB)), {}, model)._more == hint
+
+
 def test_time_of_a_cascade_is_that_of_samples_of_which_as_many_go_on_as_of_all(
     own_folder: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -166,6 +166,7 @@ def _say_how_sure(budget: BudgetSettings, found: Calibration, went_on: int, samp
     error = found.reached * math.sqrt((1 / went_on) - (1 / samples))
     if error > NEAR[found.of] * found.reached:
         log.warning(
-            "%s was found on %d samples, of which %d go on to the base model: others may differ by a share of %.2g: %s",
+            "%s was found on %d samples, of which %d go on to the base model: of others the share may differ by %.2g;"
+            " %s",
             *(budget, samples, went_on, error, more),
         )
