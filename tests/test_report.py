@@ -18,6 +18,7 @@ import pytest
 
 from sttabt.errors import UserError
 from sttabt.report.__main__ import main
+from sttabt.report.ablation import ablations
 from sttabt.report.build import make_report
 from sttabt.report.catalogue import CATALOGUE
 from sttabt.report.choice import best_by_validation
@@ -343,6 +344,40 @@ def test_data_of_one_name_stay_apart(tmp_path):
     assert all(f"## small on {name}: accuracy" in report.table.read_text() for name in names)
     again = read_rows([tmp_path, report.table.with_suffix(".csv")])
     assert sorted(again, key=str) == sorted(rows, key=str), "the table has the names of the rows, each counts once"
+
+
+def test_rows_of_several_commits_are_one_curve(tmp_path):
+    """A sweep goes on after a commit: its seeds are pooled, its points joined, and the table says so."""
+    rows = [make_row(share=0.3, seed=0), make_row(share=0.3, seed=1, commit="89cd012"), make_row(commit="89cd012")]
+    points = to_points(rows)
+    assert [(point.series, len(point.rows)) for point in points] == [("concrete", 2), ("concrete", 1)]
+    assert "The rows are of several commits: 1 of 0123abc, 2 of 89cd012." in format_table(rows)
+    assert "commits" not in format_table(rows[:1])
+
+
+def test_what_several_commits_ran_is_compared():
+    """One seed of one setting by two commits: each has a curve, with its other rows; other methods are as before."""
+    before, after = (
+        [make_row(share=share, commit=commit) for share in (0.3, 0.5)] for commit in ("0123abc", "89cd012")
+    )
+    others = [make_row("forward_topk", 0.3), make_row("forward_topk", 0.5, commit="89cd012")]
+    points = to_points([*before, *after[:1], *others])
+    assert [(point.series, len(point.rows)) for point in points] == [
+        ("concrete, commit 0123abc", 1),
+        ("concrete, commit 0123abc", 1),
+        ("concrete, commit 89cd012", 1),
+        ("forward top-k", 1),
+        ("forward top-k", 1),
+    ]
+    tried = [
+        make_row(settings={"temperature": value}, commit=commit)
+        for value in (0.1, 0.5)
+        for commit in ("0123abc", "89cd012")
+    ]
+    assert [each.title for each in ablations(to_points(tried), ["temperature"])] == [
+        "concrete, commit 0123abc",
+        "concrete, commit 89cd012",
+    ]
 
 
 def test_the_page_names_no_commit_where_there_is_none(tmp_path):

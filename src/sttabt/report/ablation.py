@@ -54,4 +54,4 @@ def _describe(point: Point) -> dict[str, Any]:
     """Everything that says what a point is, but for its seeds."""
     first = point.rows[0]
     fields = {name: getattr(first, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS)}
-    return fields | first.settings
+    return fields | {"commit": point.commit} | first.settings

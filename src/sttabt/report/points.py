@@ -20,7 +20,7 @@ from sttabt.report.rows import DENSE, Row
 ONE_PANEL = ("split", "metric")  # rows of one model on one data set that differ here are not comparable
 ONE_TABLE = ("dataset", "model", *ONE_PANEL)
 # Where rows of one method differ here or in a setting that is not their knob, each value gets a curve of its own.
-VARIANTS = ("experiment", "factor", "samples", "device", "threads", "precision", "version", "commit")
+VARIANTS = ("experiment", "factor", "samples", "device", "threads", "precision", "version")
 METHOD = ("method", "label", "knob")
 COSTS = {"macs_share": "macs", "time_ratio": "time", "time_ratio_frozen": "frozen time"}  # that a budget may be of
 
@@ -45,6 +45,7 @@ class Point:
     rows: tuple[Row, ...]
     chosen: tuple[str, ...] = ()  # its settings that were chosen by validation
     scattered: bool = False  # of a search: its curve has no order, and no line
+    commit: str = ""  # of its rows, where it tells the curve apart
 
     @property
     def dense(self) -> bool:
@@ -98,15 +99,17 @@ def points_by_dataset(
 def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[str] = ()) -> list[Point]:
     """Groups rows that share all settings but the seed: dense first, then by method, curve and cost.
 
-    The settings `chosen` (see `best_by_validation`), and those of a search, `along`, may change along a curve and are
-    named at each of its points.
+    A sweep may go on after a commit, so that rows of several are one curve; but where one seed of one setting was run
+    by several, they are what is compared, and each has a curve of its own. The settings `chosen` (see
+    `best_by_validation`), and those of a search, `along`, may change along a curve and are named at each of its points.
     """
+    rows = sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command))
+    again = _run_again(rows)
     groups: dict[tuple, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row.seed, row.config_hash, row.command)):
-        key = tuple(getattr(row, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS))
-        groups[(*key, *asked_budget(row), *set_settings(row, but=row.found))].append(row)
+    for row in rows:
+        groups[(*_setting(row), row.commit if row.label in again else "")].append(row)
     named = (*chosen, *along)
-    varying = {label: [name for name in names if name not in named] for label, names in _varying(rows).items()}
+    varying = {label: [name for name in names if name not in named] for label, names in _varying(rows, again).items()}
     points = []
     for group in groups.values():
         first = group[0]
@@ -117,7 +120,7 @@ def to_points(rows: Sequence[Row], chosen: Sequence[str] = (), along: Sequence[s
             setting = [f"budget {spell(first.budget['asked'])} of {COSTS[first.budget_of or '']}"]
         own = tuple(name for name in named if name != first.knob and value_of(first, name) is not None)
         setting += [f"{name} {spell(value_of(first, name))}" for name in own]
-        kind = tuple(name for name in own if name in chosen), bool(along)
+        kind = tuple(name for name in own if name in chosen), bool(along), first.commit if first.label in again else ""
         if len({row.seed for row in group}) == len(group):
             points.append(Point(first.label, ", ".join(variant), ", ".join(setting), tuple(group), *kind))
             continue
@@ -167,7 +170,7 @@ def point_frame(datasets: dict[str, list[Point]], names: Sequence[str]) -> pd.Da
 
 def value_of(row: Row, name: str) -> object:
     """Of a field that tells curves apart, or of a setting; None where the row's method has no such setting."""
-    return getattr(row, name) if name in VARIANTS else row.settings.get(name)
+    return getattr(row, name) if name in (*VARIANTS, "commit") else row.settings.get(name)
 
 
 def set_settings(row: Row, but: Sequence[str] = ()) -> list[tuple[str, object]]:
@@ -195,15 +198,33 @@ def spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _varying(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """By label: in what its rows differ, apart from what moves along their curves."""
+def _setting(row: Row) -> tuple[object, ...]:
+    """What a row shares with its other seeds, whatever commit ran them."""
+    fields = (getattr(row, name) for name in (*METHOD, *ONE_TABLE, *VARIANTS))
+    return (*fields, *asked_budget(row), *set_settings(row, but=row.found))
+
+
+def _run_again(rows: Sequence[Row]) -> set[str]:
+    """Labels of which several commits ran one seed of one setting."""
+    commits: dict[tuple, set[str]] = defaultdict(set)
+    for row in rows:
+        commits[(row.label, row.seed, *_setting(row))].add(row.commit)
+    return {str(label) for (label, *_), found in commits.items() if len(found) > 1}
+
+
+def _varying(rows: Sequence[Row], again: set[str]) -> dict[str, list[str]]:
+    """By label: in what its rows differ, apart from what moves along their curves; `again` may in commits."""
     by_label: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_label[row.label].append(row)
     return {
         label: [
             name
-            for name in (*VARIANTS, *sorted({name for row in group for name in row.settings}))
+            for name in (
+                *VARIANTS,
+                *(("commit",) if label in again else ()),
+                *sorted({name for row in group for name in row.settings}),
+            )
             if len({value_of(row, name) for row in group if name not in (row.knob, *row.found)}) > 1
         ]
         for label, group in by_label.items()

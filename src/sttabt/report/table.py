@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -138,6 +139,9 @@ def notes(points: Sequence[Point]) -> list[str]:
         found.append(f"Samples in a timed batch: {', '.join(map(str, sizes))}.")
     else:
         found.append("Timing was off.")
+    if len(commits := Counter(row.commit for row in rows)) > 1:
+        named = ", ".join(f"{count} of {commit or 'one unknown'}" for commit, count in sorted(commits.items()))
+        found.append(f"The rows are of several commits: {named}.")
     for label in dict.fromkeys(point.label for point in points):
         parts = sorted({part for row in rows if row.label == label for part in row.left_to_torch})
         if parts:
