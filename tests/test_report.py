@@ -346,6 +346,16 @@ def test_data_of_one_name_stay_apart(tmp_path):
     assert sorted(again, key=str) == sorted(rows, key=str), "the table has the names of the rows, each counts once"
 
 
+def test_a_folder_of_links_is_refused_with_what_to_give(tmp_path):
+    rows = write_rows(tmp_path / "runs", [make_row()])
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "a").symlink_to(rows, target_is_directory=True)
+    with pytest.raises(UserError, match="links to folders, which are not followed: give the folders"):
+        read_rows([chosen])
+    assert len(read_rows([chosen / "a"])) == 1
+
+
 def test_rows_of_several_commits_are_one_curve(tmp_path):
     """A sweep goes on after a commit: its seeds are pooled, its points joined, and the table says so."""
     rows = [make_row(share=0.3, seed=0), make_row(share=0.3, seed=1, commit="89cd012"), make_row(commit="89cd012")]

@@ -42,7 +42,11 @@ def read_records(places: Sequence[str | Path]) -> tuple[list[Row], list[str]]:
                 found[key], broken = ([], [f"{path}: {why}"]) if why else _read(path)
                 left_out += broken
         if not paths:
-            raise UserError(f"no {ROW_FILE} below {place}: run a job that ends with the stage 'evaluate'")
+            links = place.is_dir() and any(entry.is_symlink() and entry.is_dir() for entry in os.scandir(place))
+            why = "run a job that ends with the stage 'evaluate'"
+            if links:
+                why = "it has links to folders, which are not followed: give the folders that they lead to"
+            raise UserError(f"no {ROW_FILE} below {place}: {why}")
     rows = _once([row for own in found.values() for row in own])
     if rows or len(left_out) > 1:  # the error names a single one
         for line in left_out:
