@@ -351,7 +351,7 @@ def test_a_folder_of_links_is_refused_with_what_to_give(tmp_path):
     chosen = tmp_path / "chosen"
     chosen.mkdir()
     (chosen / "a").symlink_to(rows, target_is_directory=True)
-    with pytest.raises(UserError, match="links to folders, which are not followed: give the folders"):
+    with pytest.raises(UserError, match="links to folders are not followed: give the folders"):
         read_rows([chosen])
     assert len(read_rows([chosen / "a"])) == 1
 
@@ -379,11 +379,14 @@ def test_what_several_commits_ran_is_compared():
         ("forward top-k", 1),
         ("forward top-k", 1),
     ]
+    changed = [make_row(share=0.3), make_row(share=0.3, seed=1, commit="0123abc+")]
+    assert [point.series for point in to_points(changed)] == ["concrete, commit 0123abc", "concrete, commit 0123abc+"]
     tried = [
-        make_row(settings={"temperature": value}, commit=commit)
+        make_row(settings={"temperature": value}, commit=commit, validation_loss=value)
         for value in (0.1, 0.5)
         for commit in ("0123abc", "89cd012")
     ]
+    assert best_by_validation(tried, ["temperature"]) == tried[:2]
     assert [each.title for each in ablations(to_points(tried), ["temperature"])] == [
         "concrete, commit 0123abc",
         "concrete, commit 89cd012",

@@ -205,11 +205,19 @@ def _setting(row: Row) -> tuple[object, ...]:
 
 
 def _run_again(rows: Sequence[Row]) -> set[str]:
-    """Labels of which several commits ran one seed of one setting."""
-    commits: dict[tuple, set[str]] = defaultdict(set)
+    """Labels of which several commits ran one seed of one setting, or some a tree that was changed after its commit."""
+    commits: dict[str, set[str]] = defaultdict(set)
+    seeds: dict[tuple, set[str]] = defaultdict(set)
     for row in rows:
-        commits[(row.label, row.seed, *_setting(row))].add(row.commit)
-    return {str(label) for (label, *_), found in commits.items() if len(found) > 1}
+        commits[row.label].add(row.commit)
+        seeds[(row.label, row.seed, *_setting(row))].add(row.commit)
+    found = {str(label) for (label, *_), own in seeds.items() if len(own) > 1}
+    changed = {label for label, own in commits.items() if len(own) > 1 and any(one.endswith("+") for one in own)}
+    for label in sorted(found | changed):
+        log.warning(
+            "%s was run by several commits (%s), which are shown apart", label, ", ".join(sorted(commits[label]))
+        )
+    return found | changed
 
 
 def _varying(rows: Sequence[Row], again: set[str]) -> dict[str, list[str]]:

@@ -42,10 +42,9 @@ def read_records(places: Sequence[str | Path]) -> tuple[list[Row], list[str]]:
                 found[key], broken = ([], [f"{path}: {why}"]) if why else _read(path)
                 left_out += broken
         if not paths:
-            links = place.is_dir() and any(entry.is_symlink() and entry.is_dir() for entry in os.scandir(place))
             why = "run a job that ends with the stage 'evaluate'"
-            if links:
-                why = "it has links to folders, which are not followed: give the folders that they lead to"
+            if _has_links(place):
+                why += "; links to folders are not followed: give the folders that they lead to"
             raise UserError(f"no {ROW_FILE} below {place}: {why}")
     rows = _once([row for own in found.values() for row in own])
     if rows or len(left_out) > 1:  # the error names a single one
@@ -79,6 +78,13 @@ def _candidates(place: Path) -> Iterator[tuple[Path, str]]:
     ]
     yield from ((path, "") for path in sorted(paths))
     yield from ((Path(error.filename), reason(error)) for error in denied)
+
+
+def _has_links(place: Path) -> bool:
+    if not place.is_dir():
+        return False
+    with os.scandir(place) as entries:
+        return any(entry.is_symlink() and entry.is_dir() for entry in entries)
 
 
 def _read(path: Path) -> tuple[list[Row], list[str]]:
