@@ -214,9 +214,8 @@ def _run_again(rows: Sequence[Row]) -> set[str]:
     found = {str(label) for (label, *_), own in seeds.items() if len(own) > 1}
     changed = {label for label, own in commits.items() if len(own) > 1 and any(one.endswith("+") for one in own)}
     for label in sorted(found | changed):
-        log.warning(
-            "%s was run by several commits (%s), which are shown apart", label, ", ".join(sorted(commits[label]))
-        )
+        named = ", ".join(one or "one unknown" for one in sorted(commits[label]))
+        log.warning("%s was run by several commits (%s), which are shown apart", label, named)
     return found | changed
 
 
